@@ -1,0 +1,139 @@
+"""The argument check of the operator, called by its real and its fake kernels, and two for Python callers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dcn_ops.geometry import Conv, Pair
+
+
+def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
+    """Raise TypeError for what is not a tensor, ValueError for a wrong rank or a weight without elements."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return  # Sizes are tensors now; the operator runs with numbers, and checks them.
+    named = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    for name, tensor in named.items():
+        if tensor is None and name in ("bias", "mask"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+        rank = 1 if name == "bias" else 4
+        if tensor.dim() != rank:
+            hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 and name != "weight" else ""
+            raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
+    if 0 in weight.shape:
+        raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
+
+
+def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
+    """Return one integer, or a sequence of two, as a list of two."""
+    integers = (int, torch.SymInt)
+    pair = list(value) if isinstance(value, Sequence) else [value, value]
+    if len(pair) != 2 or not all(isinstance(i, integers) for i in pair):
+        raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={value!r}")
+    return pair
+
+
+def check_arguments(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    offset_groups: int,
+) -> Conv:
+    """Return the integers of the convolution, or raise an error that names the argument and the mend.
+
+    Raises:
+        ValueError: For a rank, shape, channel count, integer or device that doesn't fit the others.
+        TypeError: For a dtype that is not floating or that doesn't fit the input's.
+    """
+    check_tensors(input, offset, weight, bias, mask)
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if pair[0] < least or pair[1] < least:
+            raise ValueError(f"expected {name} of two integers >= {least}, got {name}={tuple(pair)}")
+    conv = Conv(tuple(weight.shape[2:]), stride, padding, dilation, groups, offset_groups)
+    _check_channels(input, offset, weight, bias, conv)
+    _check_maps(input, offset, mask, conv)
+    _check_kind(input, offset, weight, bias, mask)
+    return conv
+
+
+def _check_channels(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
+    channels, filters = input.shape[1], weight.shape[0]
+    if weight.shape[1] * conv.groups != channels:
+        raise ValueError(
+            f"expected weight of shape [O, C / groups, kh, kw] for C={channels} input channels, "
+            f"got {_shape('weight', weight)} with groups={conv.groups}"
+        )
+    if filters % conv.groups:
+        raise ValueError(f"expected groups={conv.groups} to divide the filters, got {_shape('weight', weight)}")
+    if conv.offset_groups < 1:
+        raise ValueError(
+            f"expected offset with a multiple of 2 * kh * kw = {2 * conv.taps} channels for the kernel "
+            f"{list(conv.kernel)}, got {_shape('offset', offset)}, offset_groups={conv.offset_groups}"
+        )
+    if channels % conv.offset_groups:
+        raise ValueError(
+            f"expected offset_groups={conv.offset_groups} to divide the input channels, "
+            f"got {_shape('input', input)} and {_shape('offset', offset)}"
+        )
+    if bias is not None and bias.shape[0] != filters:
+        raise ValueError(f"expected bias of shape [{filters}], one per filter, got {_shape('bias', bias)}")
+
+
+def _check_maps(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> None:
+    size = conv.output_size(input.shape[2:])
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(
+            f"the output would be empty, {list(size)}: the kernel {list(conv.kernel)} with "
+            f"dilation={list(conv.dilation)} and padding={list(conv.padding)} doesn't fit "
+            f"{_shape('input', input)}; pad more or use a larger input"
+        )
+    for name, tensor, layout in (
+        ("offset", offset, "offset_groups * kh * kw * 2"),
+        ("mask", mask, "offset_groups * kh * kw"),
+    ):
+        channels = conv.offset_groups * conv.taps * (2 if name == "offset" else 1)
+        expected = (input.shape[0], channels, *size)
+        if tensor is not None and tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"expected {name} of shape {list(expected)}, [N, {layout}, Ho, Wo] with "
+                f"offset_groups={conv.offset_groups} and the kernel {list(conv.kernel)}, "
+                f"got {_shape(name, tensor)}"
+            )
+
+
+def _check_kind(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
+    dtype = input.dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise TypeError(f"expected input of dtype float16, bfloat16, float32 or float64, got {dtype}")
+    # Positions and masks may be wider than half-precision features, as under autocast.
+    wide = (dtype, torch.float32) if dtype.itemsize == 2 else (dtype,)
+    for name, tensor, allowed in (
+        ("offset", offset, wide),
+        ("weight", weight, (dtype,)),
+        ("bias", bias, (dtype,)),
+        ("mask", mask, wide),
+    ):
+        if tensor is None:
+            continue
+        if tensor.dtype not in allowed:
+            raise TypeError(
+                f"expected {name} of dtype {' or '.join(map(str, allowed))}, as the input's, "
+                f"got {name}.dtype={tensor.dtype}; convert it with {name}.to(input.dtype)"
+            )
+        if tensor.device != input.device:
+            raise ValueError(
+                f"expected {name} on the input's device {input.device}, got {name}.device={tensor.device}; "
+                f"move it with {name}.to(input.device)"
+            )
+
+
+def _shape(name: str, tensor: Tensor) -> str:
+    return f"{name}.shape={list(tensor.shape)}"

@@ -1,0 +1,203 @@
+"""The contract of the operator: schemas, kernels, fake kernels, autograd and autocast.
+
+Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports torch
+alone; an implementation is imported when a kernel first runs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcn_ops.check import check_arguments
+
+_INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
+_TENSORS = "Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask"
+
+# A module global: the operators live as long as this object.
+_library = torch.library.Library("dcn_ops", "DEF")
+_library.define(f"deform_conv2d({_TENSORS}, {_INTEGERS}) -> Tensor")
+# needs: which gradients to compute, in the order input, offset, weight, bias, mask; the others are None.
+_library.define(
+    f"deform_conv2d_backward(Tensor grad, {_TENSORS}, {_INTEGERS}, bool[5] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_forward_op = torch.ops.dcn_ops.deform_conv2d.default
+_backward_op = torch.ops.dcn_ops.deform_conv2d_backward.default
+
+Gradients = tuple[Tensor | None, ...]
+
+
+# Kernels of every device that has none of its own.
+
+
+def _forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+) -> Tensor:
+    from dcn_ops import cpu
+
+    conv = check_arguments(input, offset, weight, bias, mask, *integers)
+    return cpu.forward(input, offset, weight, bias, mask, conv)
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *integers: Any,
+) -> Gradients:
+    from dcn_ops import cpu
+
+    conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
+    return cpu.backward(grad, input, offset, weight, mask, conv, needs=integers[-1])
+
+
+_library.impl("deform_conv2d", _forward, "CompositeExplicitAutograd")
+_library.impl("deform_conv2d_backward", _backward, "CompositeExplicitAutograd")
+
+
+# Fake kernels: the same check, and the strides that the real kernels return.
+
+
+@torch.library.register_fake("dcn_ops::deform_conv2d", lib=_library)
+def _forward_fake(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+) -> Tensor:
+    conv = check_arguments(input, offset, weight, bias, mask, *integers)
+    return _empty_channels_last(input, (input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])))
+
+
+@torch.library.register_fake("dcn_ops::deform_conv2d_backward", lib=_library)
+def _backward_fake(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *integers: Any,
+) -> Gradients:
+    check_arguments(input, offset, weight, bias, mask, *integers[:-1])
+    gradients = (
+        _empty_channels_last(input, input.shape),
+        offset.new_empty(offset.shape),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape[0]),
+        None if mask is None else mask.new_empty(mask.shape),
+    )
+    return tuple(gradient if needed else None for gradient, needed in zip(gradients, integers[-1], strict=True))
+
+
+def _empty_channels_last(like: Tensor, shape: Any) -> Tensor:
+    n, c, h, w = shape
+    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+
+# Autograd: saves the inputs alone, asks only for the gradients that are needed.
+
+
+class _DeformConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keyset: Any,
+        input: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        *integers: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(input, offset, weight, bias, mask)
+        ctx.integers = integers
+        return _below_autograd(_forward_op, keyset, input, offset, weight, bias, mask, *integers)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        needs = ctx.needs_input_grad[1:6]
+        gradients = _backward_op(grad, *ctx.saved_tensors, *ctx.integers, needs)
+        return None, *gradients, *(None for _ in ctx.integers)
+
+
+def _below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _forward_autograd(keyset: Any, *args: Any) -> Tensor:
+    if _is_higher_order():
+        return _reference(*args)
+    if _needs_graph(*args[:5]):
+        return _DeformConv2d.apply(keyset, *args)
+    return _below_autograd(_forward_op, keyset, *args)
+
+
+def _backward_autograd(keyset: Any, *args: Any) -> Gradients:
+    """Differentiate the reference where the gradients themselves need a graph, as under create_graph=True."""
+    if not _needs_graph(*args[:6]):
+        return _below_autograd(_backward_op, keyset, *args)
+    grad, *tensors = args[:6]
+    integers, needs = args[6:-1], args[-1]
+    # Aliases cut the graph: the offset may itself be a function of the input.
+    tensors = [None if t is None else t.view_as(t) for t in tensors]
+    wanted = [t for t, needed in zip(tensors, needs, strict=True) if needed]
+    gradients = iter(torch.autograd.grad(_reference(*tensors, *integers), wanted, grad, create_graph=True))
+    return tuple(next(gradients) if needed else None for needed in needs)
+
+
+def _reference(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+) -> Tensor:
+    from dcn_ops import reference
+
+    conv = check_arguments(input, offset, weight, bias, mask, *integers)
+    return reference.forward(input, offset, weight, bias, mask, conv)
+
+
+def _needs_graph(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _is_higher_order() -> bool:
+    """Tell whether a transform of torch.func or forward-mode AD is at work: the reference supports all."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+_library.impl("deform_conv2d", _forward_autograd, "Autograd", with_keyset=True)
+_library.impl("deform_conv2d_backward", _backward_autograd, "Autograd", with_keyset=True)
+
+
+# Autocast: features and weights in the autocast dtype, sampling positions and mask in float32.
+
+
+def _autocast(device: str) -> Callable[..., Tensor]:
+    def kernel(
+        input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+    ) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
+            # As torch's own rules do, leave float64 and what is not floating alone.
+            if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+                return tensor
+            return tensor.to(to)
+
+        with torch.autocast(device, enabled=False):
+            return _forward_op(
+                cast(input, dtype),
+                cast(offset, torch.float32),
+                cast(weight, dtype),
+                cast(bias, dtype),
+                cast(mask, torch.float32),
+                *integers,
+            )
+
+    return kernel
+
+
+_library.impl("deform_conv2d", _autocast("cpu"), "AutocastCPU")
+_library.impl("deform_conv2d", _autocast("cuda"), "AutocastCUDA")
