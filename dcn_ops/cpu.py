@@ -96,9 +96,12 @@ def _chunks(image: Tensor, output: Pair, conv: Conv) -> Iterator[Chunk]:
     """Cut the output into pieces whose unrolled image fits in ``CHUNK_BYTES``, evenly."""
     batch, _, _, channels = image.shape
     ho, wo = output
+    if not all(isinstance(size, int) for size in (batch, ho, wo)):
+        # Symbolic sizes: a number of chunks would be a guess, and every other one a recompilation.
+        yield Chunk(0, batch, 0, ho)
+        return
     bytes_per_row = wo * conv.taps * channels * image.element_size()
-    images = max(1, min(batch, CHUNK_BYTES // (bytes_per_row * ho)))
-    images = _even(batch, images)
+    images = _even(batch, max(1, min(batch, CHUNK_BYTES // (bytes_per_row * ho))))
     rows = _even(ho, max(1, min(ho, CHUNK_BYTES // (bytes_per_row * images))))
     for n0 in range(0, batch, images):
         for h0 in range(0, ho, rows):

@@ -5,12 +5,14 @@ alone; an implementation is imported when a kernel first runs.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcn_ops.check import check_arguments
+from dcn_ops.private import below_autograd, is_transforming, tag_compile_caches, trace_through
 
 _INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
 _TENSORS = "Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask"
@@ -58,6 +60,13 @@ def _backward(
 
 _library.impl("deform_conv2d", _forward, "CompositeExplicitAutograd")
 _library.impl("deform_conv2d_backward", _backward, "CompositeExplicitAutograd")
+
+
+# The compiler fuses what those kernels are made of, instead of calling an opaque operator.
+
+trace_through("dcn_ops::deform_conv2d", _forward, _library)
+trace_through("dcn_ops::deform_conv2d_backward", _backward, _library)
+tag_compile_caches(Path(__file__).parent)
 
 
 # Fake kernels: the same check, and the strides that the real kernels return.
@@ -114,7 +123,7 @@ class _DeformConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, offset, weight, bias, mask)
         ctx.integers = integers
-        return _below_autograd(_forward_op, keyset, input, offset, weight, bias, mask, *integers)
+        return below_autograd(_forward_op, keyset, input, offset, weight, bias, mask, *integers)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
@@ -123,23 +132,18 @@ class _DeformConv2d(torch.autograd.Function):
         return None, *gradients, *(None for _ in ctx.integers)
 
 
-def _below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-
-
 def _forward_autograd(keyset: Any, *args: Any) -> Tensor:
-    if _is_higher_order():
+    if is_transforming():  # the reference supports every transform
         return _reference(*args)
     if _needs_graph(*args[:5]):
         return _DeformConv2d.apply(keyset, *args)
-    return _below_autograd(_forward_op, keyset, *args)
+    return below_autograd(_forward_op, keyset, *args)
 
 
 def _backward_autograd(keyset: Any, *args: Any) -> Gradients:
     """Differentiate the reference where the gradients themselves need a graph, as under create_graph=True."""
     if not _needs_graph(*args[:6]):
-        return _below_autograd(_backward_op, keyset, *args)
+        return below_autograd(_backward_op, keyset, *args)
     grad, *tensors = args[:6]
     integers, needs = args[6:-1], args[-1]
     # Aliases cut the graph: the offset may itself be a function of the input.
@@ -160,11 +164,6 @@ def _reference(
 
 def _needs_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _is_higher_order() -> bool:
-    """Tell whether a transform of torch.func or forward-mode AD is at work: the reference supports all."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 _library.impl("deform_conv2d", _forward_autograd, "Autograd", with_keyset=True)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dcn_ops.library  # noqa: F401  (registers the operator)
+from dcn_ops.geometry import Conv
 
 
 class DeformConv2d(nn.Conv2d):
@@ -178,6 +179,15 @@ class DeformConv2d(nn.Conv2d):
             self.groups,
             self.offset_groups,
         )
+
+    def sampling_positions(self, input: Tensor) -> Tensor:
+        """Return where each tap samples input [N, C, H, W]: [N, G, K, 2, Ho, Wo], (y, x) in its pixels."""
+        offset, _ = self.offsets(input)
+        n, _, ho, wo = offset.shape
+        conv = Conv(self.kernel_size, self.stride, self._padding_hw, self.dilation, self.groups, self.offset_groups)
+        grid = torch.broadcast_tensors(*conv.grid((0, ho), wo, offset.dtype, offset.device))
+        grid_yx = torch.stack(grid, 2).view(conv.taps, 2, ho, wo)
+        return offset.reshape(n, self.offset_groups, conv.taps, 2, ho, wo) + grid_yx
 
     def extra_repr(self) -> str:
         """Return the arguments of the convolution and those of its offsets that differ from the default."""

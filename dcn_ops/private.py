@@ -1,0 +1,63 @@
+"""Every name of torch that is not public, so that a new torch breaks this file alone.
+
+Tried on torch 2.11 and 2.15.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+except ImportError:  # without it the compiler sees an opaque operator, which still runs
+    FunctionalTensorMode = None  # type: ignore[assignment, misc]
+
+
+def below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
+    """Call the kernel of ``op`` that follows the Autograd key."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def is_transforming() -> bool:
+    """Tell whether a transform of torch.func or forward-mode AD is at work."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def trace_through(op: str, kernel: Callable[..., Any], library: Any) -> None:
+    """Let the compiler see the aten that ``kernel`` runs in place of the operator.
+
+    AOTAutograd traces under functionalization; there the rule runs the kernel, as ``torch.library.triton_op``
+    does. ``torch.export`` keeps the operator whole.
+    """
+
+    def rule(mode: Any, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        if _export_keeps_operators():
+            return mode.__torch_dispatch__(func, types, args, kwargs or {})
+        with mode:
+            return kernel(*args, **(kwargs or {}))
+
+    if FunctionalTensorMode is not None:
+        torch.library.register_torch_dispatch(op, FunctionalTensorMode, rule, lib=library)
+
+
+def _export_keeps_operators() -> bool:
+    from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+    return custom_triton_ops_decomposition_disabled()
+
+
+def tag_compile_caches(package: Path) -> None:
+    """Add the package's sources to the key of the compile caches.
+
+    Those caches know the operator by its name: without the tag, a process after a change of the kernels would
+    get the code that was compiled before it.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(package.glob("*.py")):
+        digest.update(source.read_bytes())
+    config = torch.compiler.config
+    config.cache_key_tag = f"{config.cache_key_tag}dcn_ops:{digest.hexdigest()[:16]};"

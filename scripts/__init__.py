@@ -1,0 +1,1 @@
+"""Console commands: the one place that knows Hydra."""

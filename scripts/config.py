@@ -1,0 +1,116 @@
+"""The typed schema of ``conf/``, and the answer to a mistyped key."""
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING
+
+from zoo import DCNConfig
+
+# The same fields as zoo.DCNConfig, mutable, so that Hydra can override them.
+DCN = dataclasses.make_dataclass(
+    "DCN", [(f.name, f.type, field(default=f.default)) for f in dataclasses.fields(DCNConfig)]
+)
+
+
+@dataclass
+class Model:
+    """What ``timm.create_model`` builds; classes and channels come from the data."""
+
+    name: str = MISSING
+    pretrained: bool = False
+    checkpoint_path: str = ""  # weights of the plain network, loaded before the conversion
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Data:
+    """What ``timm.data.create_dataset`` reads, or "mnist_rts"."""
+
+    name: str = MISSING
+    root: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    img_size: int = 224
+    in_chans: int = 3
+    num_classes: int | None = None  # None: the number of classes in the data set
+    batch_size: int = 64
+    workers: int = 4
+    # Of mnist_rts alone: degrees either way, scale range, and how often each evaluation image is distorted.
+    rotation: float = 45.0
+    scale: tuple[float, float] = (0.7, 1.2)
+    eval_copies: int = 5
+    # Use only so many batches of each split: for a quick try.
+    max_batches: int | None = None
+
+
+@dataclass
+class Optim:
+    """Optimizer and schedule, by timm's names."""
+
+    opt: str = "adamw"
+    lr: float = MISSING
+    weight_decay: float = 0.0
+    offset_lr_scale: float = 0.1  # learning rate of the offset predictors, relative to the others'
+    sched: str = "cosine"
+    epochs: int = MISSING
+    warmup_epochs: int = 0
+    min_lr: float = 0.0
+    label_smoothing: float = 0.0
+    clip_grad: float | None = None
+
+
+@dataclass
+class Train:
+    """``conf/train.yaml``."""
+
+    model: Model = MISSING
+    dcn: DCN = MISSING  # type: ignore[valid-type]
+    data: Data = MISSING
+    optim: Optim = MISSING
+    variants: tuple[str, ...] = ("plain", "dcn")  # trained one after the other, seed and schedule the same
+    seed: int = 0
+    device: str = "auto"
+    compile: bool = False
+    channels_last: bool = True
+    report: bool = True  # latency, FLOPs and the picture at the end
+
+
+def register() -> None:
+    """Put the schema where ``conf/`` finds it."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Train)
+
+
+def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> None:
+    """Exit with the right keys where an argument of the command line names a key that the schema lacks.
+
+    Hydra's own message names the wrong key alone. ``groups`` are config groups without a field of their own.
+    """
+    arguments = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    for override in OverridesParser.create().parse_overrides(arguments):
+        key = override.key_or_group
+        if key.split("/")[0] in groups or key.split(".")[0] == "hydra":
+            continue
+        if problem := _unknown(key, schema):
+            sys.exit(f"error: {problem}")
+
+
+def _unknown(key: str, schema: Any) -> str | None:
+    path = ""
+    for part in key.replace("/", ".").split("."):
+        if not dataclasses.is_dataclass(schema):
+            return None  # free-form, such as model.kwargs
+        types = {f.name: f.type for f in dataclasses.fields(schema)}
+        if part not in types:
+            known = ", ".join(f"{path}{name}" for name in types)
+            guess = difflib.get_close_matches(part, types, n=1)
+            mend = f"; did you mean {path}{guess[0]!s}?" if guess else "."
+            return f"there is no key '{path}{part}' in '{key}'{mend}\nThe keys here: {known}"
+        schema, path = types[part], f"{path}{part}."
+    return None

