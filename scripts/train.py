@@ -4,6 +4,7 @@ import logging
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import hydra
 import timm
@@ -36,8 +37,10 @@ def run(config: Train, folder: Path) -> list[report.Row]:
         folder: Receives a sub-folder per variant, ``results.json`` and ``sampling.png``.
 
     Raises:
-        ValueError: For an unknown variant, or what the data, the model or the conversion refuse.
+        ValueError: For an unknown variant, no epoch, or what the data, the model or the conversion refuse.
     """
+    if config.optim.epochs < 1:
+        raise ValueError(f"expected at least one epoch, got {config.optim.epochs=}")
     if unknown := set(config.variants) - set(VARIANTS):
         raise ValueError(f"expected variants among {VARIANTS}, got {sorted(unknown)}")
     device = _device(config.device)
@@ -48,7 +51,8 @@ def run(config: Train, folder: Path) -> list[report.Row]:
 def _train(name: str, config: Train, device: torch.device, folder: Path) -> _Variant:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    transform = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(config.model.name).to_dict())
+    pretrained_cfg = timm.get_pretrained_cfg(config.model.name)
+    transform = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict() if pretrained_cfg else None)
     splits = create_splits(config.data, transform, config.seed)
     recipe = _recipe(name, config, splits.num_classes)
     model = checkpoint.build(
@@ -100,7 +104,7 @@ def _device(name: str) -> torch.device:
 def _main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        run(OmegaConf.to_object(config), folder)
+        run(cast(Train, OmegaConf.to_object(config)), folder)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; checkpoints of the last whole epochs are in {folder}")
 

@@ -20,14 +20,11 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, offset_lr_scale: f
         if isinstance(layer, DeformConv2d)
         for parameter in (layer.offset_weight, layer.offset_bias)
     }
-    decay, no_decay, scaled = [], [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            group = scaled if parameter in offsets else no_decay if parameter.ndim <= 1 else decay
-            group.append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-        {"params": scaled, "weight_decay": 0.0, "lr_scale": offset_lr_scale},
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    others = [parameter for parameter in trained if parameter not in offsets]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p in offsets], "weight_decay": 0.0, "lr_scale": offset_lr_scale},
     ]
     return [group for group in groups if group["params"]]

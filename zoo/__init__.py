@@ -1,0 +1,7 @@
+"""Deformable convolutions for timm networks: one verb, ``inject_``, and its preview, ``plan``."""
+
+import dcn_ops.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
+from zoo.config import DCNConfig, Injection
+from zoo.inject import inject_, plan
+
+__all__ = ["DCNConfig", "Injection", "inject_", "plan"]
