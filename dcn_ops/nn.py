@@ -1,5 +1,6 @@
 """The layer: an ``nn.Conv2d`` that predicts where it samples."""
 
+import math
 from typing import Self
 
 import torch
@@ -103,8 +104,8 @@ class DeformConv2d(nn.Conv2d):
     ) -> None:
         if offset_groups < 1 or self.in_channels % offset_groups:
             raise ValueError(f"expected offset_groups to divide {self.in_channels=}, got {offset_groups=}")
-        if offset_bound is not None and not offset_bound > 0:
-            raise ValueError(f"expected a positive offset_bound, in pixels, or None, got {offset_bound=}")
+        if offset_bound is not None and not 0 < offset_bound < math.inf:
+            raise ValueError(f"expected a positive, finite offset_bound, in pixels, or None, got {offset_bound=}")
         self.offset_groups = offset_groups
         self.modulated = modulated
         self.offset_bound = offset_bound

@@ -1,0 +1,101 @@
+"""The pass: ``plan`` shows what it would do, ``inject_`` does it."""
+
+import logging
+from typing import TypeVar
+
+from torch import nn
+
+from dcn_ops import DeformConv2d
+from zoo.choose import Site, choose
+from zoo.config import DCNConfig, Injection, Replacement
+from zoo.convert import to_deformable
+from zoo.flops import conv_flops, measure
+from zoo.report import show
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT = DCNConfig()
+_Model = TypeVar("_Model", bound=nn.Module)
+_Swap = tuple[Site, DeformConv2d]
+
+
+def plan(
+    model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: tuple[int, int, int] | None = None
+) -> Injection:
+    """Print and return what ``inject_`` would replace, with parameters and FLOPs; the model stays as it is.
+
+    Args:
+        model: A plain network; hooks that it has see one forward pass of meta tensors.
+        config: What to replace.
+        input_size: [C, H, W] of the image whose FLOPs are counted; without it timm's for this architecture,
+            which knows nothing of an ``in_chans`` or ``img_size`` of yours.
+
+    Raises:
+        ValueError: As ``inject_``.
+    """
+    swaps = _swaps(model, config)
+    size = input_size or _timm_input_size(model)
+    measured = measure(model, [site.conv for site, _ in swaps], size) if size else None
+    flops, positions = measured or (None, None)
+    injection = Injection(
+        replacements=tuple(_replacement(swap, positions) for swap in swaps),
+        params_before=sum(p.numel() for p in model.parameters()),
+        flops_before=flops,
+        input_size=size,
+    )
+    show(injection)
+    return injection
+
+
+def inject_(model: _Model, config: DCNConfig = _DEFAULT) -> _Model:
+    """Make convolutions of a network deformable, in place; until it is trained it computes the same.
+
+    The layers hold the very Parameters, hooks and mode of the convolutions, under the same names; zero-initialised
+    ``offset_weight`` and ``offset_bias`` come on top. A convolution with several names becomes one layer. Load
+    weights before or after; build optimizers after.
+
+    Returns:
+        The model that was passed.
+
+    Raises:
+        ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
+            module of an include pattern, if no convolution fits, or if offset_groups don't fit one. The model
+            is then as it was.
+    """
+    for site, layer in _swaps(model, config):
+        for name in site.names:
+            model.set_submodule(name, layer)
+        logger.info("%s: %s -> %s", " = ".join(site.names), site.conv, layer)
+    return model
+
+
+def _swaps(model: nn.Module, config: DCNConfig) -> list[_Swap]:
+    """Build every layer before any takes its place: what can fail fails here."""
+    swaps = []
+    for site in choose(model, config):
+        try:
+            swaps.append((site, to_deformable(site.conv, config)))
+        except ValueError as error:
+            raise ValueError(f"{site.names[0]}: {error}; exclude this layer, or change the config") from error
+    return swaps
+
+
+def _replacement(swap: _Swap, positions: dict[nn.Conv2d, int] | None) -> Replacement:
+    site, layer = swap
+    # A convolution that the forward pass doesn't reach computes nothing.
+    count = None if positions is None else positions.get(site.conv, 0)
+    return Replacement(
+        fqn=site.names[0],
+        stage=site.stage,
+        old=repr(site.conv),
+        new=repr(layer),
+        params_before=sum(p.numel() for p in site.conv.parameters()),
+        params_after=sum(p.numel() for p in layer.parameters()),
+        flops_before=None if count is None else conv_flops(site.conv, count),
+        flops_after=None if count is None else conv_flops(layer, count),
+    )
+
+
+def _timm_input_size(model: nn.Module) -> tuple[int, int, int] | None:
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return tuple(size) if size else None

@@ -1,0 +1,74 @@
+"""The table that shows an ``Injection``."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from zoo.config import Injection, Replacement
+
+
+def show(injection: Injection) -> None:
+    """Print the table to stdout."""
+    # Where no terminal wraps it, as in a log, a row is a line.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, highlight=False).print(table(injection))
+
+
+def table(injection: Injection) -> Table:
+    """Return a table with a row for each replacement and the totals of the network below."""
+    count = len(injection.replacements)
+    result = Table(caption=_caption(injection), caption_justify="left", show_footer=True)
+    result.add_column("layer", footer=f"whole network ({count} replaced)", overflow="fold")
+    result.add_column("stage", justify="right")
+    result.add_column("old -> new", overflow="fold")
+    result.add_column("parameters", _total(injection.params_before, injection.params_after), justify="right")
+    result.add_column("FLOPs", _total(injection.flops_before, injection.flops_after), justify="right")
+    for replacement in injection.replacements:
+        result.add_row(*_row(replacement))
+    return result
+
+
+def _caption(injection: Injection) -> str:
+    if injection.input_size is None:
+        return "FLOPs are unknown without input_size=(C, H, W)"
+    size = "x".join(map(str, injection.input_size))
+    if injection.flops_before is None:
+        return (
+            f"FLOPs are unknown: the network doesn't run on a meta tensor of {size}; pass its input_size=(C, H, W)"
+        )
+    return f"FLOPs = 2 x multiply-adds, for one image of {size}"
+
+
+def _row(r: Replacement) -> tuple[str, str, str, str, str]:
+    return (
+        r.fqn,
+        "–" if r.stage is None else str(r.stage),
+        # The arguments are the convolution's; Replacement has them.
+        f"{_class(r.old)} -> {_class(r.new)}",
+        _change(r.params_before, r.params_after),
+        _change(r.flops_before, r.flops_after),
+    )
+
+
+def _class(representation: str) -> str:
+    return representation.partition("(")[0]
+
+
+def _total(before: int | None, after: int | None) -> str:
+    if not before or after is None:
+        return _change(before, after)
+    return f"{_change(before, after)} ({(after / before - 1):+.1%})"
+
+
+def _change(before: int | None, after: int | None) -> str:
+    return f"{_short(before)} -> {_short(after)}"
+
+
+def _short(number: int | None) -> str:
+    if number is None:
+        return "–"
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return str(number)

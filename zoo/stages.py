@@ -1,0 +1,53 @@
+"""Where timm's names are in a network, and which stage each of its modules belongs to."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def find_name(names: Iterable[str], timm_name: str) -> str | None:
+    """Return the module that timm means: features_only renames or wraps what its metadata name.
+
+    FeatureListNet makes "stages.0" a "stages_0", FeatureHookNet puts the network under "body",
+    FeatureGetterNet under "model".
+    """
+    flat = timm_name.replace(".", "_")
+    wanted = {flat, f"body_{flat}", f"model_{flat}"}
+    return next((name for name in names if name.replace(".", "_") in wanted), None)
+
+
+def feature_stages(model: nn.Module) -> dict[str, int]:
+    """Return the modules at which a stage ends, in order, each with its stage s: stride 2^(s + 1).
+
+    The number follows from the index in ``feature_info``, so that a dilated network keeps its stages. The
+    result is empty without ``feature_info``, and lacks the stages that features_only cut off.
+    """
+    infos = _feature_infos(model)
+    if not infos:
+        return {}
+    first = round(math.log2(infos[0]["reduction"])) - 1
+    names = _names(model)
+    found = [(find_name(names, info["module"]), stage) for stage, info in enumerate(infos, start=first)]
+    return {name: stage for name, stage in found if name is not None}
+
+
+def stage_of_modules(model: nn.Module) -> dict[str, int | None]:
+    """Map each name to its stage: the first that ends at or after it, in order of definition."""
+    names = _names(model)
+    ends = []
+    for end, stage in feature_stages(model).items():
+        last = max(i for i, name in enumerate(names) if name == end or name.startswith(f"{end}."))
+        ends.append((last, stage))
+    return {name: next((stage for last, stage in ends if i <= last), None) for i, name in enumerate(names)}
+
+
+def _names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules(remove_duplicate=False)]
+
+
+def _feature_infos(model: nn.Module) -> list[dict[str, Any]]:
+    infos = getattr(model, "feature_info", None) or []
+    # A network of features_only has a FeatureInfo, which holds the list.
+    return list(getattr(infos, "info", infos))
