@@ -1,4 +1,4 @@
-"""The contract of the operator: schemas, kernels, fake kernels, autograd and autocast.
+"""The contract of the operator: schemas, kernels, fake kernels, autograd, vmap and autocast.
 
 Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports torch
 alone; an implementation is imported when a kernel first runs.
@@ -168,6 +168,16 @@ def _needs_graph(*tensors: Tensor | None) -> bool:
 
 _library.impl("deform_conv2d", _forward_autograd, "Autograd", with_keyset=True)
 _library.impl("deform_conv2d_backward", _backward_autograd, "Autograd", with_keyset=True)
+
+
+# vmap
+
+
+@torch.library.register_vmap("dcn_ops::deform_conv2d", lib=_library)
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    from dcn_ops import vmap
+
+    return vmap.forward(info, in_dims, *args)
 
 
 # Autocast: features and weights in the autocast dtype, sampling positions and mask in float32.

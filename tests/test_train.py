@@ -99,8 +99,9 @@ def test_a_folder_of_images_is_read_by_timm(tmp_path: Path) -> None:
             for i in range(3):
                 Image.new("RGB", (40, 30), colour).save(folder / f"{i}.png")
     config = composed(
-        "data=folder", f"data.root={tmp_path / 'images'}", "data.img_size=32", "data.batch_size=2", "data.workers=0",
-        "model.name=resnet10t", "model.kwargs={}", "optim.epochs=1", "variants=[dcn]", "report=false",
+        "data=folder", f"data.root={tmp_path / 'images'}", "data.img_size=32", "data.batch_size=2",
+        "data.workers=0", "model.name=resnet10t", "model.kwargs={}", "optim.epochs=1", "variants=[dcn]",
+        "report=false",
     )  # fmt: skip
     run(config, tmp_path / "out")
     model = checkpoint.load(tmp_path / "out" / "dcn" / "last.safetensors")

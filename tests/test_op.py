@@ -1,0 +1,194 @@
+"""The operator's CPU kernels against the reference, torch's own convolution and torchvision's operator."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from random import Random
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+import dcn_ops
+from dcn_ops import cpu, reference
+from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
+
+op = torch.ops.dcn_ops.deform_conv2d
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ALL = CASES["all"]
+
+
+def window(case: Case) -> dict[str, tuple[int, int]]:
+    return {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
+
+
+def backward(grad: torch.Tensor, inputs: Inputs, case: Case, needs: tuple[bool, ...] = (True,) * 5) -> Results:
+    gradients = torch.ops.dcn_ops.deform_conv2d_backward(grad, *inputs, **case.integers, needs=needs)
+    return {"output": grad, **dict(zip(inputs._fields, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_output_and_gradients_are_the_references(case: Case, dtype: torch.dtype, layout: str) -> None:
+    inputs = make_inputs(case, dtype, layout=layout)
+    actual = run(op, inputs, **case.integers)
+    assert actual["output"].dtype == dtype
+    assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32 if dtype == torch.float64 else dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_features_take_float32_offsets_and_masks(case: Case, dtype: torch.dtype) -> None:
+    wide = make_inputs(case)
+    inputs = wide.map(lambda t: t.to(dtype))._replace(offset=wide.offset, mask=wide.mask)
+    actual = run(op, inputs, **case.integers)
+    assert (actual["output"].dtype, actual["offset"].dtype) == (dtype, torch.float32)
+    assert_within_budget(actual, *oracle(inputs, case.conv, dtype))
+
+
+def test_the_function_reads_the_groups_from_the_shapes(case: Case) -> None:
+    inputs = make_inputs(case)
+    actual, expected = run(dcn_ops.deform_conv2d, inputs, **window(case)), run(op, inputs, **case.integers)
+    assert all(map(torch.equal, actual.values(), expected.values()))
+
+
+def test_the_function_takes_one_integer_for_a_pair() -> None:
+    case = Case(stride=(2, 2), dilation=(2, 2), padding=(3, 3))
+    inputs = make_inputs(case)
+    actual = dcn_ops.deform_conv2d(*inputs[:4], stride=2, padding=3, dilation=2, mask=inputs.mask)
+    assert torch.equal(actual, op(*inputs, **case.integers))
+
+
+@pytest.mark.parametrize("needs", list(product([True, False], repeat=5)), ids=str)
+def test_backward_computes_the_needed_gradients_alone(needs: tuple[bool, ...]) -> None:
+    inputs = make_inputs(ALL)
+    grad = torch.randn_like(op(*inputs, **ALL.integers))
+    full = backward(grad, inputs, ALL)
+    partly = backward(grad, inputs, ALL, needs)
+    for name, needed in zip(inputs._fields, needs, strict=True):
+        assert torch.equal(partly[name], full[name]) if needed else partly[name] is None
+
+
+def quarters(*shape: int) -> torch.Tensor:
+    return torch.randint(-8, 9, shape) / 4
+
+
+COTANGENTS = {
+    "expanded": lambda n, o, h, w: quarters(o, 1, 1).expand(n, o, h, w),
+    "permuted": lambda n, o, h, w: quarters(w, h, o, n).permute(3, 2, 1, 0),
+    "channels_last": lambda n, o, h, w: quarters(n, h, w, o).permute(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", COTANGENTS)
+def test_backward_takes_a_gradient_of_any_strides(case: Case, layout: str) -> None:
+    inputs = make_inputs(replace(case, mask=True, bias=True))
+    grad = COTANGENTS[layout](case.batch, case.filters, *case.conv.output_size(case.size))
+    exact = backward(grad.double().contiguous(), inputs.map(torch.Tensor.double), case)
+    assert_within_budget(backward(grad, inputs, case), exact, backward(grad.contiguous(), inputs, case))
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(0, 15), (3, 6), (10, 2), (15, 1)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_chunks_do_not_show(rows: int, chunks: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(batch=3, size=(5, 4), groups=groups)
+    inputs, tables, original = make_inputs(case), [], cpu.make_table
+    monkeypatch.setattr(cpu, "make_table", lambda *args: tables.append(args) or original(*args))
+    row_bytes = 4 * case.size[1] * case.conv.taps * case.channels
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", rows * row_bytes)
+    actual = run(op, inputs, **case.integers)
+    assert len(tables) == 2 * chunks
+    assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
+
+
+def plain(inputs: Inputs, case: Case) -> Results:
+    out = F.conv2d(inputs.input, inputs.weight, inputs.bias, **window(case), groups=case.groups)
+    return {"output": out}
+
+
+def test_zero_offsets_are_the_plain_convolution(case: Case) -> None:
+    inputs = make_inputs(case)._replace(mask=None)
+    inputs.offset.zero_()
+    actual = {"output": op(*inputs, **case.integers)}
+    assert_within_budget(actual, plain(inputs.map(torch.Tensor.double), case), plain(inputs, case))
+
+
+@pytest.mark.parametrize("shift", [(1, -2), (-3, 0), (0, 4)])
+def test_integer_offsets_shift_the_image(shift: tuple[int, int]) -> None:
+    case = Case(mask=False, groups=2, stride=(2, 1))
+    inputs = make_inputs(case)
+    (dy, dx), (top, left) = shift, case.padding
+    inputs.offset.unflatten(1, (-1, 2)).copy_(torch.tensor([dy, dx])[:, None, None])
+    moved = inputs._replace(input=F.pad(inputs.input, (left - dx, left + dx, top - dy, top + dy)))
+    expected = (plain(t, replace(case, padding=(0, 0))) for t in (moved.map(torch.Tensor.double), moved))
+    assert_within_budget({"output": op(*inputs, **case.integers)}, *expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    "function", [partial(op, **ALL.integers), partial(reference.forward, conv=ALL.conv)], ids=["op", "reference"]
+)
+def test_a_sample_out_of_reach_counts_zero(function: Callable[..., torch.Tensor], axis: int, value: float) -> None:
+    inputs, tap, row = make_inputs(ALL), 3, 1
+    inputs.mask[:, tap, row] = 0
+    exact, same_precision = oracle(inputs, ALL.conv, torch.float32)
+    # Through the mask a sample of 0 gets no gradient, a masked one does.
+    exact["mask"][:, tap, row] = same_precision["mask"][:, tap, row] = 0
+    inputs.mask[:, tap, row] = 1
+    inputs.offset[:, 2 * tap + axis, row] = value
+    assert_within_budget(run(function, inputs), exact, same_precision)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_torchvision_agrees(seed: int) -> None:
+    random = Random(seed)
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return random.randint(low, high), random.randint(low, high)
+
+    groups, offset_groups = pair(1, 3)
+    case = Case(
+        batch=random.randint(1, 3),
+        channels=6 * random.randint(1, 2),
+        filters=groups * random.randint(1, 3),
+        size=pair(8, 12),
+        kernel=pair(1, 4),
+        stride=pair(1, 3),
+        padding=pair(0, 3),
+        dilation=pair(1, 2),
+        groups=groups,
+        offset_groups=offset_groups,
+        mask=random.random() < 0.7,
+        bias=random.random() < 0.7,
+    )
+    inputs = make_inputs(case, torch.float64, seed)
+    theirs = partial(run, torchvision.ops.deform_conv2d, **window(case))
+    actual = run(dcn_ops.deform_conv2d, inputs, **window(case))
+    assert_within_budget(actual, theirs(inputs), theirs(inputs.map(torch.Tensor.float)))
+
+
+def off_the_kinks(case: Case) -> Inputs:
+    """Return float64 leaves; halfway between multiples of 1/32 the operator is smooth."""
+    inputs = make_inputs(case, torch.float64)
+    return inputs._replace(offset=inputs.offset + 1 / 64).map(torch.Tensor.requires_grad_)
+
+
+def test_gradients_are_those_of_finite_differences(case: Case) -> None:
+    function = partial(op, **case.integers)
+    assert torch.autograd.gradcheck(function, tuple(off_the_kinks(case)), fast_mode=True, check_forward_ad=True)
+
+
+def test_second_gradients_are_those_of_finite_differences(case: Case) -> None:
+    assert torch.autograd.gradgradcheck(partial(op, **case.integers), tuple(off_the_kinks(case)), fast_mode=True)
+
+
+def test_second_gradients_pass_through_predicted_offsets() -> None:
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in ((1, 2, 4, 3), (18, 2, 3, 3), (2, 2, 3, 3))]
+
+    def function(input: torch.Tensor, predictor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        offset = F.conv2d(input, predictor, padding=1)
+        return dcn_ops.deform_conv2d(input, offset, weight, padding=1)
+
+    assert torch.autograd.gradgradcheck(function, [t.requires_grad_() for t in tensors])
