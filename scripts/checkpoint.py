@@ -37,6 +37,9 @@ def save(model: nn.Module, recipe: Recipe, path: Path) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except Exception as error:
+        error.add_note(f"while writing {path}; what stood there before is whole")
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

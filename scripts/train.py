@@ -1,5 +1,6 @@
 """dcn-train: fine-tune a timm backbone with deformable convolutions, beside the plain one."""
 
+import difflib
 import logging
 import sys
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from scripts import checkpoint, engine, plot, report
@@ -37,10 +39,13 @@ def run(config: Train, folder: Path) -> list[report.Row]:
         folder: Receives a sub-folder per variant, ``results.json`` and ``sampling.png``.
 
     Raises:
-        ValueError: For an unknown variant, no epoch, or what the data, the model or the conversion refuse.
+        ValueError: For an unknown model or variant, no epoch, or what the data, the model or the conversion refuse.
     """
     if config.optim.epochs < 1:
         raise ValueError(f"expected at least one epoch, got {config.optim.epochs=}")
+    if not timm.is_model(config.model.name):
+        close = difflib.get_close_matches(config.model.name, timm.list_models(), n=5)
+        raise ValueError(f"timm has no model '{config.model.name}'; close names: {', '.join(close) or '-'}")
     if unknown := set(config.variants) - set(VARIANTS):
         raise ValueError(f"expected variants among {VARIANTS}, got {sorted(unknown)}")
     device = _device(config.device)
@@ -51,8 +56,8 @@ def run(config: Train, folder: Path) -> list[report.Row]:
 def _train(name: str, config: Train, device: torch.device, folder: Path) -> _Variant:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    pretrained_cfg = timm.get_pretrained_cfg(config.model.name)
-    transform = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict() if pretrained_cfg else None)
+    pretrained_cfg = timm.get_pretrained_cfg(config.model.name) or PretrainedCfg()
+    transform = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())
     splits = create_splits(config.data, transform, config.seed)
     recipe = _recipe(name, config, splits.num_classes)
     model = checkpoint.build(

@@ -19,6 +19,8 @@ from scripts.data import create_splits
 from scripts.train import run
 
 QUICK = ["data.max_batches=2", "data.eval_copies=1", "optim.epochs=2", "optim.warmup_epochs=0"]
+# What a config leaves to its user.
+NAMED = {"timm": ["model.name=resnet34"]}
 GROUPS = sorted(p for p in Path(conf.__file__).parent.glob("*/*.yaml"))
 
 
@@ -30,7 +32,7 @@ def composed(*overrides: str) -> Train:
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda p: f"{p.parent.name}={p.stem}")
 def test_every_config_composes(path: Path) -> None:
-    config = composed(f"{path.parent.name}={path.stem}", "data.root=/data")
+    config = composed(f"{path.parent.name}={path.stem}", "data.root=/data", *NAMED.get(path.stem, []))
     assert isinstance(config, Train)
     assert config.optim.lr > 0
     assert config.model.name
@@ -178,6 +180,11 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"lower optim\.lr=1e\+38"):
         run(composed(*QUICK, "variants=[plain]", "optim.lr=1e38", "optim.opt=sgd", "report=false"), tmp_path)
+
+
+def test_an_unknown_model_is_answered_with_close_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"close names: .*resnet50"):
+        run(composed("model=resnet50", "model.name=resnet500"), tmp_path)
 
 
 def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
