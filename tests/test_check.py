@@ -1,0 +1,135 @@
+"""A wrong argument raises an error that names it, has its value and says how to mend it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import zeros
+from torch._subclasses import FakeTensorMode
+
+import dcn_ops
+from dcn_ops.testing import Case, make_inputs
+
+CASE = Case(channels=4, filters=6, size=(6, 5), groups=2, offset_groups=2)
+RIGHT = make_inputs(CASE)._asdict()  # input [2, 4, 6, 5], offset [2, 36, 6, 5], weight [6, 2, 3, 3]
+PAIRS = {"stride": CASE.stride, "padding": CASE.padding, "dilation": CASE.dilation}
+
+# What is wrong: the arguments, the error, and what its message says.
+WRONG = {
+    "input_without_batch": ({"input": zeros(4, 6, 5)}, ValueError, ["input.shape=[4, 6, 5]", "unsqueeze(0)"]),
+    "input_rank": ({"input": zeros(4, 6)}, ValueError, ["input with 4 dimensions", "input.shape=[4, 6]"]),
+    "offset_rank": ({"offset": zeros(36, 6, 5)}, ValueError, ["offset.shape=[36, 6, 5]", "unsqueeze(0)"]),
+    "weight_rank": ({"weight": zeros(6, 2, 3)}, ValueError, ["weight with 4 dimensions", "weight.shape=[6, 2, 3]"]),
+    "bias_rank": ({"bias": zeros(6, 1)}, ValueError, ["bias with 1 dimensions", "bias.shape=[6, 1]"]),
+    "mask_rank": ({"mask": zeros(18, 6, 5)}, ValueError, ["mask.shape=[18, 6, 5]", "unsqueeze(0)"]),
+    "no_taps": ({"weight": zeros(6, 2, 0, 3)}, ValueError, ["weight.shape=[6, 2, 0, 3]"]),
+    "no_filters": ({"weight": zeros(0, 2, 3, 3)}, ValueError, ["weight.shape=[0, 2, 3, 3]"]),
+    "channels": ({"input": zeros(2, 5, 6, 5)}, ValueError, ["C=5", "weight.shape=[6, 2, 3, 3]", "groups=2"]),
+    "filters": ({"weight": zeros(5, 2, 3, 3)}, ValueError, ["groups=2", "weight.shape=[5, 2, 3, 3]"]),
+    "bias_shape": ({"bias": zeros(5)}, ValueError, ["bias of shape [6]", "bias.shape=[5]"]),
+    "offset_channels": ({"offset": zeros(2, 35, 6, 5)}, ValueError, ["[2, 18, 6, 5]", "offset.shape=[2, 35,"]),
+    "offset_of_no_group": ({"offset": zeros(2, 17, 6, 5)}, ValueError, ["18 channels", "offset.shape=[2, 17,"]),
+    "offset_groups": ({"offset": zeros(2, 54, 6, 5)}, ValueError, ["offset_groups=3", "input.shape=[2, 4, 6, 5]"]),
+    "offset_batch": ({"offset": zeros(1, 36, 6, 5)}, ValueError, ["[2, 36, 6, 5]", "offset.shape=[1, 36, 6, 5]"]),
+    "offset_size": ({"offset": zeros(2, 36, 6, 4)}, ValueError, ["[2, 36, 6, 5]", "offset.shape=[2, 36, 6, 4]"]),
+    "mask_channels": ({"mask": zeros(2, 9, 6, 5)}, ValueError, ["[2, 18, 6, 5]", "mask.shape=[2, 9, 6, 5]"]),
+    "mask_size": ({"mask": zeros(2, 18, 1, 1)}, ValueError, ["[2, 18, 6, 5]", "mask.shape=[2, 18, 1, 1]"]),
+    "no_output": ({"dilation": (9, 1)}, ValueError, ["[-10, 5]", "dilation=[9, 1]", "input.shape=[2, 4, 6, 5]"]),
+    "stride": ({"stride": (0, 1)}, ValueError, ["stride=(0, 1)", ">= 1"]),
+    "padding": ({"padding": (1, -1)}, ValueError, ["padding=(1, -1)", ">= 0"]),
+    "dilation": ({"dilation": (0, 0)}, ValueError, ["dilation=(0, 0)", ">= 1"]),
+    "integers": ({"input": zeros(2, 4, 6, 5, dtype=torch.int64)}, TypeError, ["input of dtype", "torch.int64"]),
+    "complex": ({"input": zeros(2, 4, 6, 5, dtype=torch.cfloat)}, TypeError, ["input of dtype", "torch.complex64"]),
+    "float8": ({"input": zeros(2, 4, 6, 5).to(torch.float8_e5m2)}, TypeError, ["torch.float8_e5m2"]),
+    "half_offset": ({"offset": zeros(2, 36, 6, 5).half()}, TypeError, ["offset.dtype=torch.float16", "offset.to("]),
+    "integer_offset": ({"offset": zeros(2, 36, 6, 5).int()}, TypeError, ["offset.dtype=torch.int32", "offset.to("]),
+    "double_mask": ({"mask": zeros(2, 18, 6, 5).double()}, TypeError, ["mask.dtype=torch.float64", "mask.to("]),
+    "half_weight": ({"weight": zeros(6, 2, 3, 3).half()}, TypeError, ["weight.dtype=torch.float16", "weight.to("]),
+    "double_bias": ({"bias": zeros(6).double()}, TypeError, ["bias.dtype=torch.float64", "bias.to("]),
+    "input_device": ({"input": RIGHT["input"].to("meta")}, ValueError, ["device meta", "offset.device=cpu"]),
+    "offset_device": ({"offset": RIGHT["offset"].to("meta")}, ValueError, ["device cpu", "offset.device=meta"]),
+    "weight_device": ({"weight": RIGHT["weight"].to("meta")}, ValueError, ["device cpu", "weight.device=meta"]),
+    "bias_device": ({"bias": RIGHT["bias"].to("meta")}, ValueError, ["device cpu", "bias.device=meta"]),
+    "mask_device": ({"mask": RIGHT["mask"].to("meta")}, ValueError, ["device cpu", "mask.device=meta"]),
+}
+
+# What only Python can get wrong: the operator's schema takes tensors and pairs of integers.
+WRONG_IN_PYTHON = {
+    "no_input": ({"input": None}, TypeError, ["input to be a torch.Tensor", "NoneType"]),
+    "offset_list": ({"offset": [1.5]}, TypeError, ["offset to be a torch.Tensor", "list", "[1.5]"]),
+    "weight_number": ({"weight": 7}, TypeError, ["weight to be a torch.Tensor", "int", "7"]),
+    "bias_flag": ({"bias": False}, TypeError, ["bias to be a torch.Tensor", "bool", "False"]),
+    "mask_array": ({"mask": RIGHT["mask"].numpy()}, TypeError, ["mask to be a torch.Tensor", "ndarray"]),
+    "three_strides": ({"stride": (1, 2, 3)}, ValueError, ["stride", "pair", "(1, 2, 3)"]),
+    "fractional_padding": ({"padding": 0.5}, ValueError, ["padding", "pair", "0.5"]),
+    "fractional_dilation": ({"dilation": (1, 1.5)}, ValueError, ["dilation", "pair", "(1, 1.5)"]),
+    "named_padding": ({"padding": "same"}, ValueError, ["padding", "'same'"]),
+}
+
+
+def by_function(arguments: dict[str, Any]) -> torch.Tensor:
+    return dcn_ops.deform_conv2d(**arguments)
+
+
+def by_operator(arguments: dict[str, Any]) -> torch.Tensor:
+    (kh, kw), arguments = (*arguments["weight"].shape, 1, 1)[2:4], arguments.copy()
+    arguments["groups"] = arguments["input"].shape[1] // arguments["weight"].shape[1]
+    arguments["offset_groups"] = arguments["offset"].shape[1] // max(1, 2 * kh * kw)
+    return torch.ops.dcn_ops.deform_conv2d(**arguments)
+
+
+def by_fake_kernel(arguments: dict[str, Any]) -> torch.Tensor:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return by_operator(arguments)
+
+
+@pytest.mark.parametrize("call", [by_function, by_operator, by_fake_kernel])
+@pytest.mark.parametrize(("change", "error", "parts"), WRONG.values(), ids=WRONG)
+def test_wrong_argument(change: dict[str, Any], error: type[Exception], parts: list[str], call: Callable) -> None:
+    with pytest.raises(error) as info:
+        call(RIGHT | PAIRS | change)
+    assert [part for part in parts if part not in str(info.value)] == []
+
+
+@pytest.mark.parametrize(("change", "error", "parts"), WRONG_IN_PYTHON.values(), ids=WRONG_IN_PYTHON)
+def test_wrong_python_argument(change: dict[str, Any], error: type[Exception], parts: list[str]) -> None:
+    test_wrong_argument(change, error, parts, by_function)
+
+
+@pytest.mark.parametrize(
+    "change", [{"groups": 0}, {"groups": 4}, {"groups": -2}, {"offset_groups": 1}, {"offset_groups": 0}]
+)
+def test_wrong_groups(change: dict[str, int]) -> None:
+    (name, value), *_ = change.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        torch.ops.dcn_ops.deform_conv2d(**RIGHT, **CASE.integers | change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"offset_groups": 3}, "divide self.in_channels=4, got offset_groups=3"),
+        ({"offset_groups": 0}, "offset_groups=0"),
+        ({"offset_bound": 0.0}, "offset_bound=0.0"),
+        ({"offset_bound": torch.nan}, "offset_bound=nan"),
+        ({"offset_bound": torch.inf}, "offset_bound=inf"),
+        ({"kernel_size": 2, "padding": "same"}, r"self.kernel_size=\(2, 2\)"),
+    ],
+    ids=str,
+)
+def test_wrong_layer(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dcn_ops.DeformConv2d(4, 8, **{"kernel_size": 3} | arguments)
+
+
+def test_wrong_padding_mode() -> None:
+    with pytest.raises(ValueError, match=r"conv\.padding_mode='reflect'"):
+        dcn_ops.DeformConv2d.from_conv2d(torch.nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"))
+
+
+def test_missing_offset() -> None:
+    with pytest.raises(ValueError, match="mask without an offset"):
+        dcn_ops.DeformConv2d(4, 8, 3)(RIGHT["input"], mask=torch.ones(2, 9, 7, 5))
+    with pytest.raises(ValueError, match="needs its offset"):
+        dcn_ops.DeformConv2d(4, 8, 3, predict_offsets=False)(RIGHT["input"])

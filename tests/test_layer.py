@@ -1,0 +1,195 @@
+"""The layer: a plain convolution at first, then one that learns where to sample."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dcn_ops import DeformConv2d, deform_conv2d
+from dcn_ops.testing import assert_within_budget
+
+SHAPES = {
+    "square": {"kernel_size": 3, "padding": 1},
+    "unpadded": {"kernel_size": (3, 2), "bias": False},
+    "strided": {"kernel_size": 3, "stride": (2, 1), "padding": (0, 2)},
+    "dilated": {"kernel_size": 3, "padding": 2, "dilation": (2, 1)},
+    "grouped": {"kernel_size": 3, "padding": 1, "groups": 2, "stride": 2},
+    "depthwise": {"kernel_size": 5, "padding": 2, "groups": 4},
+    "pointwise": {"kernel_size": 1},
+    "same": {"kernel_size": (3, 5), "padding": "same", "dilation": (1, 2)},
+    "valid": {"kernel_size": 3, "padding": "valid"},
+}
+OFFSETS = {"v2": {}, "v1": {"modulated": False}, "groups": {"offset_groups": 2}, "bound": {"offset_bound": 3.0}}
+JIT_WARNING = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is deprecated")
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(2, 4, 9, 7)
+
+
+def trained_layer(**arguments: Any) -> DeformConv2d:
+    """Return a layer whose predictor is not zero any more."""
+    layer = DeformConv2d(4, 8, 3, **{"padding": 1} | arguments)
+    nn.init.normal_(layer.offset_weight, std=0.1)
+    nn.init.normal_(layer.offset_bias)
+    return layer
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS)
+def test_a_fresh_layer_is_the_plain_convolution(shape: dict, offsets: dict, image: Tensor) -> None:
+    conv, layer = nn.Conv2d(4, 8, **shape), DeformConv2d(4, 8, **shape, **offsets)
+    layer.load_state_dict(conv.state_dict(), strict=False)
+    outputs = [layer(image), DeformConv2d.from_conv2d(conv, **offsets)(image)]
+    same_precision, exact = conv(image), conv.double()(image.double())
+    for output in outputs:
+        assert_within_budget({"output": output}, {"output": exact}, {"output": same_precision})
+
+
+def test_a_fresh_layer_draws_the_weights_of_the_plain_convolution() -> None:
+    drawn = []
+    for layer_type in (nn.Conv2d, DeformConv2d):
+        torch.manual_seed(7)
+        layer = layer_type(4, 8, 3)
+        drawn.append((layer.weight, layer.bias, torch.get_rng_state()))
+    assert all(map(torch.equal, *drawn))
+
+
+def test_the_layer_has_four_parameters_of_one_dtype_and_device() -> None:
+    layer = DeformConv2d(4, 8, 3, offset_groups=2, dtype=torch.float64, device="meta")
+    shapes = {name: list(parameter.shape) for name, parameter in layer.state_dict().items()}
+    assert shapes == {"weight": [8, 4, 3, 3], "bias": [8], "offset_weight": [54, 4, 3, 3], "offset_bias": [54]}
+    assert {(p.dtype, p.device.type) for p in layer.parameters()} == {(torch.float64, "meta")}
+
+
+def test_without_mask_the_predictor_has_two_channels_a_tap() -> None:
+    layer = DeformConv2d(4, 8, 3, modulated=False)
+    assert (len(layer.offset_weight), len(layer.offset_bias)) == (18, 18)
+
+
+def test_predictions_are_a_convolution_and_the_mask_a_sigmoid(image: Tensor) -> None:
+    layer = trained_layer(stride=2)
+    offset, mask = layer.offsets(image)
+    out = nn.functional.conv2d(image, layer.offset_weight, layer.offset_bias, stride=2, padding=1)
+    assert torch.equal(offset, out[:, :18])
+    assert torch.equal(mask, 2 * out[:, 18:].sigmoid())
+    expected = deform_conv2d(image, offset, layer.weight, layer.bias, stride=2, padding=1, mask=mask)
+    assert torch.equal(layer(image), expected)
+
+
+def test_given_offsets_replace_the_predicted(image: Tensor) -> None:
+    layer = trained_layer()
+    offset, mask = torch.randn(2, 18, 9, 7), torch.rand(2, 9, 9, 7)
+    arguments = (image, offset, layer.weight, layer.bias, (1, 1), (1, 1), (1, 1))
+    assert torch.equal(layer(image, offset), deform_conv2d(*arguments))
+    assert torch.equal(layer(image, offset, mask), deform_conv2d(*arguments, mask))
+
+
+def test_offset_bound_holds_whatever_is_predicted(image: Tensor) -> None:
+    layer = trained_layer(offset_bound=1.5)
+    layer.offset_bias.data[:18] = torch.tensor([1e4, -1e4]).repeat(9)
+    offset, _ = layer.offsets(image)
+    assert torch.equal(offset[:, ::2], torch.full((2, 9, 9, 7), 1.5))
+    assert torch.equal(offset[:, 1::2], torch.full((2, 9, 9, 7), -1.5))
+
+
+def test_sampling_positions_are_the_grid_and_the_offsets(image: Tensor) -> None:
+    layer = trained_layer(stride=(2, 1), dilation=(1, 2), offset_groups=2)
+    positions = layer.sampling_positions(image)
+    offset = layer.offsets(image)[0].reshape(2, 2, 9, 2, 5, 5)
+    # Tap (2, 1) of output (3, 4): output * stride - padding + tap * dilation.
+    at_start = torch.tensor([3 * 2 - 1 + 2, 4 * 1 - 1 + 1 * 2])
+    assert torch.equal(positions[:, :, 2 * 3 + 1, :, 3, 4], offset[:, :, 2 * 3 + 1, :, 3, 4] + at_start)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_without_predictor_it_is_torchvisions_layer(masked: bool) -> None:
+    shape = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
+    theirs = torchvision.ops.DeformConv2d(6, 2, **shape)
+    layer = DeformConv2d(6, 2, **shape, offset_groups=3, predict_offsets=False)
+    layer.load_state_dict(theirs.state_dict())
+    inputs = [torch.randn(4, 6, 5, 4), torch.randn(4, 36, 2, 3), torch.rand(4, 18, 2, 3)][: 3 if masked else 2]
+    actual, same_precision = {"output": layer(*inputs)}, {"output": theirs(*inputs)}
+    assert_within_budget(actual, {"output": theirs.double()(*(t.double() for t in inputs))}, same_precision)
+
+
+def test_a_step_of_training_moves_every_channel_of_the_predictor(image: Tensor) -> None:
+    layer = DeformConv2d(4, 8, 3, padding=1)
+    layer(image).square().mean().backward()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    assert (layer.offset_weight.abs().amax((1, 2, 3)) > 0).all()
+    assert (layer.offset_bias.abs() > 0).all()
+
+
+def test_reset_parameters_draws_weights_and_zeros_the_predictor() -> None:
+    layer = trained_layer()
+    before = layer.weight.detach().clone()
+    layer.reset_parameters()
+    assert not torch.equal(layer.weight, before)
+    assert not layer.offset_weight.any()
+    assert not layer.offset_bias.any()
+
+
+def test_from_conv2d_takes_over_parameters_hooks_and_mode(image: Tensor) -> None:
+    conv, calls = nn.Conv2d(4, 8, 3, padding=1).eval(), []
+    conv.weight.requires_grad_(False)
+    conv.register_forward_hook(lambda module, *_: calls.append(type(module)))
+    conv.note = "kept"
+    layer = DeformConv2d.from_conv2d(conv, offset_groups=2)
+    layer(image)
+    assert layer.weight is conv.weight
+    assert layer.bias is conv.bias
+    assert (layer.weight.requires_grad, layer.training, layer.note) == (False, False, "kept")
+    assert calls == [DeformConv2d]
+
+
+def test_from_conv2d_leaves_the_convolution_as_it_was(image: Tensor) -> None:
+    conv = nn.Conv2d(4, 8, 3)
+    before, description = copy.deepcopy(conv.__dict__).keys(), repr(conv)
+    layer = DeformConv2d.from_conv2d(conv, modulated=False, offset_bound=1.0)
+    layer.register_forward_hook(lambda *_: pytest.fail("the convolution ran a hook of the layer"))
+    layer.register_buffer("extra", torch.zeros(1))
+    conv(image)
+    assert (conv.__dict__.keys(), repr(conv)) == (before, description)
+    assert conv.state_dict().keys() == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_are_equal_and_apart(copied: Callable[[nn.Module], nn.Module], image: Tensor) -> None:
+    layer = trained_layer(offset_bound=2.0)
+    twin = copied(layer)
+    assert torch.equal(twin(image), layer(image))
+    twin.offset_bias.data.zero_()
+    assert layer.offset_bias.all()
+
+
+@JIT_WARNING
+@pytest.mark.parametrize(
+    "convert", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.ones(1, 4, 8, 8))]
+)
+def test_torchscript_survives_a_file(convert: Callable[[nn.Module], nn.Module], image: Tensor) -> None:
+    layer, file = trained_layer(padding="same", groups=2, offset_groups=2, offset_bound=2.0), io.BytesIO()
+    torch.jit.save(convert(layer), file)
+    file.seek(0)
+    assert torch.equal(torch.jit.load(file)(image), layer(image))
+
+
+def test_export_keeps_the_operator_whole(image: Tensor) -> None:
+    layer = trained_layer()
+    exported = torch.export.export(layer, (image,))
+    assert torch.ops.dcn_ops.deform_conv2d.default in {node.target for node in exported.graph.nodes}
+    assert torch.equal(exported.module()(image), layer(image))
+
+
+def test_repr_tells_what_is_not_a_plain_convolution() -> None:
+    assert repr(DeformConv2d(4, 8, 3, stride=2, offset_groups=2, offset_bound=1.5)) == (
+        "DeformConv2d(4, 8, kernel_size=(3, 3), stride=(2, 2), offset_groups=2, modulated=True, offset_bound=1.5)"
+    )
+    assert repr(DeformConv2d(4, 8, 3, predict_offsets=False)).endswith("predict_offsets=False)")
