@@ -5,6 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
@@ -27,9 +30,8 @@ JIT_WARNING = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is deprecat
 def test_registration_passes_torchs_checks(case: Case, layout: str) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     inputs = make_inputs(case, layout=layout)
-    grad = torch.randn_like(op(*inputs, **case.integers))
-    opcheck(op, tuple(inputs.map(torch.Tensor.requires_grad_)), case.integers, test_utils=checks)
-    opcheck(backward_op, (grad, *make_inputs(case, layout=layout)), case.integers | NEEDS, test_utils=checks)
+    opcheck(backward_op, (op(*inputs, **case.integers), *inputs), case.integers | NEEDS, test_utils=checks)
+    opcheck(op, tuple(inputs.map(Tensor.requires_grad_)), case.integers, test_utils=checks)
 
 
 # opcheck reads .grad of non-leaf tensors, whatever the operator.
@@ -38,7 +40,7 @@ def test_registration_passes_torchs_checks(case: Case, layout: str) -> None:
 @pytest.mark.parametrize("optional", [True, False])
 def test_dynamic_tracing_passes_torchs_checks(optional: bool, layout: str) -> None:
     case = Case(mask=optional, bias=optional)
-    inputs = make_inputs(case, layout=layout).map(torch.Tensor.requires_grad_)
+    inputs = make_inputs(case, layout=layout).map(Tensor.requires_grad_)
     opcheck(op, tuple(inputs), case.integers, test_utils="test_aot_dispatch_dynamic")
 
 
@@ -72,15 +74,13 @@ def test_output_is_channels_last(case: Case) -> None:
 def test_autograd_asks_for_the_needed_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, original = [], cpu.backward
     monkeypatch.setattr(cpu, "backward", lambda *args, needs: asked.append(list(needs)) or original(*args, needs))
-    inputs = make_inputs(ALL)
-    inputs.offset.requires_grad_()
-    inputs.mask.requires_grad_()
-    op(*inputs, **ALL.integers).sum().backward()
+    input, offset, weight, bias, mask = make_inputs(ALL)
+    op(input, offset.requires_grad_(), weight, bias, mask.requires_grad_(), **ALL.integers).sum().backward()
     assert asked == [[False, True, False, False, True]]
 
 
 def test_autograd_saves_the_inputs_alone(case: Case) -> None:
-    inputs = make_inputs(case).map(torch.Tensor.requires_grad_)
+    inputs = make_inputs(case).map(Tensor.requires_grad_)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         op(*inputs, **case.integers)
@@ -104,25 +104,36 @@ def test_autocast_keeps_offsets_in_float32() -> None:
     assert (out.item(), out.dtype) == (17, torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "depthwise"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_operator_is_the_reference(name: str, backend: str) -> None:
+def test_compiled_operator_is_the_reference(name: str) -> None:
+    inputs, case = make_inputs(CASES[name]), CASES[name]
     torch._dynamo.reset()
-    case = CASES[name]
-    inputs = make_inputs(case)
-    compiled = torch.compile(dcn_ops.deform_conv2d, fullgraph=True, backend=backend)
-    actual = run(compiled, inputs, stride=case.stride, padding=case.padding, dilation=case.dilation)
+    actual = run(torch.compile(op, fullgraph=True), inputs, **case.integers)
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 
-def test_compiled_operator_takes_other_sizes_without_recompilation() -> None:
+def test_compiler_sees_through_the_operator() -> None:
+    targets = []
+
+    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        targets.append({node.target for node in graph.graph.nodes})
+        return make_boxed_func(graph.forward)
+
     torch._dynamo.reset()
+    compiled = torch.compile(op, fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    run(compiled, make_inputs(ALL), **ALL.integers)
+    assert len(targets) == 2
+    assert not {op, backward_op} & set.union(*targets)
+
+
+def padded(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    return dcn_ops.deform_conv2d(input, offset, weight, bias, (1, 1), (1, 1), (1, 1), mask)
+
+
+def test_compiled_function_takes_other_sizes_without_recompilation() -> None:
     counter = CompileCounterWithBackend("aot_eager")
-
-    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
-    def compiled(**tensors: torch.Tensor) -> torch.Tensor:
-        return op(**tensors, **Case().integers)
-
+    compiled = torch.compile(padded, fullgraph=True, dynamic=True, backend=counter)
     # Different numbers throughout: to the compiler, sizes that happen to be equal are one size.
     for case in (Case(size=(11, 13)), Case(batch=3, size=(8, 10))):
         inputs = make_inputs(case)
@@ -131,25 +142,16 @@ def test_compiled_operator_takes_other_sizes_without_recompilation() -> None:
 
 
 @JIT_WARNING
-def test_scripted_function_gives_the_same() -> None:
-    input, offset, weight, bias, mask = make_inputs(ALL)
-    arguments = (input, offset, weight, bias, ALL.stride, ALL.padding, ALL.dilation, mask)
-    scripted = torch.jit.script(dcn_ops.deform_conv2d)
-    assert torch.equal(scripted(*arguments), dcn_ops.deform_conv2d(*arguments))
-
-
-@JIT_WARNING
-def test_traced_function_takes_other_sizes() -> None:
-    def function(*tensors: torch.Tensor) -> torch.Tensor:
-        return dcn_ops.deform_conv2d(*tensors[:4], padding=1, mask=tensors[4])
-
-    traced = torch.jit.trace(function, tuple(make_inputs(Case())))
-    other = make_inputs(Case(batch=3, size=(5, 8)))
-    assert torch.equal(traced(*other), function(*other))
+@pytest.mark.parametrize(
+    "convert", [torch.jit.script, partial(torch.jit.trace, example_inputs=make_inputs(Case()))]
+)
+def test_torchscript_takes_other_sizes(convert: Callable) -> None:
+    other = make_inputs(Case(batch=3, size=(8, 6)))
+    assert torch.equal(convert(padded)(*other), padded(*other))
 
 
 def jacobian(transform: Callable, argument: str, inputs: Inputs) -> Results:
-    def function(value: torch.Tensor) -> torch.Tensor:
+    def function(value: Tensor) -> Tensor:
         return op(*inputs._replace(**{argument: value}), **SMALL.integers)
 
     return {"output": transform(function)(getattr(inputs, argument))}
@@ -161,7 +163,7 @@ def jacobian(transform: Callable, argument: str, inputs: Inputs) -> Results:
 def test_jacobians_of_torch_func_are_those_of_autograd(argument: str, transform: Callable) -> None:
     inputs = make_inputs(SMALL, torch.float64)
     by_autograd = partial(jacobian, lambda f: partial(torch.autograd.functional.jacobian, f), argument)
-    exact, same_precision = by_autograd(inputs), by_autograd(inputs.map(torch.Tensor.float))
+    exact, same_precision = by_autograd(inputs), by_autograd(inputs.map(Tensor.float))
     assert_within_budget(jacobian(transform, argument, inputs), exact, same_precision)
 
 
@@ -174,26 +176,25 @@ def test_vmap_is_a_loop(mapped: tuple[str, ...]) -> None:
     stacked = Inputs(**draws[0] | {name: torch.stack([draw[name] for draw in draws], 1) for name in mapped})
     in_dims = tuple(1 if name in mapped else None for name in Inputs._fields)
 
-    def together(**tensors: torch.Tensor) -> torch.Tensor:
+    def together(**tensors: Tensor) -> Tensor:
         return torch.func.vmap(partial(op, **ALL.integers), in_dims)(*tensors.values())
 
-    def one_by_one(**tensors: torch.Tensor) -> torch.Tensor:
+    def one_by_one(**tensors: Tensor) -> Tensor:
         samples = [tensors | {name: tensors[name][:, i] for name in mapped} for i in range(len(draws))]
         return torch.stack([op(**sample, **ALL.integers) for sample in samples])
 
-    exact = run(one_by_one, stacked.map(torch.Tensor.double))
+    exact = run(one_by_one, stacked.map(Tensor.double))
     assert_within_budget(run(together, stacked), exact, run(one_by_one, stacked))
 
 
 def test_vmap_of_a_gradient_gives_that_of_each_sample() -> None:
     inputs = make_inputs(Case(batch=3, mask=False))
 
-    def loss(weight: torch.Tensor, *sample: torch.Tensor) -> torch.Tensor:
-        input, offset = (t[None] for t in sample)
-        return op(input, offset, weight, None, None, **Case().integers).square().sum()
+    def loss(weight: Tensor, input: Tensor, offset: Tensor) -> Tensor:
+        return op(input[None], offset[None], weight, None, None, **Case().integers).square().sum()
 
-    def one_by_one(input: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, *_: None) -> Results:
+    def one_by_one(input: Tensor, offset: Tensor, weight: Tensor, *_: None) -> Results:
         return {"output": torch.stack([torch.func.grad(loss)(weight, *s) for s in zip(input, offset, strict=True)])}
 
     together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(inputs.weight, *inputs[:2])
-    assert_within_budget({"output": together}, one_by_one(*inputs.map(torch.Tensor.double)), one_by_one(*inputs))
+    assert_within_budget({"output": together}, one_by_one(*inputs.map(Tensor.double)), one_by_one(*inputs))

@@ -92,12 +92,14 @@ def test_given_offsets_replace_the_predicted(image: Tensor) -> None:
     assert torch.equal(layer(image, offset, mask), deform_conv2d(*arguments, mask))
 
 
-def test_offset_bound_holds_whatever_is_predicted(image: Tensor) -> None:
+def test_offset_bound_squashes_what_is_predicted(image: Tensor) -> None:
     layer = trained_layer(offset_bound=1.5)
-    layer.offset_bias.data[:18] = torch.tensor([1e4, -1e4]).repeat(9)
-    offset, _ = layer.offsets(image)
-    assert torch.equal(offset[:, ::2], torch.full((2, 9, 9, 7), 1.5))
-    assert torch.equal(offset[:, 1::2], torch.full((2, 9, 9, 7), -1.5))
+    layer.offset_bias.data[:2] = torch.tensor([1e4, -1e4])
+    bounded, _ = layer.offsets(image)
+    layer.offset_bound = None
+    free, _ = layer.offsets(image)
+    assert torch.equal(bounded, 1.5 * (2 * free.sigmoid() - 1))
+    assert (bounded.amax(), bounded.amin()) == (1.5, -1.5)
 
 
 def test_sampling_positions_are_the_grid_and_the_offsets(image: Tensor) -> None:
