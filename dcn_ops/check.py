@@ -87,7 +87,18 @@ def _check_channels(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor 
         raise ValueError(f"expected bias of shape [{filters}], one per filter, got {_shape('bias', bias)}")
 
 
+def check_gradient(grad: Tensor, input: Tensor, weight: Tensor, conv: Conv) -> None:
+    """Raise ValueError or TypeError for a gradient that doesn't fit the output."""
+    expected = [input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])]
+    if list(grad.shape) != expected:
+        raise ValueError(f"expected grad of the output's shape {expected}, got {_shape('grad', grad)}")
+    if grad.dtype != input.dtype:
+        raise TypeError(f"expected grad of the input's dtype {input.dtype}, got {grad.dtype=}")
+
+
 def _check_maps(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> None:
+    if input.shape[2] == 0 or input.shape[3] == 0:
+        raise ValueError(f"expected an image with pixels, got {_shape('input', input)}")
     size = conv.output_size(input.shape[2:])
     if size[0] < 1 or size[1] < 1:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_ops.check import check_arguments
+from dcn_ops.check import check_arguments, check_gradient
 from dcn_ops.private import below_autograd, is_transforming, tag_compile_caches, trace_through
 
 _INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
@@ -55,6 +55,7 @@ def _backward(
     from dcn_ops import cpu
 
     conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
+    check_gradient(grad, input, weight, conv)
     return cpu.backward(grad, input, offset, weight, mask, conv, needs=integers[-1])
 
 
@@ -90,7 +91,8 @@ def _backward_fake(
     mask: Tensor | None,
     *integers: Any,
 ) -> Gradients:
-    check_arguments(input, offset, weight, bias, mask, *integers[:-1])
+    conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
+    check_gradient(grad, input, weight, conv)
     gradients = (
         _empty_channels_last(input, input.shape),
         offset.new_empty(offset.shape),

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import dcn_ops.library  # noqa: F401  (registers the operator)
 from dcn_ops.geometry import Conv
@@ -89,13 +90,16 @@ class DeformConv2d(nn.Conv2d):
         """Return a layer that takes over a convolution: its very Parameters, hooks, mode and attributes.
 
         Raises:
-            ValueError: For a padding_mode other than zeros, or arguments that the constructor refuses.
+            ValueError: For a padding_mode other than zeros, a parametrized convolution or one with a forward of
+                its own, or arguments that the constructor refuses.
         """
         if conv.padding_mode != "zeros":
             raise ValueError(f"expected padding_mode='zeros', got {conv.padding_mode=}")
+        if is_parametrized(conv) or type(conv).forward is not nn.Conv2d.forward:
+            raise ValueError(f"expected a plain nn.Conv2d, whose weight is all there is to it, got {type(conv)}")
         layer = cls.__new__(cls)
         # Every container is copied, so that the convolution stays as it was.
-        layer.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in conv.__dict__.items()}
+        layer.__dict__ = {k: v.copy() if isinstance(v, dict | set) else v for k, v in conv.__dict__.items()}
         layer._add_offsets(offset_groups, modulated, offset_bound, predict_offsets)
         return layer
 
@@ -184,6 +188,7 @@ class DeformConv2d(nn.Conv2d):
     def sampling_positions(self, input: Tensor) -> Tensor:
         """Return where each tap samples input [N, C, H, W]: [N, G, K, 2, Ho, Wo], (y, x) in its pixels."""
         offset, _ = self.offsets(input)
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         n, _, ho, wo = offset.shape
         conv = Conv(self.kernel_size, self.stride, self._padding_hw, self.dilation, self.groups, self.offset_groups)
         grid = torch.broadcast_tensors(*conv.grid((0, ho), wo, offset.dtype, offset.device))

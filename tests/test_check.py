@@ -35,6 +35,7 @@ WRONG = {
     "offset_size": ({"offset": zeros(2, 36, 6, 4)}, ValueError, ["[2, 36, 6, 5]", "offset.shape=[2, 36, 6, 4]"]),
     "mask_channels": ({"mask": zeros(2, 9, 6, 5)}, ValueError, ["[2, 18, 6, 5]", "mask.shape=[2, 9, 6, 5]"]),
     "mask_size": ({"mask": zeros(2, 18, 1, 1)}, ValueError, ["[2, 18, 6, 5]", "mask.shape=[2, 18, 1, 1]"]),
+    "no_pixels": ({"input": zeros(2, 4, 0, 5)}, ValueError, ["with pixels", "input.shape=[2, 4, 0, 5]"]),
     "no_output": ({"dilation": (9, 1)}, ValueError, ["[-10, 5]", "dilation=[9, 1]", "input.shape=[2, 4, 6, 5]"]),
     "stride": ({"stride": (0, 1)}, ValueError, ["stride=(0, 1)", ">= 1"]),
     "padding": ({"padding": (1, -1)}, ValueError, ["padding=(1, -1)", ">= 0"]),
@@ -133,3 +134,12 @@ def test_missing_offset() -> None:
         dcn_ops.DeformConv2d(4, 8, 3)(RIGHT["input"], mask=torch.ones(2, 9, 7, 5))
     with pytest.raises(ValueError, match="needs its offset"):
         dcn_ops.DeformConv2d(4, 8, 3, predict_offsets=False)(RIGHT["input"])
+
+
+@pytest.mark.parametrize(
+    ("grad", "error"), [(zeros(2, 6, 6, 4), ValueError), (zeros(2, 6, 6, 5).half(), TypeError)]
+)
+def test_a_gradient_that_is_not_the_outputs_is_refused(grad: torch.Tensor, error: type[Exception]) -> None:
+    backward = torch.ops.dcn_ops.deform_conv2d_backward
+    with pytest.raises(error, match="expected grad of the"):
+        backward(grad, *RIGHT.values(), **CASE.integers, needs=[True] * 5)

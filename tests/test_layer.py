@@ -157,10 +157,21 @@ def test_from_conv2d_leaves_the_convolution_as_it_was(image: Tensor) -> None:
     before, description = copy.deepcopy(conv.__dict__).keys(), repr(conv)
     layer = DeformConv2d.from_conv2d(conv, modulated=False, offset_bound=1.0)
     layer.register_forward_hook(lambda *_: pytest.fail("the convolution ran a hook of the layer"))
-    layer.register_buffer("extra", torch.zeros(1))
+    layer.register_buffer("extra", torch.zeros(1), persistent=False)
     conv(image)
+    assert not conv._non_persistent_buffers_set
     assert (conv.__dict__.keys(), repr(conv)) == (before, description)
     assert conv.state_dict().keys() == {"weight", "bias"}
+
+
+def test_from_conv2d_refuses_what_is_more_than_its_weight() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    for conv in (Scaled(4, 8, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3))):
+        with pytest.raises(ValueError, match=r"expected a plain nn\.Conv2d"):
+            DeformConv2d.from_conv2d(conv)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
