@@ -22,8 +22,6 @@ ALL = CASES["all"]
 SMALL = Case(batch=1, channels=2, filters=2, size=(4, 3), offset_groups=2)
 NEEDS = {"needs": [True] * 5}
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-# Said to whoever scripts, and by torch to itself where it differentiates forward.
-JIT_WARNING = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is deprecated")
 
 
 @LAYOUTS
@@ -141,7 +139,6 @@ def test_compiled_function_takes_other_sizes_without_recompilation() -> None:
     assert counter.frame_count == 1
 
 
-@JIT_WARNING
 @pytest.mark.parametrize(
     "convert", [torch.jit.script, partial(torch.jit.trace, example_inputs=make_inputs(Case()))]
 )
@@ -157,7 +154,6 @@ def jacobian(transform: Callable, argument: str, inputs: Inputs) -> Results:
     return {"output": transform(function)(getattr(inputs, argument))}
 
 
-@JIT_WARNING
 @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
 @pytest.mark.parametrize("argument", Inputs._fields)
 def test_jacobians_of_torch_func_are_those_of_autograd(argument: str, transform: Callable) -> None:

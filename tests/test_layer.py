@@ -26,7 +26,6 @@ SHAPES = {
     "valid": {"kernel_size": 3, "padding": "valid"},
 }
 OFFSETS = {"v2": {}, "v1": {"modulated": False}, "groups": {"offset_groups": 2}, "bound": {"offset_bound": 3.0}}
-JIT_WARNING = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is deprecated")
 
 
 @pytest.fixture
@@ -183,7 +182,6 @@ def test_copies_are_equal_and_apart(copied: Callable[[nn.Module], nn.Module], im
     assert layer.offset_bias.all()
 
 
-@JIT_WARNING
 @pytest.mark.parametrize(
     "convert", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.ones(1, 4, 8, 8))]
 )
