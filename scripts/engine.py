@@ -122,9 +122,10 @@ class _Epoch:
         total = 0.0
         for step, (images, labels) in enumerate(self.loader):
             loss = self._loss(images, labels)
-            if not math.isfinite(loss.item()):
+            value = loss.item()
+            if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} at epoch {epoch}, step {step}: lower "
+                    f"the loss is {value} at epoch {epoch}, step {step}: lower "
                     f"optim.lr={self.config.optim.lr}, or set optim.clip_grad or dcn.offset_bound; "
                     "the checkpoint of the last whole epoch stays"
                 )
@@ -134,7 +135,7 @@ class _Epoch:
                 nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_grad)
             self.optimizer.step()
             self.scheduler.step_update(epoch * len(self.loader) + step + 1)
-            total += loss.item()
+            total += value
             advance()
         return total / len(self.loader)
 
