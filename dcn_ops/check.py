@@ -12,25 +12,30 @@ def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
     """Raise TypeError for what is not a tensor, ValueError for a wrong rank or a weight without elements."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return  # Sizes are tensors now; the operator runs with numbers, and checks them.
-    named = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-    for name, tensor in named.items():
-        if tensor is None and name in ("bias", "mask"):
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
-        rank = 1 if name == "bias" else 4
-        if tensor.dim() != rank:
-            hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 and name != "weight" else ""
-            raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
+    _check_rank("input", input, 4)
+    _check_rank("offset", offset, 4)
+    _check_rank("weight", weight, 4)
+    if bias is not None:
+        _check_rank("bias", bias, 1)
+    if mask is not None:
+        _check_rank("mask", mask, 4)
     if 0 in weight.shape:
         raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
+
+
+def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+    if tensor.dim() != rank:
+        hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 and name != "weight" else ""
+        raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
 
 
 def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
     """Return one integer, or a sequence of two, as a list of two."""
     integers = (int, torch.SymInt)
-    pair = list(value) if isinstance(value, Sequence) else [value, value]
-    if len(pair) != 2 or not all(isinstance(i, integers) for i in pair):
+    pair = [value, value] if isinstance(value, integers) else list(value) if isinstance(value, Sequence) else []
+    if len(pair) != 2 or not isinstance(pair[0], integers) or not isinstance(pair[1], integers):
         raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={value!r}")
     return pair
 
@@ -57,7 +62,7 @@ def check_arguments(
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if pair[0] < least or pair[1] < least:
             raise ValueError(f"expected {name} of two integers >= {least}, got {name}={tuple(pair)}")
-    conv = Conv(tuple(weight.shape[2:]), stride, padding, dilation, groups, offset_groups)
+    conv = Conv(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), groups, offset_groups)
     _check_channels(input, offset, weight, bias, conv)
     _check_maps(input, offset, mask, conv)
     _check_kind(input, offset, weight, bias, mask)
@@ -112,7 +117,7 @@ def _check_maps(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) 
     ):
         channels = conv.offset_groups * conv.taps * (2 if name == "offset" else 1)
         expected = (input.shape[0], channels, *size)
-        if tensor is not None and tuple(tensor.shape) != expected:
+        if tensor is not None and tensor.shape != expected:
             raise ValueError(
                 f"expected {name} of shape {list(expected)}, [N, {layout}, Ho, Wo] with "
                 f"offset_groups={conv.offset_groups} and the kernel {list(conv.kernel)}, "

@@ -1,18 +1,27 @@
 """The contract of the operator: schemas, kernels, fake kernels, autograd, vmap and autocast.
 
-Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports torch
-alone; an implementation is imported when a kernel first runs.
+Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports torch alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcn_ops import cpu, tiny
 from dcn_ops.check import check_arguments, check_gradient
-from dcn_ops.private import below_autograd, is_transforming, tag_compile_caches, trace_through
+from dcn_ops.geometry import Conv
+from dcn_ops.private import (
+    below_autograd,
+    is_plain_cpu,
+    is_transforming,
+    tag_compile_caches,
+    trace_through,
+    without_autograd,
+)
 
 _INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
 _TENSORS = "Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask"
@@ -35,12 +44,16 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def _forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *integers: Any,
+    traced: bool = False,
 ) -> Tensor:
-    from dcn_ops import cpu
-
     conv = check_arguments(input, offset, weight, bias, mask, *integers)
-    return cpu.forward(input, offset, weight, bias, mask, conv)
+    return _implementation(input, offset, weight, conv, traced).forward(input, offset, weight, bias, mask, conv)
 
 
 def _backward(
@@ -51,12 +64,17 @@ def _backward(
     bias: Tensor | None,
     mask: Tensor | None,
     *integers: Any,
+    traced: bool = False,
 ) -> Gradients:
-    from dcn_ops import cpu
-
     conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
     check_gradient(grad, input, weight, conv)
-    return cpu.backward(grad, input, offset, weight, mask, conv, needs=integers[-1])
+    kernels = _implementation(input, offset, weight, conv, traced)
+    return kernels.backward(grad, input, offset, weight, mask, conv, needs=integers[-1])
+
+
+def _implementation(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
+    # Compiled, the many small kernels of the first are a few, and calls cost nothing.
+    return tiny if not traced and tiny.suits(input, offset, weight, conv) else cpu
 
 
 _library.impl("deform_conv2d", _forward, "CompositeExplicitAutograd")
@@ -65,8 +83,8 @@ _library.impl("deform_conv2d_backward", _backward, "CompositeExplicitAutograd")
 
 # The compiler fuses what those kernels are made of, instead of calling an opaque operator.
 
-trace_through("dcn_ops::deform_conv2d", _forward, _library)
-trace_through("dcn_ops::deform_conv2d_backward", _backward, _library)
+trace_through("dcn_ops::deform_conv2d", partial(_forward, traced=True), _library)
+trace_through("dcn_ops::deform_conv2d_backward", partial(_backward, traced=True), _library)
 tag_compile_caches(Path(__file__).parent)
 
 
@@ -125,7 +143,7 @@ class _DeformConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, offset, weight, bias, mask)
         ctx.integers = integers
-        return below_autograd(_forward_op, keyset, input, offset, weight, bias, mask, *integers)
+        return _forward_below_autograd(keyset, input, offset, weight, bias, mask, *integers)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
@@ -139,6 +157,13 @@ def _forward_autograd(keyset: Any, *args: Any) -> Tensor:
         return _reference(*args)
     if _needs_graph(*args[:5]):
         return _DeformConv2d.apply(keyset, *args)
+    return _forward_below_autograd(keyset, *args)
+
+
+def _forward_below_autograd(keyset: Any, *args: Any) -> Tensor:
+    if is_plain_cpu(keyset):  # What the dispatcher would call, a tenth of a small call's time earlier.
+        with without_autograd():
+            return _forward(*args)
     return below_autograd(_forward_op, keyset, *args)
 
 
@@ -165,7 +190,11 @@ def _reference(
 
 
 def _needs_graph(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 _library.impl("deform_conv2d", _forward_autograd, "Autograd", with_keyset=True)

@@ -22,6 +22,18 @@ def below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
+_PLAIN_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutogradCPU
+)
+_PLAIN_CPU_BITS = _PLAIN_CPU.raw_repr()
+without_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def is_plain_cpu(keyset: Any) -> bool:
+    """Tell whether the CPU kernel follows the Autograd key at once: no mode, subclass or transform between."""
+    return keyset.raw_repr() == _PLAIN_CPU_BITS
+
+
 def is_transforming() -> bool:
     """Tell whether a transform of torch.func or forward-mode AD is at work."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

@@ -37,7 +37,7 @@ def forward(
         columns = columns * mask.to(dtype).reshape(n, g, 1, conv.taps * ho * wo)
     depth = c // conv.groups * conv.taps
     columns = columns.reshape(n, conv.groups, depth, ho * wo)
-    out = torch.einsum("ngdp,god->ngop", columns, weight.to(dtype).reshape(conv.groups, -1, depth))
+    out = weight.to(dtype).reshape(conv.groups, -1, depth) @ columns  # [N, groups, O/groups, Ho*Wo]
     out = out.reshape(n, weight.shape[0], ho, wo)
     return (out if bias is None else out + bias.to(dtype).reshape(-1, 1, 1)).to(input.dtype)
 
