@@ -1,6 +1,7 @@
 """Deformable convolution as a ``torch.library`` operator, in pure Python."""
 
+from dcn_ops.export import decompositions, whole_operators
 from dcn_ops.functional import deform_conv2d
 from dcn_ops.nn import DeformConv2d
 
-__all__ = ["DeformConv2d", "deform_conv2d"]
+__all__ = ["DeformConv2d", "decompositions", "deform_conv2d", "whole_operators"]

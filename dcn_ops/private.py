@@ -4,7 +4,8 @@ Tried on torch 2.11 and 2.15.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,18 @@ def is_transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+_keeping_whole = False
+
+
 def trace_through(op: str, kernel: Callable[..., Any], library: Any) -> None:
     """Let the compiler see the aten that ``kernel`` runs in place of the operator.
 
     AOTAutograd traces under functionalization; there the rule runs the kernel, as ``torch.library.triton_op``
-    does. ``torch.export`` keeps the operator whole.
+    does. ``torch.export`` keeps the operator whole, and so does everyone within ``keep_operators_whole``.
     """
 
     def rule(mode: Any, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
-        if _export_keeps_operators():
+        if _keeping_whole or _export_keeps_operators():
             return mode.__torch_dispatch__(func, types, args, kwargs or {})
         with mode:
             return kernel(*args, **(kwargs or {}))
@@ -62,6 +66,19 @@ def _export_keeps_operators() -> bool:
     except ImportError:  # not knowing, keep it: opaque, it still runs
         return True
     return custom_triton_ops_decomposition_disabled()
+
+
+@contextmanager
+def keep_operators_whole() -> Iterator[None]:
+    """Switch the rules of ``trace_through`` off; the compile caches tell the two kinds of graph apart."""
+    global _keeping_whole
+    config = torch.compiler.config
+    before, tag = _keeping_whole, config.cache_key_tag
+    _keeping_whole, config.cache_key_tag = True, f"{tag}dcn_ops:whole;"
+    try:
+        yield
+    finally:
+        _keeping_whole, config.cache_key_tag = before, tag
 
 
 def tag_compile_caches(package: Path) -> None:
