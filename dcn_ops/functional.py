@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 import dcn_ops.library  # noqa: F401  (registers the operator)
 from dcn_ops.check import as_pair, check_tensors
@@ -50,6 +51,11 @@ def deform_conv2d(
         padding_hw = [padding[0], padding[1]]
         dilation_hw = [dilation[0], dilation[1]]
     else:
+        tensors = (input, offset, weight, bias, mask)
+        if has_torch_function(tensors):  # a subclass, or a proxy of torch.fx
+            return handle_torch_function(
+                deform_conv2d, tensors, input, offset, weight, bias, stride, padding, dilation, mask
+            )
         check_tensors(input, offset, weight, bias, mask)
         stride_hw = as_pair("stride", stride)
         padding_hw = as_pair("padding", padding)

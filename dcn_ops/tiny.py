@@ -98,9 +98,7 @@ def backward(
     return grad_input, grad_offset, grad_weight, grad_bias, grad_mask
 
 
-def _widen(
-    input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _widen(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return [N*G, D, H*W], [N*G, K, 2, Ho, Wo] and [N*G, K, Ho, Wo], in float32 at least."""
     batch, channels, height, width = input.shape
     groups, taps, output = conv.offset_groups, conv.taps, offset.shape[2:]
