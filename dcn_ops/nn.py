@@ -161,16 +161,21 @@ class DeformConv2d(nn.Conv2d):
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Convolve input [N, C, H, W], with predicted offsets unless ``offset`` and ``mask`` are given.
 
+        Given offsets tell the number of their groups by their channels, as in torchvision's layer.
+
         Returns:
             [N, O, Ho, Wo] in channels_last memory format.
 
         Raises:
             ValueError: For shapes that don't fit, a mask without offset, or no offset where none is predicted.
         """
-        if offset is None:
-            if mask is not None:
-                raise ValueError("got a mask without an offset; pass both, or neither to predict them")
+        offset_groups = self.offset_groups
+        if offset is not None:
+            offset_groups = offset.shape[1] // (2 * self.kernel_size[0] * self.kernel_size[1])
+        elif mask is None:
             offset, mask = self.offsets(input)
+        else:
+            raise ValueError("got a mask without an offset; pass both, or neither to predict them")
         # The operator itself: here the groups are known, and tracing meets no arithmetic on shapes.
         return torch.ops.dcn_ops.deform_conv2d(
             input,
@@ -182,7 +187,7 @@ class DeformConv2d(nn.Conv2d):
             self._padding_hw,
             self.dilation,
             self.groups,
-            self.offset_groups,
+            offset_groups,
         )
 
     def sampling_positions(self, input: Tensor) -> Tensor:

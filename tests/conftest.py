@@ -1,10 +1,16 @@
 import pytest
 import torch
+from hypothesis import settings
 
+from dcn_ops import tiny
 from dcn_ops.testing import CASES, Case
 
 # On tensors this small, threads do little but wait for each other.
 torch.set_num_threads(1)
+
+settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None, database=None)
+settings.register_profile("long", settings.get_profile("ci"), max_examples=10_000, derandomize=False)
+settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +21,9 @@ def _seed() -> None:
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
+
+
+@pytest.fixture(params=["cpu", "tiny"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the operator take one of the two, whatever the size."""
+    monkeypatch.setattr(tiny, "MAX_WORK", {"cpu": -1, "tiny": 2**62}[request.param])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 
 import dcn_ops
-from dcn_ops import cpu, reference, tiny
+from dcn_ops import cpu, reference
 from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -20,11 +20,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALL = CASES["all"]
 
 
-@pytest.fixture(autouse=True, params=["cpu", "tiny"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "MAX_WORK", {"cpu": -1, "tiny": 2**62}[request.param])
-
-
+pytestmark = pytest.mark.usefixtures("implementation")
 # Of one of the two alone.
 of_cpu = pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
 
