@@ -1,7 +1,7 @@
 """The layer: an ``nn.Conv2d`` that predicts where it samples."""
 
 import math
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +20,38 @@ class DeformConv2d(nn.Conv2d):
     [G * K * (3 if modulated else 2), C, kh, kw] and ``offset_bias`` sit on the layer itself, where the
     ``init_weights`` of a network, which looks for convolutions, leaves them at zero.
 
+    A dense predictor costs more than the convolution itself where that is depthwise. A ``separable_predictor``
+    is a depthwise convolution, ``offset_depthwise_weight`` [C, 1, kh, kw], that starts as the mean of its window,
+    and a zero-initialised 1x1 convolution, ``offset_weight`` [.., C, 1, 1].
+
     Args:
         in_channels: C.
         out_channels: O.
         kernel_size: kh x kw; it, stride, padding and dilation are an integer or a pair.
         stride: Stride, of the predictor too.
-        padding: Zero padding, or "same" (odd effective kernels) or "valid".
+        padding: Padding, or "same" or "valid".
         dilation: Distance between taps.
         groups: Weight groups.
         bias: Whether to add a bias.
         offset_groups: G; each has its own offsets for C / G of the channels.
         modulated: Whether samples are weighted by a mask (v2) or not (v1).
         offset_bound: Keep predicted offsets within ± this many pixels, by ``b * (2 * sigmoid(·) - 1)``.
+        separable_predictor: Predict by a depthwise and a 1x1 convolution.
+        padding_mode: As of ``nn.Conv2d``; where it is not "zeros" the image is padded first, and samples beyond
+            the padding count 0.
         predict_offsets: False for a layer that takes its offsets from outside, as torchvision's does; its
             state_dict then equals torchvision's.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
     Raises:
-        ValueError: For an offset_groups that doesn't divide C, a bound that is not positive, or a "same"
-            padding that would have to be asymmetric.
+        ValueError: For an offset_groups that doesn't divide C, or a bound that is not positive.
     """
 
+    # The class that from_conv2d takes over; a subclass for another one overrides filters or pad.
+    converts: ClassVar[type[nn.Conv2d]] = nn.Conv2d
+
+    offset_depthwise_weight: nn.Parameter | None
     offset_weight: nn.Parameter | None
     offset_bias: nn.Parameter | None
 
@@ -55,10 +65,12 @@ class DeformConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         *,
         offset_groups: int = 1,
         modulated: bool = True,
         offset_bound: float | None = None,
+        separable_predictor: bool = False,
         predict_offsets: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -72,10 +84,11 @@ class DeformConv2d(nn.Conv2d):
             dilation,
             groups,
             bias,
+            padding_mode,
             device=device,
             dtype=dtype,
         )
-        self._add_offsets(offset_groups, modulated, offset_bound, predict_offsets)
+        self._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
 
     @classmethod
     def from_conv2d(
@@ -85,26 +98,31 @@ class DeformConv2d(nn.Conv2d):
         offset_groups: int = 1,
         modulated: bool = True,
         offset_bound: float | None = None,
+        separable_predictor: bool = False,
         predict_offsets: bool = True,
     ) -> Self:
         """Return a layer that takes over a convolution: its very Parameters, hooks, mode and attributes.
 
         Raises:
-            ValueError: For a padding_mode other than zeros, a parametrized convolution or one with a forward of
-                its own, or arguments that the constructor refuses.
+            ValueError: For a parametrized convolution or one with a forward of its own, or arguments that the
+                constructor refuses.
         """
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"expected padding_mode='zeros', got {conv.padding_mode=}")
-        if is_parametrized(conv) or type(conv).forward is not nn.Conv2d.forward:
-            raise ValueError(f"expected a plain nn.Conv2d, whose weight is all there is to it, got {type(conv)}")
+        if is_parametrized(conv) or type(conv).forward is not cls.converts.forward:
+            name = f"{cls.converts.__module__.partition('.')[0]}'s {cls.converts.__name__}"
+            raise ValueError(f"expected {name}, whose weight is all there is to it, got {type(conv)}")
         layer = cls.__new__(cls)
         # Every container is copied, so that the convolution stays as it was.
         layer.__dict__ = {k: v.copy() if isinstance(v, dict | set) else v for k, v in conv.__dict__.items()}
-        layer._add_offsets(offset_groups, modulated, offset_bound, predict_offsets)
+        layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
         return layer
 
     def _add_offsets(
-        self, offset_groups: int, modulated: bool, offset_bound: float | None, predict_offsets: bool
+        self,
+        offset_groups: int,
+        modulated: bool,
+        offset_bound: float | None,
+        separable_predictor: bool,
+        predict_offsets: bool,
     ) -> None:
         if offset_groups < 1 or self.in_channels % offset_groups:
             raise ValueError(f"expected offset_groups to divide {self.in_channels=}, got {offset_groups=}")
@@ -113,43 +131,70 @@ class DeformConv2d(nn.Conv2d):
         self.offset_groups = offset_groups
         self.modulated = modulated
         self.offset_bound = offset_bound
+        self.separable_predictor = separable_predictor
         self.predict_offsets = predict_offsets
-        self._padding_hw = self._symmetric_padding()
+        self._set_padding()
         self._offset_channels = 2 * offset_groups * self.kernel_size[0] * self.kernel_size[1]
-        if not predict_offsets:
-            self.register_parameter("offset_weight", None)
-            self.register_parameter("offset_bias", None)
-            return
-        outputs = self._offset_channels * 3 // 2 if modulated else self._offset_channels
-        self.offset_weight = nn.Parameter(self.weight.new_zeros(outputs, self.in_channels, *self.kernel_size))
-        self.offset_bias = nn.Parameter(self.weight.new_zeros(outputs))
+        for name in ("offset_depthwise_weight", "offset_weight", "offset_bias"):
+            self.register_parameter(name, None)
+        if predict_offsets:
+            self._add_predictor(self._offset_channels * 3 // 2 if modulated else self._offset_channels)
 
-    def _symmetric_padding(self) -> tuple[int, int]:
-        if not isinstance(self.padding, str):
-            return self.padding[0], self.padding[1]
+    def _add_predictor(self, outputs: int) -> None:
+        kernel: tuple[int, ...] = self.kernel_size
+        if self.separable_predictor:
+            self.offset_depthwise_weight = nn.Parameter(self.weight.new_empty(self.in_channels, 1, *kernel))
+            kernel = (1, 1)
+        self.offset_weight = nn.Parameter(self.weight.new_empty(outputs, self.in_channels, *kernel))
+        self.offset_bias = nn.Parameter(self.weight.new_empty(outputs))
+        self._reset_predictor()
+
+    def _set_padding(self) -> None:
+        """Leave to the operator what is as wide on both sides and zero; the rest is padded before."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
-        if left != right or top != bottom:
-            raise ValueError(
-                f"padding='same' is asymmetric for {self.kernel_size=} with {self.dilation=}; "
-                "use an odd kernel or pad the input yourself"
-            )
-        return top, left
+        self._pads_first = self.padding_mode != "zeros" or left != right or top != bottom
+        self._padding_hw = (0, 0) if self._pads_first else (top, left)
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew and set the predictor to zero."""
+        """Draw weight and bias anew and set the predictor to its start."""
         super().reset_parameters()
+        self._reset_predictor()
+
+    def _reset_predictor(self) -> None:
         # nn.Conv2d's constructor calls this before the predictor exists.
         for name in ("offset_weight", "offset_bias"):
             parameter = self._parameters.get(name)
             if parameter is not None:
                 nn.init.zeros_(parameter)
+        depthwise = self._parameters.get("offset_depthwise_weight")
+        if depthwise is not None:
+            nn.init.constant_(depthwise, 1 / (self.kernel_size[0] * self.kernel_size[1]))
+
+    def pad(self, input: Tensor) -> Tensor:
+        """Pad the input where the operator, which knows zeros on both sides alone, can't."""
+        if not self._pads_first:
+            return input
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+
+    def filters(self) -> Tensor:
+        """Return the weight [O, C / groups, kh, kw] that the operator gets."""
+        return self.weight
 
     def offsets(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predict offset [N, G * K * 2, Ho, Wo], in pixels, and mask [N, G * K, Ho, Wo] or None."""
-        weight = self.offset_weight
+        return self._predict(self.pad(input))
+
+    def _predict(self, padded: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, depthwise = self.offset_weight, self.offset_depthwise_weight
         if weight is None:
             raise ValueError("a layer with predict_offsets=False needs its offset: call layer(input, offset, mask)")
-        out = F.conv2d(input, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation)
+        if depthwise is None:
+            out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation)
+        else:
+            window = (self.stride, self._padding_hw, self.dilation)
+            out = F.conv2d(padded, depthwise, None, window[0], window[1], window[2], self.in_channels)
+            out = F.conv2d(out, weight, self.offset_bias)
         offset = out[:, : self._offset_channels]
         bound = self.offset_bound
         if bound is not None:
@@ -169,18 +214,19 @@ class DeformConv2d(nn.Conv2d):
         Raises:
             ValueError: For shapes that don't fit, a mask without offset, or no offset where none is predicted.
         """
+        input = self.pad(input)
         offset_groups = self.offset_groups
         if offset is not None:
             offset_groups = offset.shape[1] // (2 * self.kernel_size[0] * self.kernel_size[1])
         elif mask is None:
-            offset, mask = self.offsets(input)
+            offset, mask = self._predict(input)
         else:
             raise ValueError("got a mask without an offset; pass both, or neither to predict them")
         # The operator itself: here the groups are known, and tracing meets no arithmetic on shapes.
         return torch.ops.dcn_ops.deform_conv2d(
             input,
             offset,
-            self.weight,
+            self.filters(),
             self.bias,
             mask,
             self.stride,
@@ -192,12 +238,15 @@ class DeformConv2d(nn.Conv2d):
 
     def sampling_positions(self, input: Tensor) -> Tensor:
         """Return where each tap samples input [N, C, H, W]: [N, G, K, 2, Ho, Wo], (y, x) in its pixels."""
-        offset, _ = self.offsets(input)
+        padded = self.pad(input)
+        offset, _ = self._predict(padded)
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         n, _, ho, wo = offset.shape
         conv = Conv(self.kernel_size, self.stride, self._padding_hw, self.dilation, self.groups, self.offset_groups)
-        grid = torch.broadcast_tensors(*conv.grid((0, ho), wo, offset.dtype, offset.device))
-        grid_yx = torch.stack(grid, 2).view(conv.taps, 2, ho, wo)
+        y, x = conv.grid((0, ho), wo, offset.dtype, offset.device)
+        # Of an odd width the larger half of the padding is at the end.
+        top, left = ((padded.shape[i] - input.shape[i]) // 2 for i in (2, 3))
+        grid_yx = torch.stack(torch.broadcast_tensors(y - top, x - left), 2).view(conv.taps, 2, ho, wo)
         return offset.reshape(n, self.offset_groups, conv.taps, 2, ho, wo) + grid_yx
 
     def extra_repr(self) -> str:
@@ -205,6 +254,8 @@ class DeformConv2d(nn.Conv2d):
         parts = [super().extra_repr(), f"offset_groups={self.offset_groups}", f"modulated={self.modulated}"]
         if self.offset_bound is not None:
             parts.append(f"offset_bound={self.offset_bound}")
+        if self.separable_predictor:
+            parts.append("separable_predictor=True")
         if not self.predict_offsets:
             parts.append("predict_offsets=False")
         return ", ".join(parts)

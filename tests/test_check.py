@@ -115,18 +115,12 @@ def test_wrong_groups(change: dict[str, int]) -> None:
         ({"offset_bound": 0.0}, "offset_bound=0.0"),
         ({"offset_bound": torch.nan}, "offset_bound=nan"),
         ({"offset_bound": torch.inf}, "offset_bound=inf"),
-        ({"kernel_size": 2, "padding": "same"}, r"self.kernel_size=\(2, 2\)"),
     ],
     ids=str,
 )
 def test_wrong_layer(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dcn_ops.DeformConv2d(4, 8, **{"kernel_size": 3} | arguments)
-
-
-def test_wrong_padding_mode() -> None:
-    with pytest.raises(ValueError, match=r"conv\.padding_mode='reflect'"):
-        dcn_ops.DeformConv2d.from_conv2d(torch.nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"))
 
 
 def test_missing_offset() -> None:

@@ -23,9 +23,18 @@ SHAPES = {
     "depthwise": {"kernel_size": 5, "padding": 2, "groups": 4},
     "pointwise": {"kernel_size": 1},
     "same": {"kernel_size": (3, 5), "padding": "same", "dilation": (1, 2)},
+    "same_even": {"kernel_size": (4, 3), "padding": "same"},
     "valid": {"kernel_size": 3, "padding": "valid"},
+    "reflected": {"kernel_size": 5, "padding": 2, "padding_mode": "reflect", "stride": 2},
+    "circular": {"kernel_size": 3, "padding": (2, 1), "padding_mode": "circular", "groups": 4},
 }
-OFFSETS = {"v2": {}, "v1": {"modulated": False}, "groups": {"offset_groups": 2}, "bound": {"offset_bound": 3.0}}
+OFFSETS = {
+    "v2": {},
+    "v1": {"modulated": False},
+    "groups": {"offset_groups": 2},
+    "bound": {"offset_bound": 3.0},
+    "separable": {"separable_predictor": True},
+}
 
 
 @pytest.fixture
@@ -41,6 +50,8 @@ def trained_layer(**arguments: Any) -> DeformConv2d:
     return layer
 
 
+# Torch's remark on its own convolution.
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS)
 def test_a_fresh_layer_is_the_plain_convolution(shape: dict, offsets: dict, image: Tensor) -> None:
@@ -66,6 +77,21 @@ def test_the_layer_has_four_parameters_of_one_dtype_and_device() -> None:
     shapes = {name: list(parameter.shape) for name, parameter in layer.state_dict().items()}
     assert shapes == {"weight": [8, 4, 3, 3], "bias": [8], "offset_weight": [54, 4, 3, 3], "offset_bias": [54]}
     assert {(p.dtype, p.device.type) for p in layer.parameters()} == {(torch.float64, "meta")}
+
+
+def test_a_separable_predictor_is_a_mean_and_a_1x1_convolution(image: Tensor) -> None:
+    layer = DeformConv2d(4, 4, 5, stride=2, padding=2, groups=4, separable_predictor=True)
+    shapes = {name: list(p.shape) for name, p in layer.state_dict().items() if name.startswith("offset")}
+    assert shapes == {
+        "offset_depthwise_weight": [4, 1, 5, 5],
+        "offset_weight": [75, 4, 1, 1],
+        "offset_bias": [75],
+    }
+    nn.init.normal_(layer.offset_weight)
+    offset, mask = layer.offsets(image)
+    mean = nn.functional.avg_pool2d(image, 5, stride=2, padding=2)
+    out = nn.functional.conv2d(mean, layer.offset_weight)
+    torch.testing.assert_close(torch.cat((offset, mask), 1), torch.cat((out[:, :50], 2 * out[:, 50:].sigmoid()), 1))
 
 
 def test_without_mask_the_predictor_has_two_channels_a_tap() -> None:
@@ -108,6 +134,14 @@ def test_sampling_positions_are_the_grid_and_the_offsets(image: Tensor) -> None:
     # Tap (2, 1) of output (3, 4): output * stride - padding + tap * dilation.
     at_start = torch.tensor([3 * 2 - 1 + 2, 4 * 1 - 1 + 1 * 2])
     assert torch.equal(positions[:, :, 2 * 3 + 1, :, 3, 4], offset[:, :, 2 * 3 + 1, :, 3, 4] + at_start)
+
+
+@pytest.mark.parametrize("padding", ["same", (1, 1)])
+def test_sampling_positions_count_from_the_image_where_it_is_padded_first(padding: object, image: Tensor) -> None:
+    layer = DeformConv2d(4, 8, (4, 3), padding=padding, padding_mode="zeros" if padding == "same" else "circular")
+    positions = layer.sampling_positions(image)
+    assert positions[0, 0, 0, :, 0, 0].tolist() == [-1, -1]
+    assert positions[0, 0, 11, :, 2, 3].tolist() == [2 - 1 + 3, 3 - 1 + 2]
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -169,7 +203,7 @@ def test_from_conv2d_refuses_what_is_more_than_its_weight() -> None:
             return 2 * super().forward(input)
 
     for conv in (Scaled(4, 8, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3))):
-        with pytest.raises(ValueError, match=r"expected a plain nn\.Conv2d"):
+        with pytest.raises(ValueError, match="expected torch's Conv2d, whose weight is all"):
             DeformConv2d.from_conv2d(conv)
 
 
