@@ -71,7 +71,7 @@ def check_arguments(
 
 def _check_channels(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
     channels, filters = input.shape[1], weight.shape[0]
-    if weight.shape[1] * conv.groups != channels:
+    if conv.groups < 1 or weight.shape[1] * conv.groups != channels:
         raise ValueError(
             f"expected weight of shape [O, C / groups, kh, kw] for C={channels} input channels, "
             f"got {_shape('weight', weight)} with groups={conv.groups}"

@@ -37,10 +37,12 @@ def forward(
     size = input.shape[2:]
     ho, wo = conv.output_size(size)
     out = input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2)
-    image, kernel = _image(input), _contraction_weight(weight, conv)
+    dtype = _contraction_dtype(input, wo, conv)
+    image, kernel = _image(input), _contraction_weight(weight, conv).to(dtype)
+    bias = None if bias is None else bias.to(dtype)
     for chunk in _chunks(image, (ho, wo), conv):
         table = make_table(chunk, offset, mask, size, image.dtype, conv)
-        samples = unroll(_rows(image, chunk, conv), table).to(input.dtype)
+        samples = unroll(_rows(image, chunk, conv), table).to(dtype)
         unrolled = _as_image(samples, chunk, wo, conv)
         chunk.of(out).copy_(F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups))
     return out
@@ -138,6 +140,12 @@ def _contraction_weight(weight: Tensor, conv: Conv) -> Tensor:
     if conv.groups == 1:
         return weight.permute(0, 2, 3, 1).flatten(1)[:, :, None, None]  # [O, kh*kw*C, 1, 1]
     return weight.contiguous(memory_format=torch.channels_last)
+
+
+def _contraction_dtype(input: Tensor, wo: int, conv: Conv) -> torch.dtype:
+    # Torch 2.11 to 2.15: this bfloat16 convolution, depthwise, reads memory that nobody wrote.
+    wrong = input.dtype == torch.bfloat16 and conv.groups > 1 and conv.kernel[0] == 1 and wo == 1
+    return torch.float32 if wrong else input.dtype
 
 
 def _weight_from_contraction(kernel: Tensor, weight: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ WRONG = {
     "no_taps": ({"weight": zeros(6, 2, 0, 3)}, ValueError, ["weight.shape=[6, 2, 0, 3]"]),
     "no_filters": ({"weight": zeros(0, 2, 3, 3)}, ValueError, ["weight.shape=[0, 2, 3, 3]"]),
     "channels": ({"input": zeros(2, 5, 6, 5)}, ValueError, ["C=5", "weight.shape=[6, 2, 3, 3]", "groups=2"]),
+    "no_channels": ({"input": zeros(2, 0, 6, 5)}, ValueError, ["C=0", "weight.shape=[6, 2, 3, 3]", "groups=0"]),
     "filters": ({"weight": zeros(5, 2, 3, 3)}, ValueError, ["groups=2", "weight.shape=[5, 2, 3, 3]"]),
     "bias_shape": ({"bias": zeros(5)}, ValueError, ["bias of shape [6]", "bias.shape=[5]"]),
     "offset_channels": ({"offset": zeros(2, 35, 6, 5)}, ValueError, ["[2, 18, 6, 5]", "offset.shape=[2, 35,"]),

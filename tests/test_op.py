@@ -112,6 +112,16 @@ def test_gradients_of_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) 
     assert (input.grad[0, 0, 0].item(), weight.grad.item()) == (300, 300)
 
 
+def test_one_column_of_a_bfloat16_depthwise_convolution() -> None:
+    # Torch's own convolution reads memory that nobody wrote there: have some garbage lie about.
+    for _ in range(8):
+        garbage = [torch.full((4**i,), 3e38) for i in range(3, 9)]
+    del garbage
+    input, offset, weight = torch.ones(1, 2, 12, 4), torch.zeros(1, 8, 12, 1), torch.ones(6, 1, 1, 4)
+    out = dcn_ops.deform_conv2d(*(t.bfloat16() for t in (input, offset, weight)))
+    assert torch.equal(out, torch.full_like(out, 4))
+
+
 def plain(inputs: Inputs, case: Case) -> Results:
     return {"output": F.conv2d(inputs.input, inputs.weight, inputs.bias, **window(case), groups=case.groups)}
 
