@@ -27,10 +27,23 @@ BACKBONES = {
     "dla34": ({}, 20, ("level3.tree1.tree1.conv1", "level5.tree2.conv2"), 64),
     "ese_vovnet39b": ({}, 25, ("stages.1.blocks.0.conv_mid.0.conv", "stages.3.blocks.1.conv_mid.4.conv"), 64),
     "dpn68": ({}, 19, ("features.conv3_1.c3x3_b.conv", "features.conv5_3.c3x3_b.conv"), 64),
-    "selecsls42": ({}, 14, ("features.2.conv1.0", "head.1.0"), 64),
+    "selecsls42": ({}, 15, ("features.2.conv1.0", "head.1.0"), 64),
     "densenet121": ({}, 52, ("features.denseblock2.denselayer1.conv2",), 64),
     "regnetx_002": ({}, 12, ("s2.b1.conv2.conv", "s4.b7.conv2.conv"), 64),
-    "inception_v3": ({}, 13, ("Mixed_5b.branch3x3dbl_2.conv", "Mixed_7c.branch3x3dbl_2.conv"), 96),
+    "convnext_atto": ({}, 10, ("stages.1.blocks.0.conv_dw", "stages.3.blocks.1.conv_dw"), 64),
+    "efficientnet_b0": ({}, 13, ("blocks.2.0.conv_dw", "blocks.6.0.conv_dw"), 64),
+    "tf_efficientnet_lite0": ({}, 13, ("blocks.2.0.conv_dw", "blocks.6.0.conv_dw"), 65),
+    "mobilenetv3_small_100": ({}, 10, ("blocks.1.0.conv_dw", "blocks.4.2.conv_dw"), 64),
+    "mixnet_s": ({}, 40, ("blocks.2.0.conv_dw.0",), 64),
+    "resnetv2_50x1_bit": ({}, 13, ("stages.1.blocks.0.conv2",), 64),
+    "nf_resnet26": ({}, 6, ("stages.1.0.conv2",), 64),
+    "dm_nfnet_f0": ({}, 22, ("stages.1.0.conv2b",), 64),
+    "vit_small_r26_s32_224": ({"img_size": 64}, 8, (), 64),
+    "hrnet_w18_small": ({}, 57, (), 64),
+    "convmixer_768_32": ({}, 32, ("blocks.0.0.fn.0",), 35),
+    "repvgg_a0": ({}, 19, ("stages.1.0.conv_kxk.conv",), 64),
+    "levit_128s": ({}, 3, (), 224),
+    "inception_v3": ({}, 50, ("Mixed_5b.branch3x3dbl_2.conv", "Mixed_7c.branch3x3dbl_2.conv"), 96),
 }
 
 
@@ -79,7 +92,9 @@ def test_backbone_starts_as_the_plain_network(name):
     # An error budget: twice that of the plain network in the same precision, and one rounding step.
     budget = 2 * (plain - exact).abs().max() + torch.finfo(plain.dtype).eps * exact.abs().max()
     assert (model(x) - exact).abs().max() <= budget
-    added = {f"{layer}.{key}" for layer in layers for key in ("offset_weight", "offset_bias")}
+    added = {f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters()}
+    added -= set(plain_keys)
+    assert all(key.rpartition(".")[2].startswith("offset_") for key in added)
     assert set(model.state_dict()) == {*plain_keys, *added}
     assert all(model.get_parameter(key) is parameter for key, parameter in plain_parameters.items())
 

@@ -9,16 +9,11 @@ from timm.layers import StdConv2d
 from torch import nn
 
 from zoo import DCNConfig, inject_, plan
-from zoo.select import mismatch, refusal
+from zoo.select import block_of, mismatch, refusal
 
 
 def tiny():
     return timm.create_model("resnet18", channels=(8, 16, 32, 64), num_classes=10)
-
-
-def block_with(method):
-    """Return a block that could fold its branches by a method of this name."""
-    return type("RepBlock", (nn.Sequential,), {method: lambda self: self})()
 
 
 def converted():
@@ -27,9 +22,9 @@ def converted():
 
 ERRORS = {
     "nothing fits": (
-        lambda: timm.create_model("test_convnext"),
+        lambda: timm.create_model("test_vit"),
         DCNConfig(),
-        r"no convolution of ConvNeXt can be replaced:\n(.|\n)*kernel 7x7 instead of 3x3: stages.0.blocks.0.conv_dw",
+        r"no convolution of VisionTransformer can be replaced:\n  patches: kernel and stride are 16x16: patch",
     ),
     "nothing asked for": (tiny, DCNConfig(include=("layer3",)), r"not in include=\('layer3',\): layer2.0.conv1"),
     "all excluded": (tiny, DCNConfig(exclude=("*",)), r"in exclude=\('\*',\): layer2.0.conv1, .* and 8 more"),
@@ -37,13 +32,13 @@ ERRORS = {
     "no such stage": (tiny, DCNConfig(stages=(3, 5)), r"stages \[0, 1, 2, 3, 4\], but not \[5\], got .*\(3, 5\)"),
     "stage cut off": (
         lambda: timm.create_model("resnet18", features_only=True, out_indices=(1, 2)),
-        DCNConfig(),
+        DCNConfig(stages=(2, 3, 4)),
         r"stages \[0, 1, 2\], but not \[3, 4\]",
     ),
     "no feature_info": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3)),
-        DCNConfig(),
-        r"no timm feature_info .* got config.stages=\(2, 3, 4\); use stages=None",
+        DCNConfig(stages=(2, 3, 4)),
+        r"neither a timm feature_info nor .* got config.stages=\(2, 3, 4\); pass input_size",
     ),
     "already converted": (
         converted,
@@ -52,6 +47,15 @@ ERRORS = {
     ),
     "a convolution": (lambda: nn.Conv2d(3, 3, 3), DCNConfig(stages=None), r"got the convolution Conv2d\(3, 3"),
     "no such module": (tiny, DCNConfig(include=("layer2.*", "layr3.0")), "'layr3.0'; close names: layer3.0"),
+    "no such module to exclude": (tiny, DCNConfig(exclude=("layer5.*",)), "exclude pattern 'layer5"),
+    "no such kind": (tiny, DCNConfig(kinds=("depthwise",)), r"dense, not in kinds=\('depthwise',\): layer2"),
+    "no such kernel": (tiny, DCNConfig(kernels=(5,)), r"kernel 3x3, not in kernels=\(5,\): layer2.0.conv1"),
+    "none that it wants": (tiny, DCNConfig(where=lambda name, conv: False), r"where\(\) is false: layer2.0.conv1"),
+    "width of one layer": (
+        tiny,
+        DCNConfig(offset_group_width=16),
+        "layer2.0.conv1: expected offset_group_width to",
+    ),
     "offset_groups of one layer": (
         tiny,
         DCNConfig(offset_groups=16),
@@ -81,61 +85,90 @@ def integer_conv():
     return conv
 
 
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 REFUSALS = {
-    "StdConv2d instead of nn.Conv2d": StdConv2d(4, 4, 3),
-    "kernel 1x1 instead of 3x3": nn.Conv2d(4, 4, 1),
-    "kernel 3x5 instead of 3x3": nn.Conv2d(4, 4, (3, 5)),
-    "depthwise": nn.Conv2d(4, 8, 3, groups=4),
-    "padding_mode='reflect'": nn.Conv2d(4, 4, 3, padding_mode="reflect"),
+    "Doubled, whose forward is its own": Doubled(4, 4, 3),
+    "kernel 1x1": nn.Conv2d(4, 4, 1),
+    "kernel 2x2": nn.Conv2d(4, 4, 2),
+    "patches: kernel and stride are 4x4": nn.Conv2d(4, 4, 4, stride=4),
     "torch.int8 instead of a floating dtype": integer_conv(),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_refused_convolutions(reason):
-    assert reason in refusal(REFUSALS[reason], [], reads_image=False)
+    assert refusal(REFUSALS[reason], reads_image=False, positions=1) == reason
 
 
-@pytest.mark.parametrize("conv", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, dilation=2)])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 8, 3, groups=4),
+        nn.Conv2d(1, 4, 3),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, (1, 7)),
+        nn.Conv2d(4, 4, 4, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        StdConv2d(4, 4, 3),
+    ],
+)
 def test_accepted_convolutions(conv):
-    assert refusal(conv, [nn.Sequential()], reads_image=False) is None
+    assert refusal(conv, reads_image=False, positions=None) is None
 
 
 def test_refuses_the_convolution_that_reads_the_image():
-    assert refusal(nn.Conv2d(4, 4, 3), [], reads_image=True) == "reads the image"
-    model = inject_(timm.create_model("ese_vovnet19b_slim"), DCNConfig(stages=None))
+    conv = nn.Conv2d(4, 4, 3)
+    assert refusal(conv, reads_image=True, positions=1) == "reads the image"
+    model = inject_(timm.create_model("ese_vovnet19b_slim"), DCNConfig(stages=(0, 1)))
     assert type(model.stem[0].conv) is nn.Conv2d
     assert type(model.stem[1].conv) is not nn.Conv2d
 
 
-@pytest.mark.parametrize("method", ["reparameterize", "switch_to_deploy", "fuse", "fuse_conv_bn"])
-def test_refuses_blocks_that_fold_their_branches(method):
-    reason = refusal(nn.Conv2d(4, 4, 3), [nn.Sequential(), block_with(method)], reads_image=False)
-    assert reason == f"inside a RepBlock, whose {method}() would drop the offsets"
+def test_refuses_the_convolution_that_is_not_called():
+    assert "is not called" in refusal(nn.Conv2d(4, 4, 3), reads_image=False, positions=0)
 
 
-def test_repvgg_has_nothing_to_convert():
-    with torch.device("meta"):
-        model = timm.create_model("repvgg_a0")
-    with pytest.raises(ValueError, match=r"inside a RepVggBlock, whose reparameterize\(\) would drop the offsets"):
-        inject_(model)
+CONV = nn.Conv2d(4, 4, 3)
 
 
 @pytest.mark.parametrize(
     ("names", "stage", "config", "reason"),
     [
         (["a.conv"], 2, DCNConfig(), None),
-        (["a.conv"], None, DCNConfig(stages=None), None),
-        (["a.conv"], None, DCNConfig(), "behind the last stage, not in stages=(2, 3, 4)"),
-        (["a.conv"], 1, DCNConfig(), "stage 1, not in stages=(2, 3, 4)"),
+        (["a.conv"], None, DCNConfig(), None),
+        (["a.conv"], None, DCNConfig(stages=(2, 3)), "behind the last stage, not in stages=(2, 3)"),
+        (["a.conv"], 1, DCNConfig(stages=(2, 3)), "stage 1, not in stages=(2, 3)"),
+        (["a.conv"], 2, DCNConfig(kinds=("grouped",)), "dense, not in kinds=('grouped',)"),
+        (["a.conv"], 2, DCNConfig(kernels=(3, 5)), None),
         (["a.conv"], 2, DCNConfig(include=("conv",)), "not in include=('conv',)"),
         (["a.conv"], 2, DCNConfig(exclude=("a.*",)), "in exclude=('a.*',)"),
         (["a.conv", "b.conv"], 2, DCNConfig(include=("b.*",)), None),
         (["a.conv", "b.conv"], 2, DCNConfig(exclude=("b.*",)), "in exclude=('b.*',)"),
+        (["a.conv"], 2, DCNConfig(where=lambda name, conv: conv is CONV and name == "a.conv"), None),
     ],
 )
 def test_mismatch(names, stage, config, reason):
-    assert mismatch(names, stage, config) == reason
+    assert mismatch(CONV, names, stage, config) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("layer3.5.conv2", "layer3.5"),
+        ("stages.2.blocks.0.conv2.conv", "stages.2.blocks.0"),
+        ("layer2.0.convs.1", "layer2.0"),
+        ("features.denseblock2.denselayer1.conv2", "features.denseblock2.denselayer1"),
+        ("s2.b1.conv2.conv", "s2.b1.conv2"),
+        ("conv", ""),
+    ],
+)
+def test_block_of_a_convolution(name, block):
+    assert block_of(name) == block
 
 
 def test_config_takes_lists():
@@ -147,15 +180,20 @@ def test_config_takes_lists():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"stages": ()}, ValueError, r"at least one stage, or None for all, got self.stages=\(\)"),
+        ({"stages": ()}, ValueError, r"at least one stage, or None for the deep ones, got self.stages=\(\)"),
         ({"stages": 4}, TypeError, "a sequence of int for stages, got 4"),
         ({"stages": ("4",)}, TypeError, r"a sequence of int for stages, got '4' in \('4',\)"),
         ({"stages": (True,)}, TypeError, "got True"),
         ({"include": "layer4.*"}, TypeError, "a sequence of str for include, got 'layer4"),
         ({"include": ()}, ValueError, "at least one include pattern"),
         ({"exclude": (3,)}, TypeError, "a sequence of str for exclude, got 3"),
-        ({"offset_groups": 0}, ValueError, "got self.offset_groups=0"),
-        ({"offset_groups": 1.5}, TypeError, "got self.offset_groups=1.5"),
+        ({"offset_groups": 0}, ValueError, "got offset_groups=0"),
+        ({"every": 0}, ValueError, "got every=0"),
+        ({"offset_group_width": True}, TypeError, "got offset_group_width=True"),
+        ({"offset_groups": 2, "offset_group_width": 8}, ValueError, "expected one of self.offset_groups=2"),
+        ({"kinds": ("sparse",)}, ValueError, r"some of the kinds .* got self.kinds=\('sparse',\)"),
+        ({"kernels": ()}, ValueError, "at least one kernel"),
+        ({"offset_groups": 1.5}, TypeError, "got offset_groups=1.5"),
         ({"offset_bound": 0.0}, ValueError, "got self.offset_bound=0.0"),
         ({"offset_bound": float("inf")}, ValueError, "got self.offset_bound=inf"),
     ],

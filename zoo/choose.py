@@ -10,8 +10,9 @@ from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
-from zoo.select import mismatch, refusal
-from zoo.stages import feature_stages, find_name, stage_of_modules
+from zoo.flops import Measured
+from zoo.select import DEEP, block_of, mismatch, refusal
+from zoo.stages import find_name, stage_by_name, stage_by_stride
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,40 +24,79 @@ class Site:
     stage: int | None
 
 
-def choose(model: nn.Module, config: DCNConfig) -> list[Site]:
+def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> list[Site]:
     """Return the convolutions to replace, in order of definition.
 
     Raises:
         ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
-            module of an include pattern, or if no convolution fits.
+            module of a pattern, or if no convolution fits.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_model(model, modules)
-    _check_stages(model, config)
-    _check_include(modules, config)
-    chosen = []
-    against = defaultdict(list)
+    sites = _sites(model, modules, measured)
+    _check_stages(model, sites, config)
+    _check_patterns(modules, config)
     images = _image_readers(model, modules)
-    for site in _sites(model, modules):
-        ancestors = [modules[parent] for name in site.names for parent in _parents(name)]
-        cannot = refusal(site.conv, ancestors, reads_image=not images.isdisjoint(site.names))
-        reason = cannot or mismatch(site.names, site.stage, config)
+    able, chosen = [], []
+    against = defaultdict(list)
+    for site in sites:
+        positions = None if measured is None else measured.positions[site.conv]
+        cannot = refusal(site.conv, reads_image=not images.isdisjoint(site.names), positions=positions)
+        if cannot is None:
+            able.append(site)
+        else:
+            against[True, cannot].append(site.names[0])
+    if config.stages is None and any(_is_deep(site) for site in able):
+        for site in able:
+            if not _is_deep(site):
+                against[False, "shallow: name its stage in stages to convert it"].append(site.names[0])
+        able = [site for site in able if _is_deep(site)]
+    for site in able:
+        reason = mismatch(site.conv, site.names, site.stage, config)
         if reason is None:
             chosen.append(site)
         else:
-            against[cannot is not None, reason].append(site.names[0])
+            against[False, reason].append(site.names[0])
     if not chosen:
         raise ValueError(_nothing(model, against))
-    return chosen
+    return _every_nth_block(chosen, config.every)
 
 
-def _sites(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[Site]:
-    stages = stage_of_modules(model)
+def ancestors(site: Site, model: nn.Module) -> list[nn.Module]:
+    """Return the modules that hold a convolution, the model first, in as many chains as it has names."""
+    return [model.get_submodule(parent) for name in site.names for parent in _parents(name)]
+
+
+def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured | None) -> list[Site]:
+    by_name = stage_by_name(model)
+
+    def stage(name: str, conv: nn.Conv2d) -> int | None:
+        if by_name is not None:
+            return by_name[name]
+        stride = None if measured is None else measured.strides.get(conv)
+        return None if stride is None else stage_by_stride(stride)
+
     names = defaultdict(list)
     for name, module in modules.items():
         if isinstance(module, nn.Conv2d):
             names[module].append(name)
-    return [Site(conv=conv, names=tuple(n), stage=stages[n[0]]) for conv, n in names.items()]
+    return [Site(conv=conv, names=tuple(n), stage=stage(n[0], conv)) for conv, n in names.items()]
+
+
+def _is_deep(site: Site) -> bool:
+    return site.stage is not None and site.stage >= min(DEEP)
+
+
+def _every_nth_block(sites: list[Site], every: int) -> list[Site]:
+    blocks: defaultdict[int | None, list[str]] = defaultdict(list)
+    chosen = []
+    for site in sites:
+        of_stage, block = blocks[site.stage], block_of(site.names[0])
+        if block not in of_stage:
+            of_stage.append(block)
+        if of_stage.index(block) % every == 0:
+            chosen.append(site)
+    return chosen
 
 
 def _parents(name: str) -> list[str]:
@@ -80,28 +120,29 @@ def _check_model(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         )
 
 
-def _check_stages(model: nn.Module, config: DCNConfig) -> None:
+def _check_stages(model: nn.Module, sites: Iterable[Site], config: DCNConfig) -> None:
     if config.stages is None:
         return
-    stages = sorted(set(feature_stages(model).values()))
+    stages = sorted({site.stage for site in sites if site.stage is not None})
     if not stages:
         raise ValueError(
-            f"the stages of {type(model).__name__} are unknown, as it has no timm feature_info for its modules, "
-            f"got {config.stages=}; use stages=None, and include to choose among the layers"
+            f"the stages of {type(model).__name__} are unknown, as it has neither a timm feature_info nor an "
+            f"input_size, got {config.stages=}; pass input_size=(C, H, W), or use stages=None"
         )
     missing = [stage for stage in config.stages if stage not in stages]
     if missing:
         raise ValueError(f"{type(model).__name__} has the stages {stages}, but not {missing}, got {config.stages=}")
 
 
-def _check_include(modules: Mapping[str, nn.Module], config: DCNConfig) -> None:
+def _check_patterns(modules: Mapping[str, nn.Module], config: DCNConfig) -> None:
     names = [name for name in modules if name]
-    for pattern in config.include:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
-            raise ValueError(
-                f"no module matches include pattern {pattern!r}; close names: {', '.join(close) or '-'}"
-            )
+    for kind, patterns in (("include", config.include), ("exclude", config.exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                close = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
+                raise ValueError(
+                    f"no module matches {kind} pattern {pattern!r}; close names: {', '.join(close) or '-'}"
+                )
 
 
 def _nothing(model: nn.Module, against: Mapping[tuple[bool, str], list[str]]) -> str:

@@ -1,8 +1,12 @@
 """What to replace (``DCNConfig``) and what was replaced (``Replacement``, ``Injection``)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from torch import nn
+
+KINDS = ("dense", "grouped", "depthwise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,42 +14,68 @@ class DCNConfig:
     """Which convolutions become deformable, and how.
 
     Attributes:
-        stages: Stages to convert, or None for the whole network. Stage s has stride 2^(s + 1) in the undilated
-            network: (2, 3, 4) are the strides 8, 16 and 32.
+        stages: Stages to convert. Stage s has stride 2^(s + 1) in the undilated network: (2, 3, 4) are the strides
+            8, 16 and 32, c3 to c5 of the detection papers. None: those of them that the network has, or all of a
+            network that has none.
+        kinds: Of "dense", "grouped" and "depthwise" convolutions, those to convert.
+        kernels: Kernels to convert, by their larger side, or None for all from 3 on.
         include: Globs over module names, such as ``"layer4.*.conv2"``; one has to match.
         exclude: Globs over module names; none may match.
+        where: Called with the name and the convolution; converts what it returns True for.
+        every: Convert every so many blocks of a stage, from its first on.
         offset_groups: Groups of channels with offsets of their own.
+        offset_group_width: Channels of such a group, instead of their number: for layers of different widths.
         modulated: Whether samples are weighted by a predicted mask (v2) or not (v1).
         offset_bound: Keep offsets within ± this many pixels.
+        separable_predictor: Whether a depthwise and a 1x1 convolution predict the offsets instead of a dense one;
+            None: for depthwise convolutions and kernels above 3.
 
     Raises:
-        ValueError: For a value out of range, or no stage or include pattern at all.
-        TypeError: For stages that are not integers, patterns that are not strings, or offset_groups that is
-            not an integer.
+        ValueError: For a value out of range, or no stage, kind, kernel or include pattern at all.
+        TypeError: For a value of another type.
     """
 
-    stages: tuple[int, ...] | None = (2, 3, 4)
+    stages: tuple[int, ...] | None = None
+    kinds: tuple[str, ...] = KINDS
+    kernels: tuple[int, ...] | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    where: Callable[[str, nn.Conv2d], bool] | None = None
+    every: int = 1
     offset_groups: int = 1
+    offset_group_width: int | None = None
     modulated: bool = True
     offset_bound: float | None = None
+    separable_predictor: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.stages is not None:
-            object.__setattr__(self, "stages", _as_tuple("stages", self.stages, int))
-        object.__setattr__(self, "include", _as_tuple("include", self.include, str))
-        object.__setattr__(self, "exclude", _as_tuple("exclude", self.exclude, str))
+        for name, kind in (("stages", int), ("kinds", str), ("kernels", int), ("include", str), ("exclude", str)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _as_tuple(name, value, kind))
         if self.stages == ():
-            raise ValueError(f"expected at least one stage, or None for all, got {self.stages=}")
+            raise ValueError(f"expected at least one stage, or None for the deep ones, got {self.stages=}")
+        if self.kernels == ():
+            raise ValueError(f"expected at least one kernel, or None for all, got {self.kernels=}")
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise ValueError(f"expected some of the kinds {KINDS}, got {self.kinds=}")
         if not self.include:
             raise ValueError(f'expected at least one include pattern, such as "*", got {self.include=}')
-        if not _is_a(self.offset_groups, int):
-            raise TypeError(f"expected an integer, got {self.offset_groups=}")
-        if self.offset_groups < 1:
-            raise ValueError(f"expected a positive number of groups, got {self.offset_groups=}")
+        for name in ("every", "offset_groups", "offset_group_width"):
+            _check_positive(name, getattr(self, name))
+        if self.offset_groups != 1 and self.offset_group_width is not None:
+            raise ValueError(f"expected one of {self.offset_groups=} and {self.offset_group_width=}")
         if self.offset_bound is not None and not 0 < self.offset_bound < math.inf:
             raise ValueError(f"expected a positive, finite bound, in pixels, or None, got {self.offset_bound=}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if value is None and name == "offset_group_width":
+        return
+    if not _is_a(value, int):
+        raise TypeError(f"expected an integer, got {name}={value!r}")
+    if value < 1:  # type: ignore[operator]
+        raise ValueError(f"expected a positive integer, got {name}={value!r}")
 
 
 def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:

@@ -4,17 +4,42 @@ from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
+from zoo.layers import DEFORMABLE
 
 
 def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
     """Return a layer that holds the convolution's very Parameters, hooks and mode, and computes the same at first.
 
     Raises:
-        ValueError: For offset_groups that don't divide the channels of the convolution.
+        ValueError: For offset groups that don't divide the channels of the convolution.
     """
-    return DeformConv2d.from_conv2d(
+    return DEFORMABLE[type(conv)].from_conv2d(
         conv,
-        offset_groups=config.offset_groups,
+        offset_groups=_offset_groups(conv, config),
         modulated=config.modulated,
         offset_bound=config.offset_bound,
+        separable_predictor=_separable(conv, config),
     )
+
+
+def kind(conv: nn.Conv2d) -> str:
+    """Tell "depthwise" (one channel to a filter), "grouped" or "dense"."""
+    if conv.groups == 1:
+        return "dense"
+    return "depthwise" if conv.groups == conv.in_channels else "grouped"
+
+
+def _offset_groups(conv: nn.Conv2d, config: DCNConfig) -> int:
+    width = config.offset_group_width
+    if width is None:
+        return config.offset_groups
+    if conv.in_channels % width:
+        raise ValueError(f"expected offset_group_width to divide {conv.in_channels=}, got {width}")
+    return conv.in_channels // width
+
+
+def _separable(conv: nn.Conv2d, config: DCNConfig) -> bool:
+    """Keep the predictor cheaper than a block: a dense one grows with the fourth power of the kernel."""
+    if config.separable_predictor is not None:
+        return config.separable_predictor
+    return kind(conv) == "depthwise" or max(conv.kernel_size) > 3

@@ -1,11 +1,11 @@
 """FLOPs of a network and its convolutions, from a forward pass without data."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,34 @@ logger = logging.getLogger(__name__)
 _BATCH = 2
 
 
-def measure(
-    model: nn.Module, convs: Iterable[nn.Conv2d], input_size: tuple[int, int, int]
-) -> tuple[int, dict[nn.Conv2d, int]] | None:
+class Measured(NamedTuple):
+    """What a forward pass without data tells, for one image."""
+
+    flops: int
+    positions: dict[nn.Conv2d, int]  # outputs per channel, 0 of a convolution that is not called
+    strides: dict[nn.Conv2d, float]  # height of the image over that of the (last) output
+
+
+def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Measured | None:
     """Run the model on meta tensors in place of its parameters, buffers and input, which stay as they are.
 
     Returns:
-        FLOPs of the model, and how many output positions each convolution computes, for one image of
-        ``input_size`` [C, H, W]; None if the model doesn't run on meta tensors.
+        FLOPs of the model and the outputs of its convolutions for an image of ``input_size`` [C, H, W]; None if
+        the model doesn't run on meta tensors.
     """
-    positions: defaultdict[nn.Conv2d, int] = defaultdict(int)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    positions = dict.fromkeys(convs, 0)
+    strides: dict[nn.Conv2d, float] = {}
 
-    def count(conv: nn.Conv2d, args: Any, output: Tensor) -> None:
-        positions[conv] += output.numel() // conv.out_channels
+    def record(conv: nn.Conv2d, args: Any, output: Tensor) -> None:
+        positions[conv] += output.numel() // conv.out_channels // _BATCH
+        strides[conv] = input_size[1] / output.shape[-2]
 
     with ExitStack() as stack:
+        for module in set(model.modules()):
+            stack.enter_context(_without_forward_hooks(module))
         for conv in convs:
-            stack.callback(conv.register_forward_hook(count).remove)
+            stack.callback(conv.register_forward_hook(record).remove)
         counter = stack.enter_context(FlopCounterMode(display=False))
         try:
             _forward(model, input_size)
@@ -43,7 +54,17 @@ def measure(
         except Exception as error:
             logger.info("FLOPs of %s are unknown, it doesn't run on meta tensors: %s", type(model).__name__, error)
             return None
-    return counter.get_total_flops() // _BATCH, {conv: n // _BATCH for conv, n in positions.items()}
+    return Measured(counter.get_total_flops() // _BATCH, positions, strides)
+
+
+@contextmanager
+def _without_forward_hooks(module: nn.Module) -> Iterator[None]:
+    # Theirs are for data. Pre-hooks stay: weight_norm's make the weight.
+    hooks, module._forward_hooks = module._forward_hooks, OrderedDict()
+    try:
+        yield
+    finally:
+        module._forward_hooks = hooks
 
 
 def _forward(model: nn.Module, input_size: tuple[int, int, int]) -> None:
@@ -64,6 +85,7 @@ def conv_flops(conv: nn.Conv2d, positions: int) -> int:
     flops = 2 * positions * conv.weight.numel()
     if isinstance(conv, DeformConv2d) and conv.offset_weight is not None:
         taps = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
+        depthwise = 0 if conv.offset_depthwise_weight is None else taps
         # The predictor, and a bilinear sample for each tap: a weighted sum of four pixels.
-        flops += 2 * positions * (conv.offset_weight.numel() + 4 * taps)
+        flops += 2 * positions * (depthwise + conv.offset_weight.numel() + 4 * taps)
     return flops

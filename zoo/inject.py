@@ -6,10 +6,11 @@ from typing import TypeVar
 from torch import nn
 
 from dcn_ops import DeformConv2d
-from zoo.choose import Site, choose
+from zoo.choose import Site, ancestors, choose
 from zoo.config import DCNConfig, Injection, Replacement
 from zoo.convert import to_deformable
-from zoo.flops import conv_flops, measure
+from zoo.flops import Measured, conv_flops, measure
+from zoo.fusing import keep_unfused
 from zoo.report import show
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def plan(
     """Print and return what ``inject_`` would replace, with parameters and FLOPs; the model stays as it is.
 
     Args:
-        model: A plain network; hooks that it has see one forward pass of meta tensors.
+        model: A plain network.
         config: What to replace.
         input_size: [C, H, W] of the image whose FLOPs are counted; without it timm's for this architecture,
             which knows nothing of an ``in_chans`` or ``img_size`` of yours.
@@ -33,46 +34,61 @@ def plan(
     Raises:
         ValueError: As ``inject_``.
     """
-    swaps = _swaps(model, config)
-    size = input_size or _timm_input_size(model)
-    measured = measure(model, [site.conv for site, _ in swaps], size) if size else None
-    flops, positions = measured or (None, None)
+    size, measured = _measure(model, input_size)
     injection = Injection(
-        replacements=tuple(_replacement(swap, positions) for swap in swaps),
+        replacements=tuple(_replacement(swap, measured) for swap in _swaps(model, config, measured)),
         params_before=sum(p.numel() for p in model.parameters()),
-        flops_before=flops,
+        flops_before=None if measured is None else measured.flops,
         input_size=size,
     )
     show(injection)
     return injection
 
 
-def inject_(model: _Model, config: DCNConfig = _DEFAULT) -> _Model:
+def inject_(
+    model: _Model, config: DCNConfig = _DEFAULT, *, input_size: tuple[int, int, int] | None = None
+) -> _Model:
     """Make convolutions of a network deformable, in place; until it is trained it computes the same.
 
     The layers hold the very Parameters, hooks and mode of the convolutions, under the same names; zero-initialised
     ``offset_weight`` and ``offset_bias`` come on top. A convolution with several names becomes one layer. Load
-    weights before or after; build optimizers after.
+    weights before or after; build optimizers after. Blocks that could fold their convolutions into one (RepVGG's
+    ``reparameterize``, LeViT's ``fuse``) keep from it, with a warning, where one of those is deformable.
+
+    Args:
+        model: A plain network.
+        config: What to replace.
+        input_size: [C, H, W] of its image; without it timm's for this architecture.
 
     Returns:
         The model that was passed.
 
     Raises:
         ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
-            module of an include pattern, if no convolution fits, or if offset_groups don't fit one. The model
-            is then as it was.
+            module of a pattern, if no convolution fits, or if offset_groups don't fit one. The model is then as
+            it was.
     """
-    for site, layer in _swaps(model, config):
+    _, measured = _measure(model, input_size)
+    swaps = _swaps(model, config, measured)
+    keep_unfused(block for site, _ in swaps for block in ancestors(site, model))
+    for site, layer in swaps:
         for name in site.names:
             model.set_submodule(name, layer)
         logger.info("%s: %s -> %s", " = ".join(site.names), site.conv, layer)
     return model
 
 
-def _swaps(model: nn.Module, config: DCNConfig) -> list[_Swap]:
+def _measure(
+    model: nn.Module, input_size: tuple[int, int, int] | None
+) -> tuple[tuple[int, int, int] | None, Measured | None]:
+    size = input_size or _timm_input_size(model)
+    return size, measure(model, size) if size else None
+
+
+def _swaps(model: nn.Module, config: DCNConfig, measured: Measured | None) -> list[_Swap]:
     """Build every layer before any takes its place: what can fail fails here."""
     swaps = []
-    for site in choose(model, config):
+    for site in choose(model, config, measured):
         try:
             swaps.append((site, to_deformable(site.conv, config)))
         except ValueError as error:
@@ -80,10 +96,9 @@ def _swaps(model: nn.Module, config: DCNConfig) -> list[_Swap]:
     return swaps
 
 
-def _replacement(swap: _Swap, positions: dict[nn.Conv2d, int] | None) -> Replacement:
+def _replacement(swap: _Swap, measured: Measured | None) -> Replacement:
     site, layer = swap
-    # A convolution that the forward pass doesn't reach computes nothing.
-    count = None if positions is None else positions.get(site.conv, 0)
+    count = None if measured is None else measured.positions[site.conv]
     return Replacement(
         fqn=site.names[0],
         stage=site.stage,

@@ -1,52 +1,68 @@
 """Which convolutions become deformable: predicates that answer None, or the reason against it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from zoo.config import DCNConfig
+from zoo.convert import kind
+from zoo.layers import DEFORMABLE
 
-# Methods that fold a block's branches into one convolution: they read the weight and lose the offsets.
-_FUSING = ("reparameterize", "switch_to_deploy", "fuse")
+DEEP = (2, 3, 4)
 
 
-def refusal(conv: nn.Conv2d, ancestors: Iterable[nn.Module], *, reads_image: bool) -> str | None:
-    """Tell why a convolution can't become deformable, whatever the config says."""
-    if type(conv) is not nn.Conv2d:
-        return f"{type(conv).__name__} instead of nn.Conv2d"
-    if conv.kernel_size != (3, 3):
-        return f"kernel {conv.kernel_size[0]}x{conv.kernel_size[1]} instead of 3x3"
-    if conv.groups == conv.in_channels > 1:
-        return "depthwise, so that its offsets would cost more than itself"
-    if conv.padding_mode != "zeros":
-        return f"padding_mode={conv.padding_mode!r} instead of 'zeros'"
+def refusal(conv: nn.Conv2d, *, reads_image: bool, positions: int | None) -> str | None:
+    """Tell why a convolution can't become deformable, or gains nothing, whatever the config says.
+
+    ``positions`` counts its outputs in a forward pass; None is unknown.
+    """
+    if type(conv) not in DEFORMABLE:
+        return f"{type(conv).__name__}, whose forward is its own"
+    if max(conv.kernel_size) < 3:
+        return f"kernel {_by(conv.kernel_size)}"
+    if tuple(conv.stride) == tuple(conv.kernel_size):
+        return f"patches: kernel and stride are {_by(conv.kernel_size)}"
     if not conv.weight.is_floating_point():
         return f"{conv.weight.dtype} instead of a floating dtype"
     if reads_image:
         return "reads the image"
-    return _fusion(ancestors)
-
-
-def _fusion(ancestors: Iterable[nn.Module]) -> str | None:
-    for block in ancestors:
-        for name in (*dir(type(block)), *vars(block)):
-            if (name in _FUSING or name.startswith("fuse_conv")) and callable(getattr(block, name)):
-                return f"inside a {type(block).__name__}, whose {name}() would drop the offsets"
+    if positions == 0:
+        return "is not called in a forward pass: its weight is read, or nothing"
     return None
 
 
-def mismatch(names: Sequence[str], stage: int | None, config: DCNConfig) -> str | None:
+def mismatch(conv: nn.Conv2d, names: Sequence[str], stage: int | None, config: DCNConfig) -> str | None:
     """Tell why the config doesn't ask for a convolution of these names."""
     if config.stages is not None and stage not in config.stages:
         where = "behind the last stage" if stage is None else f"stage {stage}"
         return f"{where}, not in stages={config.stages}"
+    if kind(conv) not in config.kinds:
+        return f"{kind(conv)}, not in kinds={config.kinds}"
+    if config.kernels is not None and max(conv.kernel_size) not in config.kernels:
+        return f"kernel {_by(conv.kernel_size)}, not in kernels={config.kernels}"
     if not _matches(names, config.include):
         return f"not in include={config.include}"
     if _matches(names, config.exclude):
         return f"in exclude={config.exclude}"
+    if config.where is not None and not any(config.where(name, conv) for name in names):
+        return "where() is false"
     return None
+
+
+def block_of(name: str) -> str:
+    """Return the block of a convolution: its ancestor with a number, "layer3.5" of "layer3.5.conv2"."""
+    parents = name.split(".")[:-1]
+    for is_block in (str.isdigit, lambda part: part[-1].isdigit()):
+        for i in reversed(range(len(parents))):
+            if is_block(parents[i]):
+                return ".".join(parents[: i + 1])
+    return ".".join(parents)
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))

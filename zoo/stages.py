@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -33,14 +34,33 @@ def feature_stages(model: nn.Module) -> dict[str, int]:
     return {name: stage for name, stage in found if name is not None}
 
 
-def stage_of_modules(model: nn.Module) -> dict[str, int | None]:
-    """Map each name to its stage: the first that ends at or after it, in order of definition."""
+def stage_by_name(model: nn.Module) -> dict[str, int | None] | None:
+    """Map each name to its stage: the first that ends at or after it, in order of definition.
+
+    None where ``feature_info`` says too little: a stage that is not the output of one module, as in HRNet, or one
+    that skips a stride, as in hybrids.
+    """
+    ends = feature_stages(model)
+    infos = _feature_infos(model)
+    if not ends or not _is_a_chain(infos, len(ends)):
+        return None
     names = _names(model)
-    ends = []
-    for end, stage in feature_stages(model).items():
+    order = []
+    for end, stage in ends.items():
         last = max(i for i, name in enumerate(names) if name == end or name.startswith(f"{end}."))
-        ends.append((last, stage))
-    return {name: next((stage for last, stage in ends if i <= last), None) for i, name in enumerate(names)}
+        order.append((last, stage))
+    return {name: next((stage for last, stage in order if i <= last), None) for i, name in enumerate(names)}
+
+
+def stage_by_stride(stride: float) -> int:
+    """Return the stage s whose stride 2^(s + 1) is nearest."""
+    return max(0, round(math.log2(stride)) - 1)
+
+
+def _is_a_chain(infos: list[dict[str, Any]], found: int) -> bool:
+    """Tell whether the stages found are the first ones, each half as large as the one before (or dilated)."""
+    reductions = [info["reduction"] for info in infos[:found]]
+    return all(later in (earlier, 2 * earlier) for earlier, later in pairwise(reductions))
 
 
 def _names(model: nn.Module) -> list[str]:

@@ -1,0 +1,33 @@
+"""Blocks that fold their branches into one convolution read its weight, and would lose the offsets."""
+
+import warnings
+from collections.abc import Iterable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+# As timm's reparameterize_model calls them.
+_METHODS = ("fuse", "reparameterize", "switch_to_deploy")
+
+
+def keep_unfused(blocks: Iterable[nn.Module]) -> None:
+    """Have the folding methods of blocks leave them as they are, and say so."""
+    for block in blocks:
+        for name in folding_methods(block):
+            setattr(block, name, MethodType(_kept, block))
+
+
+def folding_methods(block: nn.Module) -> list[str]:
+    """Return the names of a block's methods that fold convolutions."""
+    names = {*dir(type(block)), *vars(block)}
+    return sorted(n for n in names if (n in _METHODS or n.startswith("fuse_conv")) and callable(getattr(block, n)))
+
+
+def _kept(block: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    warnings.warn(
+        f"{type(block).__name__} stays as it is: folding its branches would drop the offsets of the deformable "
+        "convolutions inside; reparameterise the plain network, then convert it",
+        stacklevel=2,
+    )
+    return block
