@@ -3,5 +3,6 @@
 import dcn_ops.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
 from zoo.config import DCNConfig, Injection
 from zoo.inject import inject_, plan
+from zoo.registry import list_models, load, save
 
-__all__ = ["DCNConfig", "Injection", "inject_", "plan"]
+__all__ = ["DCNConfig", "Injection", "inject_", "list_models", "load", "plan", "save"]

@@ -10,6 +10,7 @@ from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
+from zoo.convert import parents
 from zoo.flops import Measured
 from zoo.select import DEEP, block_of, mismatch, refusal
 from zoo.stages import find_name, stage_by_name, stage_by_stride
@@ -64,7 +65,7 @@ def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> li
 
 def ancestors(site: Site, model: nn.Module) -> list[nn.Module]:
     """Return the modules that hold a convolution, the model first, in as many chains as it has names."""
-    return [model.get_submodule(parent) for name in site.names for parent in _parents(name)]
+    return [model.get_submodule(parent) for name in site.names for parent in parents(name)]
 
 
 def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured | None) -> list[Site]:
@@ -97,11 +98,6 @@ def _every_nth_block(sites: list[Site], every: int) -> list[Site]:
         if of_stage.index(block) % every == 0:
             chosen.append(site)
     return chosen
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(len(parts))]
 
 
 def _image_readers(model: nn.Module, names: Iterable[str]) -> set[str | None]:

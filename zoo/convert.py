@@ -1,10 +1,28 @@
 """One convolution to one deformable convolution."""
 
+from collections.abc import Mapping
+from typing import TypedDict
+
 from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
+from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
+from zoo.weights import accept_plain_weights
+
+
+class LayerArguments(TypedDict):
+    """What a deformable layer has beyond its convolution."""
+
+    offset_groups: int
+    modulated: bool
+    offset_bound: float | None
+    separable_predictor: bool
+    predict_offsets: bool
+
+
+LAYER_ARGUMENTS = tuple(LayerArguments.__annotations__)
 
 
 def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
@@ -20,6 +38,32 @@ def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
         offset_bound=config.offset_bound,
         separable_predictor=_separable(conv, config),
     )
+
+
+def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
+    """Convert the very convolutions of these names, in place.
+
+    Raises:
+        ValueError: For a name that is no convertible convolution; the model is then as it was.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[nn.Module, DeformConv2d] = {}
+    for name, arguments in layers.items():
+        conv = modules.get(name)
+        if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
+            raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")
+        made[conv] = DEFORMABLE[type(conv)].from_conv2d(conv, **arguments)
+    keep_unfused(modules[parent] for name in layers for parent in parents(name))
+    for name, module in modules.items():  # A shared convolution has several names.
+        if module in made:
+            model.set_submodule(name, made[module])
+    accept_plain_weights(model)
+
+
+def parents(name: str) -> list[str]:
+    """Return the names of the modules that hold a module, the root's "" first."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts))]
 
 
 def kind(conv: nn.Conv2d) -> str:

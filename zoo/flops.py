@@ -67,14 +67,31 @@ def _without_forward_hooks(module: nn.Module) -> Iterator[None]:
         module._forward_hooks = hooks
 
 
+@contextmanager
+def _on_meta(model: nn.Module) -> Iterator[None]:
+    # Not torch.func.functional_call: of a module with two names it leaves the meta tensors in place (2.15).
+    meta: dict[Tensor, Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        meta[tensor] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    modules = set(model.modules())
+    kept: list[tuple[Any, dict[str, Any]]] = [(d, dict(d)) for m in modules for d in (m._parameters, m._buffers)]
+    try:
+        for tensors, real in kept:
+            tensors.update({name: None if tensor is None else meta[tensor] for name, tensor in real.items()})
+        yield
+    finally:
+        for tensors, real in kept:
+            tensors.update(real)
+
+
 def _forward(model: nn.Module, input_size: tuple[int, int, int]) -> None:
-    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-    meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
+    tensors = chain(model.parameters(), model.buffers())
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
     image = torch.empty(_BATCH, *input_size, device="meta", dtype=dtype)
     # Random numbers that the model draws on the CPU all the same leave no trace.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.func.functional_call(model, meta, (image,))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _on_meta(model):
+        model(image)
 
 
 def conv_flops(conv: nn.Conv2d, positions: int) -> int:

@@ -12,6 +12,7 @@ from zoo.convert import to_deformable
 from zoo.flops import Measured, conv_flops, measure
 from zoo.fusing import keep_unfused
 from zoo.report import show
+from zoo.weights import accept_plain_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ def inject_(
 
     The layers hold the very Parameters, hooks and mode of the convolutions, under the same names; zero-initialised
     ``offset_weight`` and ``offset_bias`` come on top. A convolution with several names becomes one layer. Load
-    weights before or after; build optimizers after. Blocks that could fold their convolutions into one (RepVGG's
-    ``reparameterize``, LeViT's ``fuse``) keep from it, with a warning, where one of those is deformable.
+    weights before or after, the plain network's or a converted one's; build optimizers after. Blocks that could
+    fold their convolutions into one (RepVGG's ``reparameterize``, LeViT's ``fuse``) keep from it, with a warning,
+    where one of those is deformable.
 
     Args:
         model: A plain network.
@@ -75,6 +77,7 @@ def inject_(
         for name in site.names:
             model.set_submodule(name, layer)
         logger.info("%s: %s -> %s", " = ".join(site.names), site.conv, layer)
+    accept_plain_weights(model)
     return model
 
 

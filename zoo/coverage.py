@@ -1,0 +1,253 @@
+"""Convert every timm architecture and compare it with itself: python -m zoo.coverage --help.
+
+Results go line by line into a JSON Lines file; a run that is started again goes on behind the last line, and an
+architecture that ended the process is on record as such. ``--table`` turns the file into Markdown.
+"""
+
+import argparse
+import copy
+import fnmatch
+import gc
+import json
+import logging
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from dcn_ops import DeformConv2d
+from zoo.inject import inject_
+
+# Parameters of a network that is run, float64 copy included, in the memory of a small machine.
+MAX_PARAMS = 350_000_000
+
+Result = dict[str, Any]
+
+
+def architectures(pattern: str = "*", *, one_per_family: bool = False) -> list[str]:
+    """Return timm's architectures, or the one of each family that comes first."""
+    names = [n for n in timm.list_models(exclude_filters="*_dcn") if n != "dcn" and fnmatch.fnmatchcase(n, pattern)]
+    if one_per_family:
+        first: dict[str, str] = {}
+        for name in names:
+            first.setdefault(family(name), name)
+        names = list(first.values())
+    return names
+
+
+def family(name: str) -> str:
+    """Return the module of timm that defines an architecture."""
+    return timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
+def examine(name: str, *, compile: bool = False, script: bool = False) -> Result:
+    """Convert an architecture, without weights first, then, where memory allows it, compare it with itself.
+
+    Returns:
+        family; params; candidates, how many convolutions have a kernel of 3 and more, no patches and not the image
+        to read; converted, how many became deformable; added, their predictors' parameters; error, why none did;
+        and, if it ran, input, difference and budget (twice the plain network's own rounding error, and a rounding
+        step), identical, compiles and scripts (where the plain network does).
+    """
+    result: Result = {"name": name, "family": family(name)}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = timm.create_model(name).eval()
+    result["params"] = sum(p.numel() for p in model.parameters())
+    result["candidates"] = sum(_is_candidate(module) for module in model.modules())
+    try:
+        inject_(model)
+    except ValueError as error:
+        return result | {"converted": 0, "error": str(error)}
+    layers = [module for module in model.modules() if isinstance(module, DeformConv2d)]
+    result["converted"] = len(layers)
+    result["added"] = sum(
+        p.numel() for n, p in model.named_parameters() if n.rpartition(".")[2].startswith("offset_")
+    )
+    if result["params"] > MAX_PARAMS:
+        return result | {"skipped": f"more than {MAX_PARAMS:,} parameters"}
+    return result | _compare(name, compile=compile, script=script)
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    weight, kernel = getattr(module, "weight", None), getattr(module, "kernel_size", None)
+    if not isinstance(weight, Tensor) or not isinstance(kernel, tuple) or len(kernel) != 2:
+        return False
+    stride: Any = module.stride
+    # Three channels in, ungrouped: the image.
+    return max(kernel) >= 3 and tuple(stride) != kernel and not (module.in_channels == 3 and module.groups == 1)
+
+
+@torch.no_grad()
+def _compare(name: str, *, compile: bool, script: bool) -> Result:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    _perturb(model)
+    image, plain = _run_smallest(model)
+    exact = _first(copy.deepcopy(model).double()(image.double()))
+    plain_compiles, plain_scripts = compile and _compiles(model, image), script and _scripts(model)
+    inject_(model)
+    difference = (_first(model(image)) - exact).abs().max().item()
+    budget = 2 * (plain - exact).abs().max().item() + torch.finfo(plain.dtype).eps * exact.abs().max().item()
+    result: Result = {"input": list(image.shape[1:]), "difference": difference, "budget": budget}
+    result["identical"] = difference <= budget
+    if plain_compiles:
+        result["compiles"] = _compiles(model, image)
+    if plain_scripts:
+        result["scripts"] = _scripts(model)
+    return result
+
+
+def _perturb(model: nn.Module) -> None:
+    """Have biases and norms do something: those that are initialised with zero would hide errors."""
+    for parameter in model.parameters():
+        if parameter.ndim <= 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def _run_smallest(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Run the model at the smallest input that it takes."""
+    cfg: Any = model.pretrained_cfg
+    channels, height, width = cfg["input_size"]
+    sizes = [] if cfg.get("fixed_input_size") else [(s, s) for s in (64, 96, 128) if s < min(height, width)]
+    for size in [*sizes, (height, width)]:
+        image = torch.randn(1, channels, *size)
+        try:
+            out = _first(model(image))
+        except Exception:
+            if size == (height, width):
+                raise
+        else:
+            if out.isfinite().all():
+                return image, out
+    raise ValueError("its output is not finite")
+
+
+def _first(out: Any) -> Tensor:
+    while not isinstance(out, Tensor):
+        out = out[0]
+    return out
+
+
+def _compiles(model: nn.Module, image: Tensor) -> bool:
+    torch._dynamo.reset()
+    try:
+        torch.compile(model, fullgraph=True, backend="aot_eager")(image)
+    except Exception:
+        return False
+    return True
+
+
+def _scripts(model: nn.Module) -> bool:
+    try:
+        torch.jit.script(copy.deepcopy(model))
+    except Exception:
+        return False
+    return True
+
+
+def run(names: Iterable[str], file: Path, **options: bool) -> None:
+    """Examine architectures, one line each."""
+    done = {result["name"] for result in read(file)} if file.exists() else set()
+    for name in names:
+        if name in done:
+            continue
+        _append(file, {"name": name, "family": family(name), "error": "ended the process"})
+        start = time.perf_counter()
+        try:
+            result = examine(name, **options)
+        except Exception as error:
+            result = {"name": name, "family": family(name), "error": f"{type(error).__name__}: {error}"[:300]}
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        _append(file, result)
+        print(json.dumps(result), flush=True)
+        gc.collect()
+
+
+def _append(file: Path, result: Result) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(result) + "\n")
+
+
+def read(file: Path) -> list[Result]:
+    """Return the last result of each architecture, in order."""
+    results: dict[str, Result] = {}
+    for line in file.read_text().splitlines():
+        result = json.loads(line)
+        results[result["name"]] = result
+    return [results[name] for name in sorted(results)]
+
+
+def table(results: list[Result]) -> str:
+    """Return Markdown: the totals, a row for each family, and each exception with its reason."""
+    families = defaultdict(list)
+    for result in results:
+        families[result["family"]].append(result)
+    rows = [_row("**all**", results), *(_row(name, of) for name, of in sorted(families.items()))]
+    head = ("family", "architectures", "with a candidate", "converted", "run", "identical", "compile", "script")
+    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, rows)]
+    exceptions = [
+        f"- {r['name']}: {_reason(r)}"
+        for r in results
+        if (r.get("candidates", 1) and not r.get("converted")) or r.get("identical") is False or _failed(r)
+    ]
+    return "\n".join([*lines, "", "Exceptions:", "", *(exceptions or ["- none"])])
+
+
+def _row(name: str, results: list[Result]) -> list[str]:
+    def count(key: str) -> str:
+        return str(sum(bool(result.get(key)) for result in results))
+
+    def share(key: str) -> str:  # of those that were asked
+        asked = sum(key in result for result in results)
+        return f"{count(key)} of {asked}" if asked else "–"
+
+    keys = ("candidates", "converted", "input")
+    return [name, str(len(results)), *map(count, keys), count("identical"), share("compiles"), share("scripts")]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _failed(result: Result) -> bool:
+    broke = "error" in result and result.get("converted") != 0
+    return broke or False in (result.get("compiles"), result.get("scripts"))
+
+
+def _reason(result: Result) -> str:
+    if "error" in result:
+        return " ".join(result["error"].split())[:200]
+    if result.get("identical") is False:
+        return f"differs by {result['difference']:.1e}, with a budget of {result['budget']:.1e}"
+    return ", ".join(f"no longer {key}" for key in ("compiles", "scripts") if result.get(key) is False)
+
+
+def main() -> None:
+    """Parse the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", default="*", help="glob over architectures")
+    parser.add_argument("--sample", action="store_true", help="one architecture per family")
+    parser.add_argument("--compile", action="store_true", help="compile those whose plain network compiles")
+    parser.add_argument("--script", action="store_true", help="script those whose plain network scripts")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th architecture, from the i-th on")
+    parser.add_argument("--file", type=Path, default=Path("coverage.jsonl"), help="results, a line each")
+    parser.add_argument("--table", action="store_true", help="print the table of the file, examine nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(table(read(args.file)))
+        return
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    index, count = map(int, args.shard.split("/"))
+    names = architectures(args.names, one_per_family=args.sample)[index::count]
+    run(names, args.file, compile=args.compile, script=args.script)
+
+
+if __name__ == "__main__":
+    main()
