@@ -107,12 +107,14 @@ class DeformConv2d(nn.Conv2d):
             ValueError: For a parametrized convolution or one with a forward of its own, or arguments that the
                 constructor refuses.
         """
-        if is_parametrized(conv) or type(conv).forward is not cls.converts.forward:
+        own_forward = type(conv).forward is not cls.converts.forward or "forward" in vars(conv)
+        if is_parametrized(conv) or own_forward:
             name = f"{cls.converts.__module__.partition('.')[0]}'s {cls.converts.__name__}"
             raise ValueError(f"expected {name}, whose weight is all there is to it, got {type(conv)}")
         layer = cls.__new__(cls)
         # Every container is copied, so that the convolution stays as it was.
         layer.__dict__ = {k: v.copy() if isinstance(v, dict | set) else v for k, v in conv.__dict__.items()}
+        layer._compiled_call_impl = None  # of conv.compile(): it would go on calling the convolution
         layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
         return layer
 
@@ -169,6 +171,11 @@ class DeformConv2d(nn.Conv2d):
         depthwise = self._parameters.get("offset_depthwise_weight")
         if depthwise is not None:
             nn.init.constant_(depthwise, 1 / (self.kernel_size[0] * self.kernel_size[1]))
+
+    def predictor_parameters(self) -> list[nn.Parameter]:
+        """Return the Parameters that predict offsets and masks."""
+        named = self._parameters.items()
+        return [p for name, p in named if name.startswith("offset_") and p is not None]
 
     def pad(self, input: Tensor) -> Tensor:
         """Pad the input where the operator, which knows zeros on both sides alone, can't."""

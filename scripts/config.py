@@ -12,9 +12,10 @@ from omegaconf import MISSING
 
 from zoo import DCNConfig
 
-# The same fields as zoo.DCNConfig, mutable, so that Hydra can override them.
+# The same fields as zoo.DCNConfig, mutable, so that Hydra can override them; but for the function.
 DCN = dataclasses.make_dataclass(
-    "DCN", [(f.name, f.type, field(default=f.default)) for f in dataclasses.fields(DCNConfig)]
+    "DCN",
+    [(f.name, f.type, field(default=f.default)) for f in dataclasses.fields(DCNConfig) if f.name != "where"],
 )
 
 

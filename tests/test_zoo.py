@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 
 import pytest
 import timm
@@ -121,7 +122,7 @@ def test_a_part_of_a_predictor_is_missed():
     model = inject_(timm.create_model("resnet18", **NARROW))
     weights = model.state_dict()
     del weights["layer4.0.conv1.offset_bias"]
-    with pytest.raises(RuntimeError, match="Missing key.*layer4.0.conv1.offset_bias"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*layer4\.0\.conv1\.offset_bias"):
         model.load_state_dict(weights)
 
 
@@ -163,6 +164,40 @@ def test_hooks_are_kept():
     inject_(model)(torch.randn(1, 3, 64, 64))
     assert seen == [model.layer2[0].conv1]
     assert isinstance(seen[0], DeformConv2d)
+
+
+def test_a_hook_can_still_be_removed_after_the_conversion():
+    model, seen = timm.create_model("resnet18", **NARROW).eval(), []
+    handle = model.layer2[0].conv1.register_forward_hook(lambda *_: seen.append(1))
+    inject_(model)
+    handle.remove()
+    model(torch.randn(1, 3, 64, 64))
+    assert seen == []
+
+
+def test_a_compiled_convolution_becomes_deformable():
+    model = perturbed("resnet18", **NARROW)
+    model.layer2[0].conv1.compile(backend="eager")
+    inject_(model)
+    x = torch.randn(1, 3, 64, 64)
+    plain = model(x)
+    randomise_offsets(model)
+    assert not torch.allclose(model(x), plain)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvit_m0_9", "levit_128s", "fastvit_t8"])
+@torch.no_grad()
+def test_reparameterisation_keeps_the_offsets(name, copied):
+    model = inject_(perturbed(name))
+    randomise_offsets(model)
+    model = copied(model)
+    x = torch.randn(1, *model.pretrained_cfg["input_size"])
+    before = model(x)
+    with pytest.warns(UserWarning, match="stays as it is: folding its branches would drop the offsets"):
+        after = timm.utils.reparameterize_model(model)
+    assert len(deformable(after)) == len(deformable(model))
+    torch.testing.assert_close(after(x), before)
 
 
 @pytest.mark.parametrize("feature_cls", ["list", "hook", "getter"])

@@ -146,3 +146,20 @@ class Injection:
         if self.flops_before is None:
             return None
         return self.flops_before + sum((r.flops_after or 0) - (r.flops_before or 0) for r in self.replacements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folding:
+    """What ``fold_`` did to a network; of a layer with several names, by the first.
+
+    Attributes:
+        folded: Names of the layers that are plain convolutions again.
+        kept: Names of the layers that stay deformable, each with the reason and what was measured.
+        params_before: Parameters of the network.
+        params_after: Parameters of the network without the folded layers' predictors.
+    """
+
+    folded: tuple[str, ...]
+    kept: dict[str, str]
+    params_before: int
+    params_after: int

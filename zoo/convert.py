@@ -1,7 +1,7 @@
 """One convolution to one deformable convolution."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -31,7 +31,7 @@ def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
     Raises:
         ValueError: For offset groups that don't divide the channels of the convolution.
     """
-    return DEFORMABLE[type(conv)].from_conv2d(
+    return _convert(
         conv,
         offset_groups=_offset_groups(conv, config),
         modulated=config.modulated,
@@ -52,12 +52,19 @@ def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
         conv = modules.get(name)
         if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
             raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")
-        made[conv] = DEFORMABLE[type(conv)].from_conv2d(conv, **arguments)
+        made[conv] = _convert(conv, **arguments)
     keep_unfused(modules[parent] for name in layers for parent in parents(name))
     for name, module in modules.items():  # A shared convolution has several names.
         if module in made:
             model.set_submodule(name, made[module])
     accept_plain_weights(model)
+
+
+def _convert(conv: nn.Conv2d, **arguments: Any) -> DeformConv2d:
+    layer = DEFORMABLE[type(conv)].from_conv2d(conv, **arguments)
+    # The very dicts of the hooks, as the convolution leaves the network: handles still remove what they added.
+    layer.__dict__ |= {name: value for name, value in vars(conv).items() if "_hooks" in name}
+    return layer
 
 
 def parents(name: str) -> list[str]:

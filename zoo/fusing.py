@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,16 @@ def keep_unfused(blocks: Iterable[nn.Module]) -> None:
     """Have the folding methods of blocks leave them as they are, and say so."""
     for block in blocks:
         for name in folding_methods(block):
-            setattr(block, name, MethodType(_kept, block))
+            # Not a bound method: that is pickled by its name, which the block's class lacks.
+            setattr(block, name, partial(_kept, block))
+
+
+def allow_fusing(blocks: Iterable[nn.Module]) -> None:
+    """Undo ``keep_unfused``."""
+    for block in blocks:
+        for name, value in list(vars(block).items()):
+            if isinstance(value, partial) and value.func is _kept:
+                delattr(block, name)
 
 
 def folding_methods(block: nn.Module) -> list[str]:

@@ -11,7 +11,7 @@ from zoo.config import DCNConfig, Injection, Replacement
 from zoo.convert import to_deformable
 from zoo.flops import Measured, conv_flops, measure
 from zoo.fusing import keep_unfused
-from zoo.report import show
+from zoo.report import injection_table, show
 from zoo.weights import accept_plain_weights
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def plan(
         flops_before=None if measured is None else measured.flops,
         input_size=size,
     )
-    show(injection)
+    show(injection_table(injection))
     return injection
 
 

@@ -18,7 +18,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, offset_lr_scale: f
         parameter
         for layer in model.modules()
         if isinstance(layer, DeformConv2d)
-        for parameter in (layer.offset_weight, layer.offset_bias)
+        for parameter in layer.predictor_parameters()
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     others = [parameter for parameter in trained if parameter not in offsets]

@@ -1,21 +1,22 @@
-"""The table that shows an ``Injection``."""
+"""The tables that show an ``Injection`` and a ``Folding``."""
 
 import sys
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
-from zoo.config import Injection, Replacement
+from zoo.config import Folding, Injection, Replacement
 
 
-def show(injection: Injection) -> None:
-    """Print the table to stdout."""
+def show(table: Table) -> None:
+    """Print a table to stdout."""
     # Where no terminal wraps it, as in a log, a row is a line.
     width = None if sys.stdout.isatty() else 200
-    Console(width=width, markup=False, highlight=False).print(table(injection))
+    Console(width=width, markup=False, highlight=False).print(table)
 
 
-def table(injection: Injection) -> Table:
+def injection_table(injection: Injection) -> Table:
     """Return a table with a row for each replacement and the totals of the network below."""
     count = len(injection.replacements)
     result = Table(caption=_caption(injection), caption_justify="left", show_footer=True)
@@ -26,6 +27,18 @@ def table(injection: Injection) -> Table:
     result.add_column("FLOPs", _total(injection.flops_before, injection.flops_after), justify="right")
     for replacement in injection.replacements:
         result.add_row(*_row(replacement))
+    return result
+
+
+def folding_table(folding: Folding, saved: Mapping[str, int | None]) -> Table:
+    """Return a table with a row for each layer: the parameters that folding it ``saved``, or why it was kept."""
+    before, after = folding.params_before, folding.params_after
+    result = Table(show_footer=True)
+    result.add_column("layer", f"{len(folding.folded)} folded, {len(folding.kept)} kept", overflow="fold")
+    result.add_column("folded, or why not", overflow="fold")
+    result.add_column("parameters", f"{before:,} -> {after:,} ({after / before - 1:+.1%})", justify="right")
+    for name, parameters in saved.items():
+        result.add_row(name, folding.kept.get(name, "folded"), "–" if parameters is None else f"{-parameters:,}")
     return result
 
 
