@@ -338,7 +338,7 @@ def test_everything_holds_for_ours() -> None:
 
 if __name__ == "__main__":
     table = [["", *FUNCTIONS], *[["---"] * 4], *[[row, *(cell(row, c) for c in FUNCTIONS)] for row in ROWS]]
-    before, _, after = DOCUMENT.read_text().partition("<!-- table -->\n")
-    _, _, after = after.partition("\n<!-- /table -->")
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-    DOCUMENT.write_text(f"{before}<!-- table -->\n{lines}\n<!-- /table -->{after}")
+    before, rest = DOCUMENT.read_text().split("<!-- table -->\n")
+    _, after = rest.split("<!-- /table -->\n")
+    DOCUMENT.write_text(f"{before}<!-- table -->\n{lines}\n<!-- /table -->\n{after}")
