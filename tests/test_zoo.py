@@ -54,7 +54,7 @@ def perturbed(name, **kwargs):
     model = timm.create_model(name, pretrained=False, **kwargs).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:
+            if parameter.numel() == max(parameter.shape, default=1):  # NFNet's gains have four dimensions
                 parameter.add_(0.2 * torch.randn_like(parameter))
         for key, buffer in model.named_buffers():
             if key.endswith("running_mean"):

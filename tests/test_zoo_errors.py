@@ -156,19 +156,25 @@ def test_mismatch(names, stage, config, reason):
     assert mismatch(CONV, names, stage, config) == reason
 
 
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("layer3.5.conv2", "layer3.5"),
-        ("stages.2.blocks.0.conv2.conv", "stages.2.blocks.0"),
-        ("layer2.0.convs.1", "layer2.0"),
-        ("features.denseblock2.denselayer1.conv2", "features.denseblock2.denselayer1"),
-        ("s2.b1.conv2.conv", "s2.b1.conv2"),
-        ("conv", ""),
-    ],
-)
-def test_block_of_a_convolution(name, block):
-    assert block_of(name) == block
+BLOCKS = {
+    "resnet18": {"layer3.1.conv2": "layer3.1"},
+    "convnext_atto": {"stages.2.blocks.1.conv_dw": "stages.2.blocks.1"},
+    "res2net50_26w_4s": {"layer2.0.convs.1": "layer2.0"},
+    "densenet121": {"features.denseblock2.denselayer1.conv2": "features.denseblock2.denselayer1"},
+    "regnetx_002": {"s2.b1.conv2.conv": "s2.b1"},
+    "ese_vovnet19b_slim": {"stages.1.blocks.0.conv_mid.0.conv": "stages.1.blocks.0"},
+    "mixnet_s": {"blocks.2.0.conv_dw.0": "blocks.2.0"},
+    "vgg11": {"features.8": "features.8"},
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block_of_a_convolution(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    for conv, block in BLOCKS[name].items():
+        assert model.get_submodule(conv).kernel_size
+        assert block_of(conv, model) == block
 
 
 def test_config_takes_lists():

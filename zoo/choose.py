@@ -60,7 +60,7 @@ def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> li
             against[False, reason].append(site.names[0])
     if not chosen:
         raise ValueError(_nothing(model, against))
-    return _every_nth_block(chosen, config.every)
+    return _every_nth_block(model, chosen, config.every) if config.every > 1 else chosen
 
 
 def ancestors(site: Site, model: nn.Module) -> list[nn.Module]:
@@ -88,11 +88,11 @@ def _is_deep(site: Site) -> bool:
     return site.stage is not None and site.stage >= min(DEEP)
 
 
-def _every_nth_block(sites: list[Site], every: int) -> list[Site]:
+def _every_nth_block(model: nn.Module, sites: list[Site], every: int) -> list[Site]:
     blocks: defaultdict[int | None, list[str]] = defaultdict(list)
     chosen = []
     for site in sites:
-        of_stage, block = blocks[site.stage], block_of(site.names[0])
+        of_stage, block = blocks[site.stage], block_of(site.names[0], model)
         if block not in of_stage:
             of_stage.append(block)
         if of_stage.index(block) % every == 0:

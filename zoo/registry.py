@@ -16,6 +16,7 @@ from zoo.inject import inject_
 from zoo.presets import PRESETS
 
 _SUFFIX = "_dcn"
+_NOT_SAVED = {"num_classes", "in_chans", "global_pool", "img_size", "base", "dcn", "layers"}
 
 
 def list_models(filter: str = "*") -> list[str]:
@@ -30,13 +31,12 @@ def save(model: nn.Module, folder: str | Path) -> None:
     after ``import zoo``, or "hf-hub:" once the folder is uploaded.
 
     Raises:
-        ValueError: For a network that timm.create_model didn't build, or that has no deformable layer.
+        ValueError: For a network that timm.create_model didn't build or cut (features_only), or that has no
+            deformable layer.
     """
     base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if not base:
-        raise ValueError(
-            f"expected a network of timm.create_model, got {type(model).__name__} without pretrained_cfg"
-        )
+    if not base or not hasattr(model, "num_classes"):
+        raise ValueError(f"expected a whole network of timm.create_model, got {type(model).__name__}")
     layers = {
         name: {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
         for name, layer in model.named_modules()
@@ -44,14 +44,20 @@ def save(model: nn.Module, folder: str | Path) -> None:
     }
     if not layers:
         raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
-    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("dcn", "base")}
-    save_for_hf(
-        model,
-        str(folder),
-        model_config={"architecture": "dcn"},
-        model_args={**arguments, "base": base.removesuffix(_SUFFIX), "layers": layers},
-        safe_serialization=True,
-    )
+    timm_model: Any = model
+    recorded = getattr(model, "_model_args", {})
+    try:
+        # What timm reads off the network itself may have changed since, and ``layers`` says what was converted.
+        timm_model._model_args = {k: v for k, v in recorded.items() if k not in _NOT_SAVED}
+        save_for_hf(
+            model,
+            str(folder),
+            model_config={"architecture": "dcn"},
+            model_args={**timm_model._model_args, "base": base, "layers": layers},
+            safe_serialization=True,
+        )
+    finally:
+        timm_model._model_args = recorded
 
 
 def load(folder: str | Path, **kwargs: Any) -> nn.Module:
@@ -90,22 +96,35 @@ def dcn(
         pretrained_cfg: As of ``timm.create_model``.
         **kwargs: As of ``timm.create_model``.
     """
-    saved = pretrained and pretrained_cfg is not None and not isinstance(pretrained_cfg, str)
     kwargs.pop("pretrained_model_args", None)
+    if dcn is not None and layers is not None:
+        raise ValueError(f"a saved network has its layers, but got {dcn=}; build it with timm.create_model(base)")
     model: Any
-    if saved:
-        model = timm.create_model(base, pretrained=False, **kwargs)
-    else:
+    if not pretrained or pretrained_cfg is None or isinstance(pretrained_cfg, str):
         model = timm.create_model(base, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+        return _converted(model, base, dcn, layers)
+    # Weights of a converted network, from a folder or a hub.
+    if kwargs.get("features_only"):
+        raise ValueError("a saved network loads whole, without features_only; it has forward_intermediates")
+    cfg = pretrained_cfg if isinstance(pretrained_cfg, dict) else asdict(pretrained_cfg)
+    cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in cfg.items()}  # of JSON
+    model = timm.create_model(base, pretrained_cfg={**cfg, "architecture": base}, **kwargs)
+    _converted(model, base, dcn, layers)
+    load_pretrained(model, cfg, model.num_classes, kwargs.get("in_chans", 3))
+    return model
+
+
+def _converted(
+    model: nn.Module,
+    base: str,
+    dcn: DCNConfig | dict[str, Any] | None,
+    layers: dict[str, LayerArguments] | None,
+) -> nn.Module:
     if layers is not None:
         rebuild_(model, layers)
-    else:
-        config = dcn if dcn is not None else PRESETS.get(base.partition(".")[0], DCNConfig())
-        inject_(model, config if isinstance(config, DCNConfig) else DCNConfig(**config))
-    if saved:
-        cfg = pretrained_cfg if isinstance(pretrained_cfg, dict) else asdict(pretrained_cfg)
-        load_pretrained(model, cfg, model.num_classes, kwargs.get("in_chans", 3))
-    return model
+        return model
+    config = dcn if dcn is not None else PRESETS.get(base.partition(".")[0], DCNConfig())
+    return inject_(model, config if isinstance(config, DCNConfig) else DCNConfig(**config))
 
 
 def _register_preset(base: str) -> None:

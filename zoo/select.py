@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from zoo.config import DCNConfig
-from zoo.convert import kind
+from zoo.convert import kind, parents
 from zoo.layers import DEFORMABLE
 
 DEEP = (2, 3, 4)
@@ -50,14 +50,16 @@ def mismatch(conv: nn.Conv2d, names: Sequence[str], stage: int | None, config: D
     return None
 
 
-def block_of(name: str) -> str:
-    """Return the block of a convolution: its ancestor with a number, "layer3.5" of "layer3.5.conv2"."""
-    parents = name.split(".")[:-1]
-    for is_block in (str.isdigit, lambda part: part[-1].isdigit()):
-        for i in reversed(range(len(parents))):
-            if is_block(parents[i]):
-                return ".".join(parents[: i + 1])
-    return ".".join(parents)
+def block_of(name: str, model: nn.Module) -> str:
+    """Return the block of a convolution, "layer3.5" of "layer3.5.conv2"; its own name where it has none.
+
+    That is its nearest ancestor with a number in which there is another layer with weights.
+    """
+    for parent in reversed(parents(name)):
+        layers = (m for m in model.get_submodule(parent).modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        if parent[-1:].isdigit() and sum(1 for _ in layers) > 1:
+            return parent
+    return name
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
