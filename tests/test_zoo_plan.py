@@ -121,6 +121,13 @@ def test_convolutions_that_are_not_called_stay():
     assert "read" not in [r.fqn for r in injection.replacements]
 
 
+def test_what_stays_has_its_reason(capsys):
+    with torch.device("meta"):
+        injection = plan(timm.create_model("efficientnet_cc_b0_4e"))
+    assert injection.refused["blocks.4.0.conv_dw"] == "CondConv2d, whose forward is its own"
+    assert "stays as it is (CondConv2d, whose forward is its own): blocks.4.0.conv_dw" in capsys.readouterr().out
+
+
 def test_table(capsys):
     injection = plan(tiny(), DCNConfig(stages=(4,)), input_size=(3, 224, 224))
     lines = capsys.readouterr().out.splitlines()

@@ -5,7 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
+from timm.layers import CondConv2d
 from torch import nn
 
 from dcn_ops import DeformConv2d
@@ -25,8 +27,16 @@ class Site:
     stage: int | None
 
 
-def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> list[Site]:
-    """Return the convolutions to replace, in order of definition.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The convolutions to replace, in order of definition, and why no config replaces the others."""
+
+    sites: list[Site]
+    refused: dict[str, str]  # of kernels from 3 on
+
+
+def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> Choice:
+    """Return the convolutions to replace.
 
     Raises:
         ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
@@ -37,30 +47,33 @@ def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> li
     sites = _sites(model, modules, measured)
     _check_stages(model, sites, config)
     _check_patterns(modules, config)
-    images = _image_readers(model, modules)
-    able, chosen = [], []
-    against = defaultdict(list)
-    for site in sites:
-        positions = None if measured is None else measured.positions[site.conv]
-        cannot = refusal(site.conv, reads_image=not images.isdisjoint(site.names), positions=positions)
-        if cannot is None:
-            able.append(site)
-        else:
-            against[True, cannot].append(site.names[0])
-    if config.stages is None and any(_is_deep(site) for site in able):
-        for site in able:
-            if not _is_deep(site):
-                against[False, "shallow: name its stage in stages to convert it"].append(site.names[0])
-        able = [site for site in able if _is_deep(site)]
-    for site in able:
-        reason = mismatch(site.conv, site.names, site.stage, config)
-        if reason is None:
-            chosen.append(site)
-        else:
-            against[False, reason].append(site.names[0])
+    refusals = _refusals(sites, _image_readers(model, modules), measured)
+    able = [site for site in sites if site not in refusals]
+    only_deep = config.stages is None and any(_is_deep(site) for site in able)
+    reasons = {site: _why_not(site, config, only_deep) for site in able}
+    chosen = [site for site in able if reasons[site] is None]
     if not chosen:
-        raise ValueError(_nothing(model, against))
-    return _every_nth_block(model, chosen, config.every) if config.every > 1 else chosen
+        raise ValueError(_nothing(model, reasons, refusals))
+    return Choice(
+        sites=_every_nth_block(model, chosen, config.every) if config.every > 1 else chosen,
+        refused={site.names[0]: reason for site, reason in refusals.items() if max(site.conv.kernel_size) >= 3},
+    )
+
+
+def _refusals(sites: Iterable[Site], images: set[str | None], measured: Measured | None) -> dict[Site, str]:
+    refusals = {}
+    for site in sites:
+        positions = None if measured is None else measured.positions.get(site.conv)
+        reason = refusal(site.conv, reads_image=not images.isdisjoint(site.names), positions=positions)
+        if reason is not None:
+            refusals[site] = reason
+    return refusals
+
+
+def _why_not(site: Site, config: DCNConfig, only_deep: bool) -> str | None:
+    if only_deep and not _is_deep(site):
+        return "shallow: name its stage in stages to convert it"
+    return mismatch(site.conv, site.names, site.stage, config)
 
 
 def ancestors(site: Site, model: nn.Module) -> list[nn.Module]:
@@ -79,8 +92,9 @@ def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measure
 
     names = defaultdict(list)
     for name, module in modules.items():
-        if isinstance(module, nn.Conv2d):
-            names[module].append(name)
+        # CondConv2d, to be refused with its reason, has the attributes of a convolution.
+        if isinstance(module, nn.Conv2d | CondConv2d):
+            names[cast("nn.Conv2d", module)].append(name)
     return [Site(conv=conv, names=tuple(n), stage=stage(n[0], conv)) for conv, n in names.items()]
 
 
@@ -141,10 +155,12 @@ def _check_patterns(modules: Mapping[str, nn.Module], config: DCNConfig) -> None
                 )
 
 
-def _nothing(model: nn.Module, against: Mapping[tuple[bool, str], list[str]]) -> str:
+def _nothing(model: nn.Module, reasons: Mapping[Site, str | None], refusals: Mapping[Site, str]) -> str:
     # What the config excludes comes first: that is what its author can change.
-    groups = sorted(against.items(), key=lambda group: group[0][0])[:8]
-    lines = [f"  {reason}: {_some(names)}" for (_, reason), names in groups]
+    groups = defaultdict(list)
+    for site, reason in (*reasons.items(), *refusals.items()):
+        groups[reason].append(site.names[0])
+    lines = [f"  {reason}: {_some(names)}" for reason, names in list(groups.items())[:8]]
     return "\n".join([f"no convolution of {type(model).__name__} can be replaced:", *(lines or ["  it has none"])])
 
 

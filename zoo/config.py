@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -128,12 +128,14 @@ class Injection:
         flops_before: FLOPs (2 × multiply-adds of convolutions and matrix products) of the network for one
             image, or None where it could not be run.
         input_size: [C, H, W] of that image.
+        refused: Why other convolutions, of kernels from 3 on, can't become deformable, by name.
     """
 
     replacements: tuple[Replacement, ...]
     params_before: int
     flops_before: int | None = None
     input_size: tuple[int, int, int] | None = None
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def params_after(self) -> int:

@@ -1,6 +1,7 @@
 """The pass: ``plan`` shows what it would do, ``inject_`` does it."""
 
 import logging
+from collections.abc import Iterable
 from typing import TypeVar
 
 from torch import nn
@@ -36,11 +37,13 @@ def plan(
         ValueError: As ``inject_``.
     """
     size, measured = _measure(model, input_size)
+    choice = choose(model, config, measured)
     injection = Injection(
-        replacements=tuple(_replacement(swap, measured) for swap in _swaps(model, config, measured)),
+        replacements=tuple(_replacement(swap, measured) for swap in _swaps(choice.sites, config)),
         params_before=sum(p.numel() for p in model.parameters()),
         flops_before=None if measured is None else measured.flops,
         input_size=size,
+        refused=choice.refused,
     )
     show(injection_table(injection))
     return injection
@@ -71,7 +74,7 @@ def inject_(
             it was.
     """
     _, measured = _measure(model, input_size)
-    swaps = _swaps(model, config, measured)
+    swaps = _swaps(choose(model, config, measured).sites, config)
     keep_unfused(block for site, _ in swaps for block in ancestors(site, model))
     for site, layer in swaps:
         for name in site.names:
@@ -88,10 +91,10 @@ def _measure(
     return size, measure(model, size) if size else None
 
 
-def _swaps(model: nn.Module, config: DCNConfig, measured: Measured | None) -> list[_Swap]:
+def _swaps(sites: Iterable[Site], config: DCNConfig) -> list[_Swap]:
     """Build every layer before any takes its place: what can fail fails here."""
     swaps = []
-    for site in choose(model, config, measured):
+    for site in sites:
         try:
             swaps.append((site, to_deformable(site.conv, config)))
         except ValueError as error:

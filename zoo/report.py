@@ -1,6 +1,7 @@
 """The tables that show an ``Injection`` and a ``Folding``."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -43,6 +44,14 @@ def folding_table(folding: Folding, saved: Mapping[str, int | None]) -> Table:
 
 
 def _caption(injection: Injection) -> str:
+    reasons = defaultdict(list)
+    for name, reason in injection.refused.items():
+        reasons[reason].append(name)
+    refused = [f"stays as it is ({reason}): {', '.join(names)}" for reason, names in reasons.items()]
+    return "\n".join([*refused, _about_flops(injection)])
+
+
+def _about_flops(injection: Injection) -> str:
     if injection.input_size is None:
         return "FLOPs are unknown without input_size=(C, H, W)"
     size = "x".join(map(str, injection.input_size))
