@@ -1,0 +1,32 @@
+"""One architecture of each of timm's families, as the run over all of them has it on record."""
+
+from pathlib import Path
+
+import pytest
+
+from zoo.coverage import examine, read, table
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "coverage.jsonl"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "zoo.md"
+
+
+def quickest_of_each_family():
+    quickest = {}
+    for result in read(RESULTS):
+        if "identical" in result:
+            known = quickest.setdefault(result["family"], result)
+            if result["seconds"] < known["seconds"]:
+                quickest[result["family"]] = result
+    return quickest.values()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of architectures that timm has deprecated, of their own code
+@pytest.mark.parametrize("expected", quickest_of_each_family(), ids=lambda result: result["name"])
+def test_an_architecture_converts_and_computes_the_same(expected):
+    result = examine(expected["name"])
+    assert (result["converted"], result["identical"]) == (expected["converted"], True)
+
+
+def test_the_document_has_the_table_of_the_run():
+    assert table(read(RESULTS)) in DOCUMENT.read_text()
