@@ -199,8 +199,8 @@ class DeformConv2d(nn.Conv2d):
         if depthwise is None:
             out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation)
         else:
-            window = (self.stride, self._padding_hw, self.dilation)
-            out = F.conv2d(padded, depthwise, None, window[0], window[1], window[2], self.in_channels)
+            groups = self.in_channels
+            out = F.conv2d(padded, depthwise, None, self.stride, self._padding_hw, self.dilation, groups)
             out = F.conv2d(out, weight, self.offset_bias)
         offset = out[:, : self._offset_channels]
         bound = self.offset_bound

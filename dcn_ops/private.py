@@ -17,9 +17,12 @@ except ImportError:  # without it the compiler sees an opaque operator, which st
     FunctionalTensorMode = None  # type: ignore[assignment, misc]
 
 
+without_autograd = torch._C._AutoDispatchBelowAutograd
+
+
 def below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
     """Call the kernel of ``op`` that follows the Autograd key."""
-    with torch._C._AutoDispatchBelowAutograd():
+    with without_autograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
@@ -27,7 +30,6 @@ _PLAIN_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU) | torch._C.Dispat
     torch._C.DispatchKey.AutogradCPU
 )
 _PLAIN_CPU_BITS = _PLAIN_CPU.raw_repr()
-without_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def is_plain_cpu(keyset: Any) -> bool:

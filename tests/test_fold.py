@@ -6,6 +6,7 @@ import logging
 import pytest
 import timm
 import torch
+from test_zoo import NARROW, Shared, deformable
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,8 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from dcn_ops import DeformConv2d
 from zoo import DCNConfig, inject_
 from zoo.fold import fold_
-
-NARROW = {"channels": (8, 16, 32, 64), "num_classes": 10}
 
 # name: (arguments, image size)
 BACKBONES = {
@@ -25,10 +24,6 @@ BACKBONES = {
     "nf_resnet26": ({"num_classes": 10}, 64),
     "repvgg_a0": ({"num_classes": 10}, 64),
 }
-
-
-def deformable(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
 
 
 def resnet(**kwargs):
@@ -269,16 +264,6 @@ def test_other_reasons_to_keep_a_layer():
         "heir": "Heir, whose forward is its own",
         "parametrized": "ParametrizedDeformConv2d, whose forward is its own",
     }
-
-
-class Shared(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
-        self.second = nn.Sequential(self.first[0], nn.ReLU())
-
-    def forward(self, x):
-        return self.second(self.first(x))
 
 
 @torch.no_grad()

@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dcn_ops
 import dcn_ops.flops
-from dcn_ops import DeformConv2d, tiny
+from dcn_ops import DeformConv2d
 from dcn_ops.testing import Case, Inputs, assert_within_budget, make_inputs
 
-BOTH = pytest.mark.parametrize("max_work", [-1, 2**62], ids=["cpu", "tiny"])
+BOTH = pytest.mark.usefixtures("implementation")
 
 
 def trained(layer: DeformConv2d) -> DeformConv2d:
@@ -155,8 +155,7 @@ def _deterministic_on_two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("_deterministic_on_two_threads")
 @pytest.mark.parametrize("twice", [False, True], ids=["gradients", "gradients_of_gradients"])
 @BOTH
-def test_training_is_deterministic(max_work: int, twice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "MAX_WORK", max_work)
+def test_training_is_deterministic(twice: bool) -> None:
     layer, image = trained(DeformConv2d(32, 32, 3, padding=1)), torch.randn(2, 32, 28, 28, requires_grad=True)
     leaves = [image, *layer.parameters()]
 
@@ -177,8 +176,7 @@ def test_training_is_deterministic(max_work: int, twice: bool, monkeypatch: pyte
 
 
 @BOTH
-def test_the_profiler_sees_each_call_once(max_work: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "MAX_WORK", max_work)
+def test_the_profiler_sees_each_call_once() -> None:
     net, (images, _) = make_net(), make_data()
     # acc_events: some versions warn without it.
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:

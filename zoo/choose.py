@@ -12,10 +12,11 @@ from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
-from zoo.convert import parents
 from zoo.flops import Measured
-from zoo.select import DEEP, block_of, mismatch, refusal
+from zoo.select import block_of, mismatch, refusal
 from zoo.stages import find_name, stage_by_name, stage_by_stride
+
+_FIRST_DEEP_STAGE = 2  # stride 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +77,6 @@ def _why_not(site: Site, config: DCNConfig, only_deep: bool) -> str | None:
     return mismatch(site.conv, site.names, site.stage, config)
 
 
-def ancestors(site: Site, model: nn.Module) -> list[nn.Module]:
-    """Return the modules that hold a convolution, the model first, in as many chains as it has names."""
-    return [model.get_submodule(parent) for name in site.names for parent in parents(name)]
-
-
 def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured | None) -> list[Site]:
     by_name = stage_by_name(model)
 
@@ -99,7 +95,7 @@ def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measure
 
 
 def _is_deep(site: Site) -> bool:
-    return site.stage is not None and site.stage >= min(DEEP)
+    return site.stage is not None and site.stage >= _FIRST_DEEP_STAGE
 
 
 def _every_nth_block(model: nn.Module, sites: list[Site], every: int) -> list[Site]:

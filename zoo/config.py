@@ -61,8 +61,10 @@ class DCNConfig:
             raise ValueError(f"expected some of the kinds {KINDS}, got {self.kinds=}")
         if not self.include:
             raise ValueError(f'expected at least one include pattern, such as "*", got {self.include=}')
-        for name in ("every", "offset_groups", "offset_group_width"):
-            _check_positive(name, getattr(self, name))
+        _check_positive("every", self.every)
+        _check_positive("offset_groups", self.offset_groups)
+        if self.offset_group_width is not None:
+            _check_positive("offset_group_width", self.offset_group_width)
         if self.offset_groups != 1 and self.offset_group_width is not None:
             raise ValueError(f"expected one of {self.offset_groups=} and {self.offset_group_width=}")
         if self.offset_bound is not None and not 0 < self.offset_bound < math.inf:
@@ -70,8 +72,6 @@ class DCNConfig:
 
 
 def _check_positive(name: str, value: object) -> None:
-    if value is None and name == "offset_group_width":
-        return
     if not _is_a(value, int):
         raise TypeError(f"expected an integer, got {name}={value!r}")
     if value < 1:  # type: ignore[operator]

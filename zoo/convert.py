@@ -1,15 +1,12 @@
 """One convolution to one deformable convolution."""
 
-from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
-from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
-from zoo.weights import accept_plain_weights
 
 
 class LayerArguments(TypedDict):
@@ -31,7 +28,7 @@ def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
     Raises:
         ValueError: For offset groups that don't divide the channels of the convolution.
     """
-    return _convert(
+    return convert(
         conv,
         offset_groups=_offset_groups(conv, config),
         modulated=config.modulated,
@@ -40,27 +37,8 @@ def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
     )
 
 
-def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
-    """Convert the very convolutions of these names, in place.
-
-    Raises:
-        ValueError: For a name that is no convertible convolution; the model is then as it was.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    made: dict[nn.Module, DeformConv2d] = {}
-    for name, arguments in layers.items():
-        conv = modules.get(name)
-        if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
-            raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")
-        made[conv] = _convert(conv, **arguments)
-    keep_unfused(modules[parent] for name in layers for parent in parents(name))
-    for name, module in modules.items():  # A shared convolution has several names.
-        if module in made:
-            model.set_submodule(name, made[module])
-    accept_plain_weights(model)
-
-
-def _convert(conv: nn.Conv2d, **arguments: Any) -> DeformConv2d:
+def convert(conv: nn.Conv2d, **arguments: Any) -> DeformConv2d:
+    """Return the deformable layer of a convolution's class, with the very hooks that the convolution has."""
     layer = DEFORMABLE[type(conv)].from_conv2d(conv, **arguments)
     # The very dicts of the hooks, as the convolution leaves the network: handles still remove what they added.
     layer.__dict__ |= {name: value for name, value in vars(conv).items() if "_hooks" in name}

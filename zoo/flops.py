@@ -43,7 +43,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Measured | No
         strides[conv] = input_size[1] / output.shape[-2]
 
     with ExitStack() as stack:
-        for module in set(model.modules()):
+        for module in model.modules():
             stack.enter_context(_without_forward_hooks(module))
         for conv in convs:
             stack.callback(conv.register_forward_hook(record).remove)
@@ -74,8 +74,8 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         meta[tensor] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-    modules = set(model.modules())
-    kept: list[tuple[Any, dict[str, Any]]] = [(d, dict(d)) for m in modules for d in (m._parameters, m._buffers)]
+    dicts = (d for module in model.modules() for d in (module._parameters, module._buffers))
+    kept: list[tuple[Any, dict[str, Any]]] = [(tensors, dict(tensors)) for tensors in dicts]
     try:
         for tensors, real in kept:
             tensors.update({name: None if tensor is None else meta[tensor] for name, tensor in real.items()})

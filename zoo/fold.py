@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dcn_ops import DeformConv2d
 from zoo.calibrate import Predicted, calibrate
 from zoo.config import Folding
+from zoo.convert import LAYER_ARGUMENTS
 from zoo.fusing import allow_fusing
 from zoo.report import folding_table, show
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # What DeformConv2d has on top of a convolution; _compiled_call_impl would go on calling the layer.
 _ATTRIBUTES = {
-    *("offset_groups", "modulated", "offset_bound", "separable_predictor", "predict_offsets"),
+    *LAYER_ARGUMENTS,
     *("_offset_channels", "_pads_first", "_padding_hw", "_compiled_call_impl"),
 }
 _PARAMETERS = {"offset_depthwise_weight", "offset_weight", "offset_bias"}

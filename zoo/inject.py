@@ -1,17 +1,19 @@
 """The pass: ``plan`` shows what it would do, ``inject_`` does it."""
 
 import logging
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
 
 from dcn_ops import DeformConv2d
-from zoo.choose import Site, ancestors, choose
+from zoo.choose import Site, choose
 from zoo.config import DCNConfig, Injection, Replacement
-from zoo.convert import to_deformable
+from zoo.convert import LayerArguments, convert, parents, to_deformable
 from zoo.flops import Measured, conv_flops, measure
 from zoo.fusing import keep_unfused
+from zoo.layers import DEFORMABLE
 from zoo.report import injection_table, show
 from zoo.weights import accept_plain_weights
 
@@ -75,13 +77,38 @@ def inject_(
     """
     _, measured = _measure(model, input_size)
     swaps = _swaps(choose(model, config, measured).sites, config)
-    keep_unfused(block for site, _ in swaps for block in ancestors(site, model))
-    for site, layer in swaps:
-        for name in site.names:
-            model.set_submodule(name, layer)
-        logger.info("%s: %s -> %s", " = ".join(site.names), site.conv, layer)
-    accept_plain_weights(model)
+    _replace(model, {site.conv: layer for site, layer in swaps})
     return model
+
+
+def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
+    """Convert the very convolutions of these names, in place.
+
+    Raises:
+        ValueError: For a name that is no convertible convolution; the model is then as it was.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[nn.Conv2d, DeformConv2d] = {}
+    for name, arguments in layers.items():
+        conv = modules.get(name)
+        if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
+            raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")
+        made[conv] = convert(conv, **arguments)
+    _replace(model, made)
+
+
+def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None:
+    """Put each layer where its convolution stands, under all of its names."""
+    names = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d) and module in layers:
+            names[module].append(name)
+    keep_unfused({model.get_submodule(parent) for of in names.values() for name in of for parent in parents(name)})
+    for conv, layer in layers.items():
+        for name in names[conv]:
+            model.set_submodule(name, layer)
+        logger.info("%s: %s -> %s", " = ".join(names[conv]), conv, layer)
+    accept_plain_weights(model)
 
 
 def _measure(

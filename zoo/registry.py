@@ -11,8 +11,8 @@ from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
-from zoo.convert import LAYER_ARGUMENTS, LayerArguments, rebuild_
-from zoo.inject import inject_
+from zoo.convert import LAYER_ARGUMENTS, LayerArguments
+from zoo.inject import inject_, rebuild_
 from zoo.presets import PRESETS
 
 _SUFFIX = "_dcn"

@@ -9,8 +9,6 @@ from zoo.config import DCNConfig
 from zoo.convert import kind, parents
 from zoo.layers import DEFORMABLE
 
-DEEP = (2, 3, 4)
-
 
 def refusal(conv: nn.Conv2d, *, reads_image: bool, positions: int | None) -> str | None:
     """Tell why a convolution can't become deformable, or gains nothing, whatever the config says.
