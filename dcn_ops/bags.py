@@ -1,11 +1,14 @@
-"""Bilinear sampling as an embedding bag: the table of rows and weights, the bag, and their backwards.
+"""Bilinear sampling as an embedding bag: the padded image, the table of rows and weights, the bag, its backwards.
 
 A sample is a weighted sum of four rows of the channels-last image. ATen's embedding bag computes that,
-with weights per sample, vectorised and on all threads, and has both gradients.
+with weights per sample, vectorised and on all threads. Its transpose is a bag as well, of the entries in
+the order of the rows that they read.
 
-Legend: kh x kw kernel, K = kh * kw, G offset groups, D = C / G channels a row, H x W input size; n and h
-count the images and the output rows of the chunk at hand, R = n * H * W * G its rows and
-B = n * h * Wo * K * G its bags.
+Around the image lie two rows and columns of zeros, which neighbours share: a sample beyond the border reads
+zeros, so that nothing is clamped or masked but the position itself, and the four rows are ``row + constant``.
+
+Legend: kh x kw kernel, K = kh * kw, G offset groups, C channels, D = C / G channels a row, H x W input size;
+n and h count the images and the output rows of the chunk at hand, R rows and S = n * h * Wo * G * K samples.
 """
 
 from typing import NamedTuple
@@ -17,6 +20,10 @@ from dcn_ops.geometry import Conv, Pair
 
 _SUM = 0  # the embedding bag's mode
 _INT32_LIMIT = 2**31
+_BORDER = 2  # pixels: so that both neighbours of position -2 are zeros
+
+_bag = torch.ops.aten._embedding_bag_forward_only
+_bag_weight_backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
 
 
 class Chunk(NamedTuple):
@@ -32,116 +39,163 @@ class Chunk(NamedTuple):
         return maps[self.n0 : self.n1, :, self.h0 : self.h1]
 
 
-class Axis(NamedTuple):
-    """The two neighbours of every sample along one axis: first dimension (lower, upper)."""
-
-    at: Tensor  # integers [2, n, G, kh, kw, h, Wo], clamped into the image
-    weight: Tensor  # 0 where the neighbour lies outside
-    slope: Tensor  # derivative of the weight by the position
-
-
 class Table(NamedTuple):
-    """What the bags read, four entries each, and what the backward of the table needs."""
+    """What the samples read, four neighbours each: top left, top right, bottom left, bottom right."""
 
-    row: Tensor  # [4 * B], in [0, R)
-    weight: Tensor  # [4 * B], the mask multiplied in
-    y: Axis
-    x: Axis
-    mask: Tensor | None  # [n, G, kh, kw, h, Wo]
+    row: Tensor  # [S * 4] integers in [0, R)
+    weight: Tensor  # [S * 4], the mask multiplied in
+    y: Tensor  # [*order], distance from the upper neighbours
+    x: Tensor  # [*order], distance from the left neighbours
+    mask: Tensor | None  # [*order]
     order: tuple[int, ...]
 
 
+# How samples lie in memory, as a permutation of n, G, kh, kw, h, Wo, which is how offsets lie in theirs.
+BY_POSITION = (0, 4, 5, 1, 2, 3)  # [n, h, Wo, G, kh, kw], as offsets that are channels_last
+AS_IMAGE = (0, 4, 2, 5, 3, 1)  # [n, h, kh, Wo, kw, G], an image kh times as high and kw times as wide
+
+
+def wide_dtype(input: Tensor) -> torch.dtype:
+    """Return the dtype of interpolation and of sums over chunks, which never round to half."""
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def even_step(total: int, limit: int) -> int:
+    """Return a step of at most ``limit``, but one at least, that cuts ``total`` into pieces of nearly one size."""
+    pieces = -(-total // max(1, limit))
+    return -(-total // pieces) if pieces else 1
+
+
+def padded_rows(images: Tensor) -> Tensor:
+    """Return the rows, [R, C], of images [n, H, W, C] within a border of zeros."""
+    n, height, width, channels = images.shape
+    padded_height, padded_width = height + _BORDER, width + _BORDER
+    # After the last image, its lower border, and the right neighbour of the last pixel there.
+    rows = images.new_zeros((n * padded_height + _BORDER) * padded_width + _BORDER, channels)
+    unpadded(rows, n, (height, width)).copy_(images)
+    return rows
+
+
+def unpadded(rows: Tensor, images: int, size: Pair) -> Tensor:
+    """Return the images, [n, H, W, C], of rows as ``padded_rows`` returns them: a view."""
+    height, width = size[0] + _BORDER, size[1] + _BORDER
+    padded = rows[: images * height * width].view(images, height, width, rows.shape[1])
+    return padded[:, _BORDER:, _BORDER:]
+
+
 def make_table(
-    chunk: Chunk, offset: Tensor, mask: Tensor | None, size: Pair, dtype: torch.dtype, conv: Conv
+    chunk: Chunk,
+    offset: Tensor,
+    mask: Tensor | None,
+    size: Pair,
+    dtype: torch.dtype,
+    conv: Conv,
+    order: tuple[int, ...] = BY_POSITION,
+    tap_rows: int = 0,
 ) -> Table:
-    """Build the table of a chunk in ``dtype``, its bags in the order that the contraction reads."""
-    shape = (conv.offset_groups, *conv.kernel)
-    grid_y, grid_x = conv.grid((chunk.h0, chunk.h1), offset.shape[3], dtype, offset.device)
-    displacement = chunk.of(offset).to(dtype).unflatten(1, (*shape, 2))  # [n, G, kh, kw, 2, h, Wo]
-    integer = _index_dtype(chunk, offset, size, conv)
-    y = _axis(grid_y + displacement[:, :, :, :, 0], size[0], integer)
-    x = _axis(grid_x + displacement[:, :, :, :, 1], size[1], integer)
-    weight_y = y.weight
+    """Build the table of a chunk, whose own offset and mask these are, in ``dtype``, its samples in ``order``.
+
+    With ``tap_rows``, tap k reads an image of its own, so many rows after that of the tap before.
+    """
+    taps = (conv.offset_groups, *conv.kernel)
+    displacement = offset.to(dtype).unflatten(1, (*taps, 2))  # [n, G, kh, kw, 2, h, Wo]
+    grid = conv.grid((chunk.h0, chunk.h1), offset.shape[3], dtype, offset.device)
+    upper, y = _axis(displacement.select(4, 0), grid[0], size[0], order)
+    left, x = _axis(displacement.select(4, 1), grid[1], size[1], order)
     if mask is not None:
-        mask = chunk.of(mask).to(dtype).unflatten(1, shape)
-        weight_y = weight_y * mask
-    weight = weight_y[:, None] * x.weight  # [2, 2, n, G, kh, kw, h, Wo]
-    row, order = _row(y, x, size), _bag_order(conv)
-    return Table(row.permute(order).flatten(), weight.permute(order).flatten(), y, x, mask, order)
+        mask = mask.to(dtype).unflatten(1, taps).permute(order).contiguous()
+    row = _row(upper, left, size, conv, order, tap_rows)
+    return Table(row, _weight(y, x, mask), y, x, mask, order)
 
 
-def _bag_order(conv: Conv) -> tuple[int, ...]:
-    """Permute (top/bottom, left/right, n, G, kh, kw, h, Wo) so that the unrolled image is [.., D] in memory."""
-    if conv.groups == 1:
-        return (2, 6, 7, 4, 5, 3, 0, 1)  # [n, h, Wo, kh, kw, G]: one row of a matrix per output position
-    return (2, 6, 4, 7, 5, 3, 0, 1)  # [n, h, kh, Wo, kw, G]: an image kh times as high, kw times as wide
+def _axis(displacement: Tensor, grid: Tensor, size: int, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the lower neighbours along an axis of ``size`` pixels, and the distances from them: [*order].
 
-
-def _axis(position: Tensor, size: int, integer: torch.dtype) -> Axis:
-    """Return the neighbours of positions along an axis of ``size`` pixels; NaN and infinity have none."""
-    # -2 and size are out of reach of any pixel, and safe to cast to an integer.
-    position = position.nan_to_num(-2).clamp(-2, size)
+    Args:
+        displacement: [n, G, kh, kw, h, Wo].
+        grid: Positions that broadcast to [kh, kw, h, Wo].
+        size: Pixels along the axis.
+        order: Order of the result.
+    """
+    # In two steps, each along stretches of memory much longer than a row of the kernel.
+    first = grid[:, :, :1]
+    within = first.expand(*displacement.shape[1:4], 1, -1)[None].expand(-1, -1, -1, -1, -1, displacement.shape[5])
+    position = (displacement.permute(order) + within.permute(order).contiguous()).contiguous()
+    if grid.shape[2] != 1:
+        position.add_((grid - first)[None, None, :1, :1].permute(order))
+    # At -2 and at the image's end both neighbours are zeros: what is far outside and what is not a number.
+    position.nan_to_num_(-_BORDER).clamp_(-_BORDER, size)
     lower = position.floor()
-    fraction = position - lower
-    index = torch.stack((lower, lower + 1)).to(integer)
-    clamped = index.clamp(0, size - 1)
-    exists = (index == clamped).to(position.dtype)
-    weight = torch.stack((1 - fraction, fraction)) * exists
-    return Axis(clamped, weight, torch.stack((-exists[0], exists[1])))
+    return lower, position.sub_(lower)
 
 
-def _row(y: Axis, x: Axis, size: Pair) -> Tensor:
-    """Return ``((i * H + y) * W + x) * G + g`` for image i and offset group g: [2, 2, n, G, kh, kw, h, Wo]."""
-    _, images, groups = y.at.shape[:3]
-    integer, device = y.at.dtype, y.at.device
-    image = torch.arange(images, dtype=integer, device=device).view(-1, 1, 1, 1, 1, 1)
-    group = torch.arange(groups, dtype=integer, device=device).view(-1, 1, 1, 1, 1)
-    start = ((y.at + image * size[0]) * size[1]) * groups + group
-    return start[:, None] + x.at * groups
+def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, ...], tap_rows: int) -> Tensor:
+    """Return ((i * (H + 2) + y + 2) * (W + 2) + x + 2) * G + g for image i, offset group g and its neighbours."""
+    images, groups, device = upper.shape[0], conv.offset_groups, upper.device
+    height, width = size[0] + _BORDER, size[1] + _BORDER
+    largest = max(4 * upper.numel(), (images + 1) * height * (width + 1) * groups, conv.taps * tap_rows)
+    integer = torch.int32 if largest < _INT32_LIMIT else torch.int64
+
+    image = torch.arange(images, dtype=integer, device=device) * (height * width) + _BORDER * (width + 1)
+    row = upper.to(integer).mul_(width).add_(left.to(integer)).add_(image.view(-1, 1, 1, 1, 1, 1))
+    if groups > 1:
+        group = torch.arange(groups, dtype=integer, device=device).view(1, -1, 1, 1, 1, 1)
+        row.mul_(groups).add_(group.permute(order))
+    if tap_rows:
+        tap = torch.arange(conv.taps, dtype=integer, device=device).view(1, 1, *conv.kernel, 1, 1)
+        row.add_(tap.mul_(tap_rows).permute(order).contiguous())
+    row = row.flatten()  # Vectors are stacked four times as fast as what has more dimensions.
+    below = row + width * groups
+    return torch.stack((row, row + groups, below, below + groups), -1).flatten()
 
 
-def _index_dtype(chunk: Chunk, offset: Tensor, size: Pair, conv: Conv) -> torch.dtype:
-    images = chunk.n1 - chunk.n0
-    rows = images * size[0] * size[1] * conv.offset_groups
-    entries = 4 * images * (chunk.h1 - chunk.h0) * offset.shape[3] * conv.taps * conv.offset_groups
-    return torch.int32 if max(rows, entries) < _INT32_LIMIT else torch.int64
+def _weight(y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:  # -> [S * 4]
+    lower, right = y.flatten(), x.flatten()
+    upper, left = 1 - lower, 1 - right
+    if mask is not None:
+        upper, lower = upper.mul_(mask.flatten()), lower * mask.flatten()
+    return torch.stack((upper * left, upper * right, lower * left, lower * right), -1).flatten()
 
 
-def unroll(rows: Tensor, table: Table) -> Tensor:
-    """Return the samples, [B, D], of the image's rows [R, D]."""
-    starts, _ = _layout(table)
-    bag = torch.ops.aten._embedding_bag_forward_only
-    return bag(rows, table.row, starts, False, _SUM, False, table.weight)[0]
+def gather(rows: Tensor, table: Table, samples: int = 1) -> Tensor:
+    """Return the sums, [B, D], of so many samples at a time of the rows [R, D]."""
+    firsts = torch.arange(0, table.row.shape[0], 4 * samples, dtype=table.row.dtype, device=rows.device)
+    return _bag(rows, table.row, firsts, False, _SUM, False, table.weight)[0]
 
 
-def rows_backward(grad: Tensor, table: Table, rows: int) -> Tensor:
-    """Return the gradient of the rows, [R, D], from that of the samples, [B, D]."""
-    _, bag_of_entry = _layout(table)
-    unused = table.row.new_empty(0)
-    bag = torch.ops.aten._embedding_bag_dense_backward
-    return bag(grad, table.row, bag_of_entry, unused, unused, rows, False, _SUM, table.weight)
+def scatter(grad: Tensor, table: Table, rows: int, samples: int = 1) -> Tensor:
+    """Return the gradient of the rows, [R, D], from that of the sums, [B, D]: a bag for every row."""
+    by_row, entry = table.row.sort(stable=True)
+    integer = table.row.dtype
+    firsts = _firsts(by_row, rows)
+    bag = entry.to(integer).div_(4 * samples, rounding_mode="floor")
+    return _bag(grad, bag, firsts, False, _SUM, False, table.weight.index_select(0, entry), True)[0]
 
 
-def table_backward(grad: Tensor, rows: Tensor, table: Table) -> tuple[Tensor, Tensor]:
-    """Return the gradients of offset, [n, G*K*2, h, Wo], and mask, [n, G*K, h, Wo], from that of the samples."""
-    starts, bag_of_entry = _layout(table)
-    bag = torch.ops.aten._embedding_bag_per_sample_weights_backward
-    of_weight = bag(grad, rows, table.row, starts, bag_of_entry, _SUM)
-    # From the order of the bags back to [2, 2, n, G, kh, kw, h, Wo].
-    y, x, order = table.y, table.x, table.order
-    shape = (2, *x.weight.shape)
-    of_weight = of_weight.view([shape[i] for i in order]).permute([order.index(i) for i in range(len(order))])
-
-    through_x = (of_weight * x.weight).sum(1)  # [2, n, G, kh, kw, h, Wo]
-    of_y = (through_x * y.slope).sum(0)
-    of_x = ((of_weight * x.slope).sum(1) * y.weight).sum(0)
-    of_offset = torch.stack((of_y, of_x), 4)
-    if table.mask is not None:
-        of_offset = of_offset * table.mask.unsqueeze(4)
-    return of_offset.flatten(1, 4), (through_x * y.weight).sum(0).flatten(1, 3)
+def _firsts(by_row: Tensor, rows: int) -> Tensor:
+    """Return where each row's entries begin and end among sorted ones, [R + 1]."""
+    narrow = by_row.dtype == torch.int32
+    if isinstance(rows, int):
+        return torch.ops.aten._convert_indices_from_coo_to_csr(by_row, rows, out_int32=narrow)
+    # The other would take a symbolic number of rows as a constant.
+    every = torch.arange(rows + 1, dtype=by_row.dtype, device=by_row.device)
+    return torch.searchsorted(by_row, every, out_int32=narrow)
 
 
-def _layout(table: Table) -> tuple[Tensor, Tensor]:
-    """Return where each bag starts, [B], and to which bag each entry belongs, [4 * B]."""
-    entry = torch.arange(table.row.shape[0], dtype=table.row.dtype, device=table.row.device)
-    return entry[::4].contiguous(), entry >> 2
+def table_backward(grad: Tensor, rows: Tensor, table: Table, samples: int = 1) -> tuple[Tensor, Tensor]:
+    """Return the gradients of offset, [n, G*K*2, h, Wo], and mask, [n, G*K, h, Wo], from that of the sums."""
+    entry = torch.arange(table.row.shape[0], dtype=table.row.dtype, device=rows.device)
+    firsts = entry[:: 4 * samples].contiguous()
+    bag = entry.div_(4 * samples, rounding_mode="floor")
+    of_weight = _bag_weight_backward(grad, rows, table.row, firsts, bag, _SUM)
+
+    y, x, mask = table.y, table.x, table.mask
+    top_left, top_right, bottom_left, bottom_right = of_weight.view(*y.shape, 4).unbind(-1)
+    top, bottom = torch.lerp(top_left, top_right, x), torch.lerp(bottom_left, bottom_right, x)
+    left, right = torch.lerp(top_left, bottom_left, y), torch.lerp(top_right, bottom_right, y)
+    of_y, of_x = bottom - top, right - left
+    if mask is not None:
+        of_y, of_x = of_y.mul_(mask), of_x.mul_(mask)
+    back = [table.order.index(i) for i in range(6)]
+    of_offset = torch.stack((of_y, of_x), -1).permute(*back[:4], 6, *back[4:])
+    return of_offset.flatten(1, 4), torch.lerp(top, bottom, y).permute(back).flatten(1, 3)

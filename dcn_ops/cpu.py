@@ -5,12 +5,12 @@
 3. *contract*: an ordinary convolution reads the unrolled image: 1x1 if dense, else with stride = kernel.
 
 The backward keeps the inputs alone: it unrolls again for the weight, and sends the gradient of the
-unrolled image through the bag's own two backwards. Work goes in chunks of output rows, so that the
-unrolled image, K times the input, never stands in memory as a whole.
+unrolled image back through the bags. Work goes in chunks of output rows, so that the unrolled image,
+K times the input, never stands in memory as a whole.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size, kh x kw
 kernel, K = kh * kw, G offset groups, D = C / G; n and h count the images and output rows of one chunk,
-R = n * H * W * G its rows and B = n * h * Wo * K * G its bags.
+R rows of the padded images, S = n * h * Wo * G * K samples and M = n * h * Wo output positions.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from dcn_ops.bags import Chunk, make_table, rows_backward, table_backward, unroll
+from dcn_ops.bags import (
+    AS_IMAGE,
+    BY_POSITION,
+    Chunk,
+    Table,
+    even_step,
+    gather,
+    make_table,
+    padded_rows,
+    scatter,
+    table_backward,
+    unpadded,
+    wide_dtype,
+)
 from dcn_ops.geometry import Conv, Pair
+from dcn_ops.private import has_fast_half
 
 # The unrolled chunk, in bytes, at most (one output row at least): small enough to stay near the
 # last-level cache, large enough that starting threads does not show.
@@ -30,21 +44,30 @@ CHUNK_BYTES = 16 * 2**20
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
+def _keep_freed_memory() -> None:
+    # glibc returns freed memory to the system beyond twice the largest block freed so far, and page faults then
+    # take up to two thirds of the time of a chunk. One block of nearly the largest size that counts, never touched.
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+
+
+_keep_freed_memory()
+
+
 def forward(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, conv: Conv
 ) -> Tensor:
     """Return [N, O, Ho, Wo] in channels_last; the arguments are the operator's, checked."""
     size = input.shape[2:]
     ho, wo = conv.output_size(size)
-    out = input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2)
     dtype = _contraction_dtype(input, wo, conv)
-    image, kernel = _image(input), _contraction_weight(weight, conv).to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    for chunk in _chunks(image, (ho, wo), conv):
-        table = make_table(chunk, offset, mask, size, image.dtype, conv)
-        samples = unroll(_rows(image, chunk, conv), table).to(dtype)
-        unrolled = _as_image(samples, chunk, wo, conv)
-        chunk.of(out).copy_(F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups))
+    kernel, bias = _contraction_weight(weight.to(dtype), conv), None if bias is None else bias.to(dtype)
+    out = input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2)
+    for images, chunks in _blocks(input, (ho, wo), conv):
+        rows = _rows(images, conv)
+        for chunk in chunks:
+            table = _table(chunk, offset, mask, input, conv)
+            unrolled = _as_image(gather(rows, table).to(dtype), chunk, wo, conv)
+            chunk.of(out).copy_(F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups))
     return out
 
 
@@ -60,109 +83,137 @@ def backward(
     """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     need_samples = need_input or need_offset or need_mask
-    image, kernel = _image(input), _contraction_weight(weight, conv)
-    # The chunks of an image add up, and so do all chunks in the weight: in the wider dtype.
-    grad_image = torch.zeros_like(image) if need_input else None
-    grad_kernel = torch.zeros_like(kernel, dtype=image.dtype) if need_weight else None
-    grad_offset = offset.new_empty(offset.shape) if need_offset else None
-    grad_mask = mask.new_empty(mask.shape) if mask is not None and need_mask else None
+    size, output, wide = input.shape[2:], grad.shape[2:], wide_dtype(input)
+    dtype = _contraction_dtype(input, output[1], conv)
+    kernel = _contraction_weight(weight.to(dtype), conv)
+    grad_input = _empty_channels_last(input) if need_input else None
+    # All chunks add up in the weight: in the wider dtype.
+    grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
+    grad_offset = torch.empty_like(offset) if need_offset else None
+    grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
 
-    for chunk in _chunks(image, grad.shape[2:], conv) if need_samples or need_weight else ():
-        table = make_table(chunk, offset, mask, input.shape[2:], image.dtype, conv)
-        rows, grad_out = _rows(image, chunk, conv), chunk.of(grad)
-        if grad_kernel is not None:
-            unrolled = _as_image(unroll(rows, table).to(input.dtype), chunk, grad.shape[3], conv)
-            grad_kernel += _kernel_backward(grad_out, unrolled, kernel, conv)
-        if not need_samples:
-            continue
-        samples = _samples_backward(grad_out, kernel, conv).to(image.dtype).reshape(-1, rows.shape[1])
-        if grad_image is not None:
-            _rows(grad_image, chunk, conv).add_(rows_backward(samples, table, rows.shape[0]))
-        if grad_offset is not None or grad_mask is not None:
-            of_offset, of_mask = table_backward(samples, rows, table)
-            if grad_offset is not None:
-                chunk.of(grad_offset).copy_(of_offset)
-            if grad_mask is not None:
-                chunk.of(grad_mask).copy_(of_mask)
+    for images, chunks in _blocks(input, output, conv) if need_samples or need_weight else ():
+        rows = _rows(images, conv)
+        grad_rows = None
+        for chunk in chunks:
+            table = _table(chunk, offset, mask, input, conv)
+            grad_out = chunk.of(grad).to(dtype)
+            if grad_kernel is not None:
+                unrolled = _as_image(gather(rows, table).to(dtype), chunk, output[1], conv)
+                _add_kernel_gradient(grad_kernel, grad_out, unrolled, conv)
+            if not need_samples:
+                continue
+            samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
+            if need_input:
+                of_rows = scatter(samples, table, rows.shape[0])
+                grad_rows = of_rows if grad_rows is None else grad_rows.add_(of_rows)
+            if grad_offset is not None or grad_mask is not None:
+                of_offset, of_mask = table_backward(samples, rows, table)
+                if grad_offset is not None:
+                    chunk.of(grad_offset).copy_(of_offset)
+                if grad_mask is not None:
+                    chunk.of(grad_mask).copy_(of_mask)
+        if grad_input is not None and grad_rows is not None:
+            n0, n1 = chunks[0].n0, chunks[0].n1
+            image = unpadded(grad_rows.view(-1, input.shape[1]), n1 - n0, size)
+            grad_input[n0:n1].copy_(image.permute(0, 3, 1, 2))
 
     return (
-        None if grad_image is None else grad_image.to(input.dtype).permute(0, 3, 1, 2),
+        grad_input,
         grad_offset,
-        None if grad_kernel is None else _weight_from_contraction(grad_kernel, weight).to(weight.dtype),
-        grad.sum((0, 2, 3), dtype=image.dtype).to(weight.dtype) if need_bias else None,
+        None if grad_kernel is None else _weight_from_contraction(grad_kernel, weight, conv),
+        grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
         grad_mask,
     )
 
 
-def _chunks(image: Tensor, output: Pair, conv: Conv) -> Iterator[Chunk]:
-    """Cut the output into pieces whose unrolled image fits in ``CHUNK_BYTES``, evenly."""
-    batch, _, _, channels = image.shape
+def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[Chunk]]]:
+    """Yield images, as a view [n, H, W, C], with pieces of their output that unroll in ``CHUNK_BYTES``, evenly."""
+    batch, channels = input.shape[:2]
     ho, wo = output
+    images = input.permute(0, 2, 3, 1)
     if not all(isinstance(size, int) for size in (batch, ho, wo)):
         # Symbolic sizes: a number of chunks would be a guess, and every other one a recompilation.
-        yield Chunk(0, batch, 0, ho)
+        yield images, [Chunk(0, batch, 0, ho)]
         return
-    bytes_per_row = wo * conv.taps * channels * image.element_size()
-    images = _even(batch, max(1, min(batch, CHUNK_BYTES // (bytes_per_row * ho))))
-    rows = _even(ho, max(1, min(ho, CHUNK_BYTES // (bytes_per_row * images))))
-    for n0 in range(0, batch, images):
-        for h0 in range(0, ho, rows):
-            yield Chunk(n0, min(n0 + images, batch), h0, min(h0 + rows, ho))
+    bytes_per_row = wo * conv.taps * channels * wide_dtype(input).itemsize
+    step = even_step(batch, CHUNK_BYTES // (bytes_per_row * ho))
+    rows = even_step(ho, CHUNK_BYTES // (bytes_per_row * step))
+    for n0 in range(0, batch, step):
+        n1 = min(n0 + step, batch)
+        yield images[n0:n1], [Chunk(n0, n1, h0, min(h0 + rows, ho)) for h0 in range(0, ho, rows)]
 
 
-def _even(total: int, limit: int) -> int:
-    """Return a step of at most ``limit`` that cuts ``total`` into pieces of nearly one size."""
-    pieces = -(-total // limit)
-    return -(-total // pieces) if pieces else 1
+def _table(chunk: Chunk, offset: Tensor, mask: Tensor | None, input: Tensor, conv: Conv) -> Table:
+    mask = None if mask is None else chunk.of(mask)
+    return make_table(chunk, chunk.of(offset), mask, input.shape[2:], wide_dtype(input), conv, _order(conv))
 
 
-def _image(input: Tensor) -> Tensor:
-    """Return the input as [N, H, W, C], in float32 at least, so that interpolation never rounds to half."""
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    return input.permute(0, 2, 3, 1).to(dtype).contiguous()
+def _rows(images: Tensor, conv: Conv) -> Tensor:  # [n, H, W, C] -> [R, D]
+    return padded_rows(images.to(wide_dtype(images))).view(-1, images.shape[3] // conv.offset_groups)
 
 
-def _rows(image: Tensor, chunk: Chunk, conv: Conv) -> Tensor:  # [N, H, W, C] -> [R, D]
-    return image[chunk.n0 : chunk.n1].view(-1, image.shape[3] // conv.offset_groups)
+def _empty_channels_last(like: Tensor) -> Tensor:
+    n, c, h, w = like.shape
+    return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)
 
 
-# A dense convolution reads the unrolled image as [n, kh*kw*C, h, Wo], 1x1: a matrix product. With groups
-# it reads [n, C, h*kh, Wo*kw], stride = kernel, for which the library has grouped and depthwise kernels.
+# A dense convolution reads the unrolled image as [n, G*K*D, h, Wo], 1x1: a matrix product. With groups
+# it reads [n, C, h*kh, Wo*kw], stride = kernel, for which the library has grouped kernels.
 
 
-def _as_image(samples: Tensor, chunk: Chunk, wo: int, conv: Conv) -> Tensor:  # [B, D] -> NCHW, channels_last
+def _order(conv: Conv) -> tuple[int, ...]:
+    return BY_POSITION if conv.groups == 1 else AS_IMAGE
+
+
+def _as_image(samples: Tensor, chunk: Chunk, wo: int, conv: Conv) -> Tensor:  # [S, D] -> NCHW, channels_last
     (kh, kw), n, h = conv.kernel, chunk.n1 - chunk.n0, chunk.h1 - chunk.h0
     height, width = (h, wo) if conv.groups == 1 else (h * kh, wo * kw)
     return samples.view(n, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _contraction_weight(weight: Tensor, conv: Conv) -> Tensor:
+    if conv.groups > 1:
+        return weight.contiguous(memory_format=torch.channels_last)
+    by_group = weight.unflatten(1, (conv.offset_groups, -1))  # [O, G, D, kh, kw]
+    return by_group.permute(0, 1, 3, 4, 2).flatten(1)[:, :, None, None]  # [O, G*K*D, 1, 1]
+
+
+def _zero_kernel(kernel: Tensor, dtype: torch.dtype, conv: Conv) -> Tensor:
+    """Return the zero gradient of the kernel: a dense one as a matrix, [G*K*D, O], which is fastest to add to."""
+    shape = kernel.shape[:2][::-1] if conv.groups == 1 else kernel.shape
+    return kernel.new_zeros(shape, dtype=dtype)
+
+
+def _weight_from_contraction(kernel: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    """Undo ``_contraction_weight`` for the gradient; the result is contiguous."""
     if conv.groups == 1:
-        return weight.permute(0, 2, 3, 1).flatten(1)[:, :, None, None]  # [O, kh*kw*C, 1, 1]
-    return weight.contiguous(memory_format=torch.channels_last)
+        by_tap = kernel.view(conv.offset_groups, *conv.kernel, -1, weight.shape[0])  # [G, kh, kw, D, O]
+        kernel = by_tap.permute(4, 0, 3, 1, 2).flatten(1, 2)
+    return kernel.to(weight.dtype).contiguous()
 
 
 def _contraction_dtype(input: Tensor, wo: int, conv: Conv) -> torch.dtype:
+    if input.device.type != "cpu" or input.dtype not in (torch.bfloat16, torch.float16):
+        return input.dtype
     # Torch 2.11 to 2.15: this bfloat16 convolution, depthwise, reads memory that nobody wrote.
-    wrong = input.dtype == torch.bfloat16 and conv.groups > 1 and conv.kernel[0] == 1 and wo == 1
-    return torch.float32 if wrong else input.dtype
-
-
-def _weight_from_contraction(kernel: Tensor, weight: Tensor) -> Tensor:
-    """Undo ``_contraction_weight``; the result is contiguous."""
-    if kernel.shape != weight.shape:
-        out, depth, kh, kw = weight.shape
-        kernel = kernel.view(out, kh, kw, depth).permute(0, 3, 1, 2)
-    return kernel.contiguous()
+    wrong = conv.groups > 1 and conv.kernel[0] == 1 and wo == 1
+    return torch.float32 if wrong or not has_fast_half(input.dtype) else input.dtype
 
 
 def _contraction_stride(conv: Conv) -> Pair:
     return (1, 1) if conv.groups == 1 else conv.kernel
 
 
-def _kernel_backward(grad: Tensor, unrolled: Tensor, kernel: Tensor, conv: Conv) -> Tensor:
-    stride = _contraction_stride(conv)
-    return conv2d_weight(unrolled, kernel.shape, grad, stride, groups=conv.groups)
+def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Conv) -> None:
+    if conv.groups > 1:
+        total += conv2d_weight(unrolled, total.shape, grad, conv.kernel, groups=conv.groups)
+        return
+    columns, grad = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (unrolled, grad))  # [M, G*K*D], [M, O]
+    if total.dtype == columns.dtype:
+        total.addmm_(columns.T, grad)
+    else:
+        total += columns.T @ grad
 
 
 def _samples_backward(grad: Tensor, kernel: Tensor, conv: Conv) -> Tensor:  # -> [n, height, width, channels]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_ops import cpu, tiny
+from dcn_ops import cpu, depthwise, tiny
 from dcn_ops.check import check_arguments, check_gradient
 from dcn_ops.geometry import Conv
 from dcn_ops.private import (
@@ -73,8 +73,10 @@ def _backward(
 
 
 def _implementation(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
-    # Compiled, the many small kernels of the first are a few, and calls cost nothing.
-    return tiny if not traced and tiny.suits(input, offset, weight, conv) else cpu
+    # Compiled, the many small kernels of the others are a few, and calls cost nothing.
+    if not traced and tiny.suits(input, offset, weight, conv):
+        return tiny
+    return depthwise if depthwise.suits(input, weight, conv) else cpu
 
 
 _library.impl("deform_conv2d", _forward, "CompositeExplicitAutograd")
@@ -113,10 +115,10 @@ def _backward_fake(
     check_gradient(grad, input, weight, conv)
     gradients = (
         _empty_channels_last(input, input.shape),
-        offset.new_empty(offset.shape),
+        torch.empty_like(offset),
         weight.new_empty(weight.shape),
         weight.new_empty(weight.shape[0]),
-        None if mask is None else mask.new_empty(mask.shape),
+        None if mask is None else torch.empty_like(mask),
     )
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, integers[-1], strict=True))
 

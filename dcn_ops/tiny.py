@@ -94,8 +94,10 @@ def backward(
         if need_offset or need_mask:
             of_matrix = torch.bmm(image.mT, grad_columns)
             of_offset, of_mask = _samples_backward(of_matrix, wide_offset, samples, (height, width), conv)
-            grad_offset = of_offset.to(offset.dtype).view(offset.shape) if need_offset else None
-            grad_mask = of_mask.to(mask.dtype).view(mask.shape) if mask is not None and need_mask else None
+            if need_offset:
+                grad_offset = torch.empty_like(offset).copy_(of_offset.view(offset.shape))
+            if mask is not None and need_mask:
+                grad_mask = torch.empty_like(mask).copy_(of_mask.view(mask.shape))
     grad_bias = grad.sum((0, 2, 3), dtype=image.dtype).to(weight.dtype) if need_bias else None
     return grad_input, grad_offset, grad_weight, grad_bias, grad_mask
 

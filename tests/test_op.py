@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 
 import dcn_ops
-from dcn_ops import cpu, reference
+from dcn_ops import cpu, depthwise, reference
 from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -100,6 +100,21 @@ def test_chunks_do_not_show(rows: int, chunks: int, groups: int, monkeypatch: py
     monkeypatch.setattr(cpu, "CHUNK_BYTES", rows * case.size[1] * case.conv.taps * case.channels * 4)
     actual = run(op, inputs, **case.integers)
     assert len(tables) == 2 * chunks
+    assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
+
+
+@of_cpu
+@pytest.mark.parametrize(("row_bytes", "tables"), [(0, 3 * 5 * 20), (600, 3 * 5 * 1), (1500, 3 * 3), (10**6, 1)])
+def test_pieces_of_a_depthwise_convolution_do_not_show(
+    row_bytes: int, tables: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(batch=3, size=(20, 4), groups=6, filters=6, kernel=(5, 3), padding=(2, 1), offset_groups=2)
+    inputs, made, original = make_inputs(case), [], depthwise.make_table
+    monkeypatch.setattr(depthwise, "make_table", lambda *args, **kwargs: made.append(args) or original(*args, **kwargs))
+    copies_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
+    monkeypatch.setattr(depthwise, "CHUNK_BYTES", row_bytes * copies_of_a_row_of_taps // 600)
+    actual = run(op, inputs, **case.integers)
+    assert len(made) == 2 * tables
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import dcn_ops
-from dcn_ops import cpu, reference, tiny
+from dcn_ops import cpu, depthwise, reference, tiny
 from dcn_ops.geometry import Conv
 from dcn_ops.testing import LAYOUTS, Case, Inputs, Results, make_inputs, run
 
@@ -35,6 +35,7 @@ def implementation(chunk_bytes: int | None) -> Iterator[None]:
         patch.setattr(tiny, "MAX_WORK", 2**62 if chunk_bytes is None else -1)
         if chunk_bytes is not None:
             patch.setattr(cpu, "CHUNK_BYTES", chunk_bytes)
+            patch.setattr(depthwise, "CHUNK_BYTES", chunk_bytes)
         yield
 
 

@@ -1,0 +1,163 @@
+"""Depthwise convolution: one bag for every output position, and neither samples nor an unrolled image in memory.
+
+The filters multiply the image before it is sampled: a copy of the image for each tap. An output position is then a
+weighted sum of 4K rows of those copies, which is one bag. Its transpose gives the gradient of the copies: times the
+filters it is that of the image, times the image that of the filters. Large kernels go by rows of taps.
+
+Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G offset groups; n images and h output
+rows are in the chunk at hand, T taps in the rows of the kernel at hand, R rows in the padded images, of C channels.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcn_ops.bags import (
+    Chunk,
+    Table,
+    even_step,
+    gather,
+    make_table,
+    padded_rows,
+    scatter,
+    table_backward,
+    unpadded,
+    wide_dtype,
+)
+from dcn_ops.geometry import Conv, Pair
+
+# The copies of the image, in bytes, at most (one row of taps of one image at least), and the table likewise.
+CHUNK_BYTES = 16 * 2**20
+_BYTES_PER_SAMPLE = 80  # of the table and what it is made of
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Piece(NamedTuple):
+    """Some rows of the kernel, some images and some rows of the output."""
+
+    taps: slice
+    conv: Conv  # a convolution with those rows of the kernel
+    chunk: Chunk
+
+    def of(self, maps: Tensor, conv: Conv) -> Tensor:  # [N, G*K*c, Ho, Wo] -> [n, G, T, c, h, Wo]
+        """Return a view of this piece of an offset or a mask."""
+        return self.chunk.of(maps).unflatten(1, (conv.offset_groups, conv.taps, -1))[:, :, self.taps]
+
+
+def suits(input: Tensor, weight: Tensor, conv: Conv) -> bool:
+    """Tell whether every channel has one filter, its own."""
+    return conv.groups > 1 and conv.groups == input.shape[1] == weight.shape[0]
+
+
+def forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, conv: Conv
+) -> Tensor:
+    """Return [N, C, Ho, Wo] in channels_last; the arguments are the operator's, checked."""
+    output, wide = conv.output_size(input.shape[2:]), wide_dtype(input)
+    filters = _by_tap(weight).to(wide)
+    out = input.new_zeros((input.shape[0], *output, input.shape[1]), dtype=wide)
+    for rows, pieces in _pieces(input, output, conv):
+        for taps, of_taps in pieces:
+            copies = _copies(rows, filters[taps], conv)
+            for piece in of_taps:
+                table = _table(piece, offset, mask, rows, input, conv)
+                n0, n1, h0, h1 = piece.chunk
+                target = out[n0:n1, h0:h1]
+                target += gather(copies, table, piece.conv.taps).view(target.shape)
+    if bias is not None:
+        out += bias
+    return out.to(input.dtype).permute(0, 3, 1, 2)
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    conv: Conv,
+    needs: list[bool],
+) -> Gradients:
+    """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
+    need_input, need_offset, need_weight, need_bias, need_mask = needs
+    size, wide = input.shape[2:], wide_dtype(input)
+    filters = _by_tap(weight).to(wide)
+    sums = grad.permute(0, 2, 3, 1).to(wide)  # [N, Ho, Wo, C]
+    images = input.new_empty(input.shape[0], *size, input.shape[1]) if need_input else None
+    grad_filters = torch.zeros_like(filters) if need_weight else None
+    grad_offset = torch.empty_like(offset) if need_offset else None
+    grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
+
+    for rows, pieces in _pieces(input, grad.shape[2:], conv) if any((*needs[:3], need_mask)) else ():
+        grad_rows = torch.zeros_like(rows)
+        for taps, of_taps in pieces:
+            copies = _copies(rows, filters[taps], conv) if need_offset or need_mask else None
+            for piece in of_taps:
+                n0, n1, h0, h1 = piece.chunk
+                table = _table(piece, offset, mask, rows, input, conv)
+                grad_sums = sums[n0:n1, h0:h1].reshape(-1, rows.shape[1] // conv.offset_groups)
+                if copies is not None:
+                    of_offset, of_mask = table_backward(grad_sums, copies, table, piece.conv.taps)
+                    for total, part in ((grad_offset, of_offset), (grad_mask, of_mask)):
+                        if total is not None:
+                            target = piece.of(total, conv)
+                            target.copy_(part.unflatten(1, target.shape[1:4]))
+                if grad_filters is not None or need_input:
+                    count = piece.conv.taps * rows.shape[0] * conv.offset_groups
+                    of_copies = scatter(grad_sums, table, count, piece.conv.taps).view(-1, *rows.shape)
+                    for tap, of_copy in enumerate(of_copies.unbind(0), taps.start):
+                        grad_rows.addcmul_(of_copy, filters[tap])
+                    if grad_filters is not None:
+                        grad_filters[taps] += of_copies.mul_(rows).sum(1)
+        if images is not None:
+            n0, n1 = piece.chunk[:2]
+            images[n0:n1].copy_(unpadded(grad_rows, n1 - n0, size))
+
+    return (
+        None if images is None else images.permute(0, 3, 1, 2),
+        grad_offset,
+        None if grad_filters is None else grad_filters.T.reshape(weight.shape).to(weight.dtype),
+        grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
+        grad_mask,
+    )
+
+
+def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[slice, list[Piece]]]]]:
+    """Yield the rows of some images, [R, C], and pieces of their convolution, by rows of taps."""
+    batch, channels, height, width = input.shape
+    (kh, kw), (ho, wo), images = conv.kernel, output, input.permute(0, 2, 3, 1)
+    step, tap_rows, out_rows = batch, kh, ho
+    if all(isinstance(size, int) for size in (*input.shape, *output)):  # else one piece: others would be guesses
+        bytes_per_tap_row = (height + 2) * (width + 2) * channels * kw * wide_dtype(input).itemsize
+        step = even_step(batch, CHUNK_BYTES // (bytes_per_tap_row * kh))
+        tap_rows = even_step(kh, CHUNK_BYTES // (bytes_per_tap_row * step))
+        table_bytes = step * wo * kw * tap_rows * conv.offset_groups * _BYTES_PER_SAMPLE
+        out_rows = even_step(ho, CHUNK_BYTES // max(1, table_bytes))
+    for n0 in range(0, batch, max(1, step)):
+        n1 = min(n0 + step, batch)
+        chunks = [Chunk(n0, n1, h0, min(h0 + out_rows, ho)) for h0 in range(0, ho, out_rows)]
+        by_taps = []
+        for k0 in range(0, kh, tap_rows):
+            k1 = min(k0 + tap_rows, kh)
+            padding = (conv.padding[0] - k0 * conv.dilation[0], conv.padding[1])
+            part, taps = conv._replace(kernel=(k1 - k0, kw), padding=padding), slice(k0 * kw, k1 * kw)
+            by_taps.append((taps, [Piece(taps, part, chunk) for chunk in chunks]))
+        yield padded_rows(images[n0:n1].to(wide_dtype(input))), by_taps
+
+
+def _table(piece: Piece, offset: Tensor, mask: Tensor | None, rows: Tensor, input: Tensor, conv: Conv) -> Table:
+    offset = piece.of(offset, conv).flatten(1, 3)
+    mask = None if mask is None else piece.of(mask, conv).flatten(1, 3)
+    rows_of_tap = rows.shape[0] * conv.offset_groups
+    return make_table(piece.chunk, offset, mask, input.shape[2:], rows.dtype, piece.conv, tap_rows=rows_of_tap)
+
+
+def _by_tap(weight: Tensor) -> Tensor:  # [C, 1, kh, kw] -> [K, C]
+    return weight.flatten(1).T.contiguous()
+
+
+def _copies(rows: Tensor, filters: Tensor, conv: Conv) -> Tensor:  # [R, C], [T, C] -> [T * R * G, D]
+    return (rows * filters[:, None]).view(-1, rows.shape[1] // conv.offset_groups)
