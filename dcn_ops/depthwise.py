@@ -48,8 +48,8 @@ class Piece(NamedTuple):
 
 
 def suits(input: Tensor, weight: Tensor, conv: Conv) -> bool:
-    """Tell whether every channel has one filter, its own."""
-    return conv.groups > 1 and conv.groups == input.shape[1] == weight.shape[0]
+    """Tell whether every channel has one filter, its own, of more taps than the unrolled image is good for."""
+    return conv.taps > 9 and conv.groups > 1 and conv.groups == input.shape[1] == weight.shape[0]
 
 
 def forward(
@@ -59,14 +59,15 @@ def forward(
     output, wide = conv.output_size(input.shape[2:]), wide_dtype(input)
     filters = _by_tap(weight).to(wide)
     out = input.new_zeros((input.shape[0], *output, input.shape[1]), dtype=wide)
+    copies = None
     for rows, pieces in _pieces(input, output, conv):
         for taps, of_taps in pieces:
-            copies = _copies(rows, filters[taps], conv)
+            copies = _copies(rows, filters[taps], copies)
             for piece in of_taps:
                 table = _table(piece, offset, mask, rows, input, conv)
                 n0, n1, h0, h1 = piece.chunk
                 target = out[n0:n1, h0:h1]
-                target += gather(copies, table, piece.conv.taps).view(target.shape)
+                target += gather(_by_group(copies, conv), table, piece.conv.taps).view(target.shape)
     if bias is not None:
         out += bias
     return out.to(input.dtype).permute(0, 3, 1, 2)
@@ -85,34 +86,30 @@ def backward(
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     size, wide = input.shape[2:], wide_dtype(input)
     filters = _by_tap(weight).to(wide)
+    copies = None
     sums = grad.permute(0, 2, 3, 1).to(wide)  # [N, Ho, Wo, C]
     images = input.new_empty(input.shape[0], *size, input.shape[1]) if need_input else None
     grad_filters = torch.zeros_like(filters) if need_weight else None
     grad_offset = torch.empty_like(offset) if need_offset else None
     grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
 
-    for rows, pieces in _pieces(input, grad.shape[2:], conv) if any((*needs[:3], need_mask)) else ():
-        grad_rows = torch.zeros_like(rows)
+    need_maps, need_copies = need_offset or need_mask, need_input or need_weight
+    for rows, pieces in _pieces(input, grad.shape[2:], conv) if need_maps or need_copies else ():
+        grad_rows = torch.zeros_like(rows) if need_input else None
         for taps, of_taps in pieces:
-            copies = _copies(rows, filters[taps], conv) if need_offset or need_mask else None
+            copies = _copies(rows, filters[taps], copies) if need_maps else None
             for piece in of_taps:
                 n0, n1, h0, h1 = piece.chunk
                 table = _table(piece, offset, mask, rows, input, conv)
                 grad_sums = sums[n0:n1, h0:h1].reshape(-1, rows.shape[1] // conv.offset_groups)
                 if copies is not None:
-                    of_offset, of_mask = table_backward(grad_sums, copies, table, piece.conv.taps)
-                    for total, part in ((grad_offset, of_offset), (grad_mask, of_mask)):
-                        if total is not None:
-                            target = piece.of(total, conv)
-                            target.copy_(part.unflatten(1, target.shape[1:4]))
-                if grad_filters is not None or need_input:
+                    of_maps = table_backward(grad_sums, _by_group(copies, conv), table, piece.conv.taps)
+                    _put((grad_offset, grad_mask), of_maps, piece, conv)
+                if need_copies:
                     count = piece.conv.taps * rows.shape[0] * conv.offset_groups
-                    of_copies = scatter(grad_sums, table, count, piece.conv.taps).view(-1, *rows.shape)
-                    for tap, of_copy in enumerate(of_copies.unbind(0), taps.start):
-                        grad_rows.addcmul_(of_copy, filters[tap])
-                    if grad_filters is not None:
-                        grad_filters[taps] += of_copies.mul_(rows).sum(1)
-        if images is not None:
+                    of_copies = scatter(grad_sums, table, count, piece.conv.taps).view(-1, *rows.shape)  # [T, R, C]
+                    _add_products(grad_rows, grad_filters, of_copies, rows, filters, taps)
+        if images is not None and grad_rows is not None:
             n0, n1 = piece.chunk[:2]
             images[n0:n1].copy_(unpadded(grad_rows, n1 - n0, size))
 
@@ -123,6 +120,31 @@ def backward(
         grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
         grad_mask,
     )
+
+
+def _put(
+    totals: tuple[Tensor | None, Tensor | None], parts: tuple[Tensor, Tensor], piece: Piece, conv: Conv
+) -> None:
+    for total, part in zip(totals, parts, strict=True):
+        if total is not None:
+            target = piece.of(total, conv)
+            target.copy_(part.unflatten(1, target.shape[1:4]))
+
+
+def _add_products(
+    grad_rows: Tensor | None,
+    grad_filters: Tensor | None,
+    of_copies: Tensor,
+    rows: Tensor,
+    filters: Tensor,
+    taps: slice,
+) -> None:
+    """Add what the gradient of the copies, [T, R, C], gives; it is overwritten."""
+    if grad_rows is not None:
+        for tap, of_copy in enumerate(of_copies.unbind(0), taps.start):
+            grad_rows.addcmul_(of_copy, filters[tap])
+    if grad_filters is not None:
+        grad_filters[taps] += of_copies.mul_(rows).sum(1)
 
 
 def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[slice, list[Piece]]]]]:
@@ -159,5 +181,12 @@ def _by_tap(weight: Tensor) -> Tensor:  # [C, 1, kh, kw] -> [K, C]
     return weight.flatten(1).T.contiguous()
 
 
-def _copies(rows: Tensor, filters: Tensor, conv: Conv) -> Tensor:  # [R, C], [T, C] -> [T * R * G, D]
-    return (rows * filters[:, None]).view(-1, rows.shape[1] // conv.offset_groups)
+def _by_group(copies: Tensor, conv: Conv) -> Tensor:  # [T, R, C] -> [T * R * G, D]
+    return copies.view(-1, copies.shape[2] // conv.offset_groups)
+
+
+def _copies(rows: Tensor, filters: Tensor, memory: Tensor | None) -> Tensor:  # [R, C], [T, C] -> [T, R, C]
+    # In memory that one call allocates once: page faults took longer than the products.
+    if memory is None:
+        return rows * filters[:, None]
+    return torch.mul(rows, filters[:, None], out=memory.flatten()[: rows.numel() * len(filters)].view(-1, *rows.shape))

@@ -45,7 +45,7 @@ def is_transforming() -> bool:
 
 @lru_cache
 def has_fast_half(dtype: torch.dtype) -> bool:
-    """Tell whether this CPU multiplies matrices in bfloat16 or float16; without, torch takes 9 times float32's time."""
+    """Tell whether this CPU multiplies matrices in that dtype; if not, torch takes 9 times float32's time."""
     if dtype == torch.bfloat16:
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.cpu._is_amx_fp16_supported()

@@ -82,10 +82,33 @@ class Train:
     report: bool = True  # latency, FLOPs and the picture at the end
 
 
+@dataclass
+class Bench:
+    """``conf/bench.yaml``."""
+
+    suite: str = "quick"
+    case: str = "*"  # a shell pattern of the suite's cases
+    providers: list[str] = field(
+        default_factory=lambda: ["conv2d", "eager", "compiled", "torchvision", "onnxruntime", "openvino"]
+    )
+    modes: list[str] = field(default_factory=lambda: ["forward", "training"])
+    models: list[str] = field(default_factory=list)  # of suite=models; empty: all
+    batch: int = 8  # of suite=models
+    rounds: int = 9
+    threads: list[int] = field(default_factory=lambda: [2])
+    offset_sigma: float = 1.0  # standard deviation of the offsets, in pixels
+    memory: bool = False  # peak memory too, in a process for each provider
+    device: str = "cpu"
+    json: str | None = None  # default: benchmarks/results/<device>-<suite>.json
+    plot: str | None = None  # draw this JSON into docs/img, and measure nothing
+    strict: bool = False  # exit 1 where a bound is missed
+
+
 def register() -> None:
     """Put the schema where ``conf/`` finds it."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
+    store.store(name="bench_schema", node=Bench)
 
 
 def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> None:

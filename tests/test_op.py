@@ -104,15 +104,18 @@ def test_chunks_do_not_show(rows: int, chunks: int, groups: int, monkeypatch: py
 
 
 @of_cpu
-@pytest.mark.parametrize(("row_bytes", "tables"), [(0, 3 * 5 * 20), (600, 3 * 5 * 1), (1500, 3 * 3), (10**6, 1)])
+@pytest.mark.parametrize(
+    ("copies", "tables"),  # images, times rows of taps at a time, times rows of the output
+    [(0, 3 * 5 * 20), (1, 3 * 5 * 5), (2.5, 3 * 3 * 4), (1000, 1)],
+)
 def test_pieces_of_a_depthwise_convolution_do_not_show(
-    row_bytes: int, tables: int, monkeypatch: pytest.MonkeyPatch
+    copies: float, tables: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(batch=3, size=(20, 4), groups=6, filters=6, kernel=(5, 3), padding=(2, 1), offset_groups=2)
-    inputs, made, original = make_inputs(case), [], depthwise.make_table
-    monkeypatch.setattr(depthwise, "make_table", lambda *args, **kwargs: made.append(args) or original(*args, **kwargs))
-    copies_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
-    monkeypatch.setattr(depthwise, "CHUNK_BYTES", row_bytes * copies_of_a_row_of_taps // 600)
+    inputs, made, original = make_inputs(case), [], depthwise._table
+    monkeypatch.setattr(depthwise, "_table", lambda *args: made.append(args) or original(*args))
+    bytes_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
+    monkeypatch.setattr(depthwise, "CHUNK_BYTES", int(copies * bytes_of_a_row_of_taps))
     actual = run(op, inputs, **case.integers)
     assert len(made) == 2 * tables
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))

@@ -1,0 +1,85 @@
+"""dcn-bench: what a deformable convolution costs, beside the plain one and beside its peers."""
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from scripts.benchmark import bounds, measure, memory, models, show
+from scripts.benchmark.cases import MODELS, choose
+from scripts.benchmark.providers import PROVIDERS
+from scripts.config import Bench, check_overrides, register
+
+
+def run(config: Bench) -> list[measure.Row]:
+    """Measure, print and save what the config asks for; an interruption saves what is there so far.
+
+    Raises:
+        ValueError: For an unknown suite, case, provider or mode.
+    """
+    if unknown := set(config.providers) - set(PROVIDERS):
+        raise ValueError(f"expected providers among {', '.join(PROVIDERS)}, got {sorted(unknown)}")
+    if unknown := set(config.modes) - set(measure.MODES):
+        raise ValueError(f"expected modes among {', '.join(measure.MODES)}, got {sorted(unknown)}")
+    console, rows = Console(width=160), list[measure.Row]()
+    try:
+        _measure(config, rows, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: what follows is what was measured until then")
+    verdicts = bounds.verdicts(rows)
+    show.tables(rows, verdicts, console)
+    path = Path(config.json or f"benchmarks/results/{config.device}-{config.suite}.json")
+    show.save(rows, verdicts, path)
+    console.print(f"written: {path}")
+    if config.strict and not all(v["met"] for v in verdicts):
+        sys.exit("error: a bound is missed")
+    return rows
+
+
+def _measure(config: Bench, rows: list[measure.Row], console: Console) -> None:
+    if config.suite == "models":
+        torch.set_num_threads(config.threads[0])
+        for name in config.models or MODELS:
+            console.print(f"{name} ...")
+            rows += models.rows_of(
+                name, config.batch, config.rounds, config.device, compiled="compiled" in config.providers
+            )
+        return
+    for case in choose(config.suite, config.case):
+        console.print(f"{case.name} ...")
+        for threads in config.threads:
+            torch.set_num_threads(threads)
+            for mode in config.modes:
+                new = measure.rows_of(case, mode, config.providers, config.offset_sigma, config.device, config.rounds)
+                if config.memory and config.device == "cpu":
+                    for row in new:
+                        if "ms" in row:
+                            row["peak"] = memory.peak_of(case.name, mode, row["provider"], config.offset_sigma)
+                rows += new
+                torch.compiler.reset()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")
+def _main(config: DictConfig) -> None:
+    bench = cast(Bench, OmegaConf.to_object(config))
+    if bench.plot:
+        target = Path("docs/img") / f"{Path(bench.plot).stem}.png"
+        show.plot(Path(bench.plot), target)
+        print(f"drawn: {target}")
+        return
+    run(bench)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    register()
+    check_overrides(Bench)
+    _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What dcn-bench measures, against whom, and how."""

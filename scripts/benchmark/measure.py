@@ -1,0 +1,129 @@
+"""Checked first, then timed: providers take turns within every round, and medians count.
+
+On a shared machine only ratios within one run mean something.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcn_ops import reference
+from scripts.benchmark.cases import Case
+from scripts.benchmark.providers import PROVIDERS, UnsupportedError
+
+Row = dict[str, Any]
+Step = Callable[[], Any]
+MODES = ("forward", "training")  # training: forward and backward, with every gradient
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}  # of the largest value
+
+
+def steps_of(case: Case, mode: str, providers: list[str], sigma: float, device: str) -> tuple[dict[str, Step], list[Row]]:
+    """Return what to time, by provider, and a row with the reason for each provider that is wrong or can't."""
+    tensors = case.inputs(sigma, device)
+    if mode == "training":
+        tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    exact = None
+    steps, refused = {}, []
+    for name in providers:
+        row = {"case": case.name, "mode": mode, "provider": name}
+        try:
+            step = _step(PROVIDERS[name](case, tensors), tensors, mode)
+            if name != "conv2d":
+                exact = exact or _exact(case, tensors, mode)
+                _check(step(), exact, TOLERANCE[case.dtype])
+            steps[name] = step
+        except UnsupportedError as reason:
+            refused.append({**row, "refused": str(reason)})
+        except WrongError as error:
+            refused.append({**row, "wrong": str(error)})
+    return steps, refused
+
+
+class WrongError(Exception):
+    """The result differs from the reference."""
+
+
+def _step(function: Callable[[], Tensor], tensors: Mapping[str, Tensor], mode: str) -> Step:
+    if mode == "forward":
+
+        def forward() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {"output": function()}
+
+        return forward
+
+    leaves = list(tensors.values())
+    cotangent = _cotangent(function())
+
+    def training() -> dict[str, Tensor]:
+        output = function()
+        gradients = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+        return {"output": output, **dict(zip(tensors, gradients, strict=True))}
+
+    return training
+
+
+def _cotangent(output: Tensor) -> Tensor:
+    # Zero but for the first image: the reference, in float64, then needs that image alone.
+    cotangent = torch.zeros_like(output)
+    cotangent[0] = 1 - torch.arange(output[0].numel(), device=output.device).view(output[0].shape) % 3
+    return cotangent
+
+
+def _exact(case: Case, tensors: Mapping[str, Tensor], mode: str) -> dict[str, Tensor]:
+    first = {n: (t if n == "weight" else t[:1]).detach().double().requires_grad_() for n, t in tensors.items()}
+    output = reference.forward(first["input"], first["offset"], first["weight"], None, first["mask"], case.conv)
+    if mode == "forward":
+        return {"output": output.detach()}
+    gradients = torch.autograd.grad(output, list(first.values()), _cotangent(output))
+    return {"output": output.detach(), **dict(zip(first, gradients, strict=True))}
+
+
+def _check(actual: dict[str, Tensor], exact: dict[str, Tensor], tolerance: float) -> None:
+    for name, expected in exact.items():
+        got = actual[name].detach() if name == "weight" else actual[name][:1].detach()
+        error = (got.double() - expected).abs().max().item() / expected.abs().max().item()
+        if not error <= tolerance:  # NaN is wrong
+            raise WrongError(f"{name} is off by {error:.1e} of its largest value, {tolerance:.0e} allowed")
+
+
+def timed(steps: dict[str, Step], rounds: int, device: str, seconds: float = 0.02) -> dict[str, Row]:
+    """Return the median of each step's time in milliseconds and its quartiles.
+
+    Each turn repeats a step for about ``seconds``, so that short ones are measured as well as long ones.
+    """
+    calls = {name: max(1, round(seconds / max(_time(step, 1, device), 1e-9))) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds + 1):  # one to warm up
+        for name, step in steps.items():
+            value = _time(step, calls[name], device)
+            if i:
+                times[name].append(1000 * value)
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+    return {name: {"ms": q[1], "quartiles": [q[0], q[2]]} for name, q in quartiles.items()}
+
+
+def _time(step: Step, calls: int, device: str) -> float:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def rows_of(case: Case, mode: str, providers: list[str], sigma: float, device: str, rounds: int) -> list[Row]:
+    """Check and time a case; return a row for each provider, with its ratio to ``conv2d``."""
+    steps, refused = steps_of(case, mode, providers, sigma, device)
+    results = timed(steps, rounds, device) if steps else {}
+    floor = results.get("conv2d", {}).get("ms")
+    rows = [{"case": case.name, "mode": mode, "provider": name, **result} for name, result in results.items()]
+    for row in rows:
+        row["ratio"] = row["ms"] / floor if floor else None
+    return [{"threads": torch.get_num_threads(), **row} for row in rows + refused]

@@ -1,0 +1,79 @@
+"""Whole networks, plain and with the default injection: inference and a training step."""
+
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+import dcn_ops
+from scripts.benchmark.measure import Row, Step, timed
+from zoo import inject_
+
+
+def rows_of(name: str, batch: int, rounds: int, device: str, compiled: bool) -> list[Row]:
+    """Time a network in both modes; ratios are to the plain network in the same mode, compiled to compiled.
+
+    The variant "predictors" runs the convolutions that predict offsets, and the plain ones beside them: what of the
+    time of "dcn" is those convolutions, and not sampling.
+    """
+    variants = ("plain", "predictors", "dcn", *(("plain compiled", "dcn compiled") if compiled else ()))
+    rows = []
+    for mode in ("inference", "training"):
+        steps = {variant: _step(name, variant, batch, mode, device) for variant in variants}
+        for variant, result in timed(steps, rounds, device, seconds=0).items():
+            rows.append({"case": f"{name} batch {batch}", "mode": mode, "provider": variant, **result})
+    for row in rows:
+        floor = "plain compiled" if row["provider"].endswith("compiled") else "plain"
+        row["ratio"] = row["ms"] / next(
+            r["ms"] for r in rows if (r["mode"], r["provider"]) == (row["mode"], floor)
+        )
+        row["threads"] = torch.get_num_threads()
+    return rows
+
+
+def _step(name: str, variant: str, batch: int, mode: str, device: str) -> Step:
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    if not variant.startswith("plain"):
+        _perturb(inject_(model), sampling=variant != "predictors")
+    model = model.to(device).to(memory_format=torch.channels_last).train(mode == "training")
+    size = resolve_data_config(model=model)["input_size"][-1]
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (batch,), device=device)
+    run: Any = torch.compile(model, fullgraph=True, dynamic=False) if variant.endswith("compiled") else model
+    if mode == "inference":
+        return lambda: _infer(run, images)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def train() -> None:
+        F.cross_entropy(run(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train
+
+
+def _infer(model: Any, images: Tensor) -> None:
+    with torch.no_grad():
+        model(images)
+
+
+def _perturb(model: nn.Module, sampling: bool) -> None:
+    # Offsets of a pixel or so, as after training: zero offsets would read memory in order.
+    for module in model.modules():
+        if isinstance(module, dcn_ops.DeformConv2d):
+            for parameter in module.predictor_parameters():
+                nn.init.normal_(parameter, std=0.02)
+            if not sampling:
+                module.forward = partial(_without_sampling, module)  # type: ignore[method-assign]
+
+
+def _without_sampling(layer: dcn_ops.DeformConv2d, input: Tensor) -> Tensor:
+    offset, mask = layer.offsets(input)
+    out = layer._conv_forward(input, layer.filters(), layer.bias)
+    # The prediction stays in the graph for next to nothing.
+    return out + 0 * (offset.mean() if mask is None else offset.mean() + mask.mean())

@@ -1,0 +1,101 @@
+"""The tables, the JSON with its provenance, and the pictures."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from scripts.benchmark.measure import Row
+
+
+def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) -> None:
+    """Print what was measured, and each bound as met or missed."""
+    table = Table("case", "mode", "threads", "provider", "ms", "quartiles", "x floor", "peak MiB")
+    for row in rows:
+        head = [row["case"], row["mode"], str(row["threads"]), row["provider"]]
+        if note := row.get("wrong") or row.get("refused"):
+            table.add_row(*head, "wrong" if "wrong" in row else "-", note, "", "")
+            continue
+        ms = [f"{row['ms']:.2f}", "{:.2f}-{:.2f}".format(*row["quartiles"])] if "ms" in row else ["", ""]
+        ratio = f"{row['ratio']:.2f}" if row.get("ratio") else ""
+        table.add_row(*head, *ms, ratio, f"{row['peak'] / 2**20:.1f}" if row.get("peak") is not None else "")
+    console.print(table)
+    if verdicts:
+        table = Table("case", "mode", "provider", "against", "at most", "measured", "")
+        for v in verdicts:
+            mark = "met" if v["met"] else "missed"
+            numbers = f"{v['limit']:.2f}", f"{v['ratio']:.2f}"
+            table.add_row(v["case"], v["mode"], v["provider"], v["peer"], *numbers, mark)
+        console.print(table)
+        console.print(f"{sum(v['met'] for v in verdicts)} of {len(verdicts)} bounds met")
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a number needs beside it."""
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    cpu = [line for line in run(["lscpu"]).stdout.splitlines() if line.startswith(("Model name", "CPU(s)", "L3"))]
+    packages = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
+    return {
+        "command": " ".join(["dcn-bench", *sys.argv[1:]]),
+        "commit": run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent).stdout.strip(),
+        "machine": [" ".join(line.split()) for line in cpu] or [platform.processor()],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": {p: version for p in packages if (version := _version(p))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def save(rows: list[Row], verdicts: list[dict[str, Any]], path: Path) -> None:
+    """Write the JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_text(json.dumps({**provenance(), "rows": rows, "bounds": verdicts}, indent=1) + "\n")
+    partial_file.replace(path)
+
+
+def plot(source: Path, target: Path) -> None:
+    """Draw the ratios to the floor in a JSON file: bars by case, a panel a mode."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    report = json.loads(source.read_text())
+    panels: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in report["rows"]:
+        if row.get("ratio"):
+            case = row["case"] if len({r["threads"] for r in report["rows"]}) == 1 else f"{row['case']} t{row['threads']}"
+            panels[row["mode"]][row["provider"]][case] = row["ratio"]
+    if not panels:
+        raise ValueError(f"{source} has no times to draw")
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 8), squeeze=False, sharey=True)
+    for axis, (mode, providers) in zip(axes[0], panels.items(), strict=True):
+        cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
+        for i, (provider, ratios) in enumerate(providers.items()):
+            at = [cases.index(case) + i / (len(providers) + 1) for case in ratios]
+            axis.barh(at, list(ratios.values()), height=1 / (len(providers) + 1), label=provider)
+        axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", title=mode, xlabel="time / floor")
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.legend(fontsize="small")
+    axes[0][0].invert_yaxis()
+    figure.suptitle(f"{report['machine'][-1]}, torch {report['versions']['torch']}, {report['commit']}", fontsize="small")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
