@@ -59,10 +59,11 @@ def forward(
     output, wide = conv.output_size(input.shape[2:]), wide_dtype(input)
     filters = _by_tap(weight).to(wide)
     out = input.new_zeros((input.shape[0], *output, input.shape[1]), dtype=wide)
-    copies = None
+    memory = None
     for rows, pieces in _pieces(input, output, conv):
         for taps, of_taps in pieces:
-            copies = _copies(rows, filters[taps], copies)
+            copies = _copies(rows, filters[taps], memory)
+            memory = copies if memory is None else memory
             for piece in of_taps:
                 table = _table(piece, offset, mask, rows, input, conv)
                 n0, n1, h0, h1 = piece.chunk
@@ -86,7 +87,7 @@ def backward(
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     size, wide = input.shape[2:], wide_dtype(input)
     filters = _by_tap(weight).to(wide)
-    copies = None
+    memory = None
     sums = grad.permute(0, 2, 3, 1).to(wide)  # [N, Ho, Wo, C]
     images = input.new_empty(input.shape[0], *size, input.shape[1]) if need_input else None
     grad_filters = torch.zeros_like(filters) if need_weight else None
@@ -97,7 +98,8 @@ def backward(
     for rows, pieces in _pieces(input, grad.shape[2:], conv) if need_maps or need_copies else ():
         grad_rows = torch.zeros_like(rows) if need_input else None
         for taps, of_taps in pieces:
-            copies = _copies(rows, filters[taps], copies) if need_maps else None
+            copies = _copies(rows, filters[taps], memory) if need_maps else None
+            memory = copies if memory is None else memory
             for piece in of_taps:
                 n0, n1, h0, h1 = piece.chunk
                 table = _table(piece, offset, mask, rows, input, conv)
@@ -186,7 +188,8 @@ def _by_group(copies: Tensor, conv: Conv) -> Tensor:  # [T, R, C] -> [T * R * G,
 
 
 def _copies(rows: Tensor, filters: Tensor, memory: Tensor | None) -> Tensor:  # [R, C], [T, C] -> [T, R, C]
-    # In memory that one call allocates once: page faults took longer than the products.
+    # The first copies of a call are the largest, and lend the others their memory: else page faults take longer.
     if memory is None:
         return rows * filters[:, None]
-    return torch.mul(rows, filters[:, None], out=memory.flatten()[: rows.numel() * len(filters)].view(-1, *rows.shape))
+    out = memory.flatten()[: rows.numel() * len(filters)].view(-1, *rows.shape)
+    return torch.mul(rows, filters[:, None], out=out)

@@ -60,7 +60,7 @@ CASES = {
     "grouped_coarse": Case(groups=6, channels=12, filters=6, offset_groups=2, dilation=(1, 2)),
     "depthwise": Case(groups=6, filters=6, mask=False),
     "depthwise_multiplied": Case(groups=3, channels=3, filters=6, offset_groups=3, kernel=(5, 5), padding=(2, 2)),
-    "depthwise_large": Case(groups=4, channels=4, filters=4, offset_groups=2, kernel=(5, 4), padding=(2, 1), stride=(2, 1)),
+    "depthwise_large": Case(groups=4, channels=4, offset_groups=2, kernel=(5, 4), padding=(2, 1), stride=(2, 1)),
     # As torchvision tests: nothing is square, symmetric or shared.
     "all": Case(kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2, offset_groups=3),
 }

@@ -54,7 +54,9 @@ def _measure(config: Bench, rows: list[measure.Row], console: Console) -> None:
         for threads in config.threads:
             torch.set_num_threads(threads)
             for mode in config.modes:
-                new = measure.rows_of(case, mode, config.providers, config.offset_sigma, config.device, config.rounds)
+                new = measure.rows_of(
+                    case, mode, config.providers, config.offset_sigma, config.device, config.rounds
+                )
                 if config.memory and config.device == "cpu":
                     for row in new:
                         if "ms" in row:

@@ -32,7 +32,10 @@ BOUNDS = [
     *_dense("256 512", 1.15),
     *_dense("128", 1.35),
     *_dense("64", 1.7),
-    *(Bound(cases=("*",), mode="forward", provider="eager", peer=p, limit=1.0) for p in ("onnxruntime", "openvino")),
+    *(
+        Bound(cases=("*",), mode="forward", provider="eager", peer=p, limit=1.0)
+        for p in ("onnxruntime", "openvino")
+    ),
     Bound(cases=("*-dw", "*-g*"), mode="forward", provider="eager", peer="torchvision", limit=1 / 4),
     Bound(cases=("*-dw", "*-g*"), mode="training", provider="eager", peer="torchvision", limit=1 / 8),
     Bound(cases=("resnet50 *",), mode="inference", provider="dcn", peer="plain", limit=1.35),

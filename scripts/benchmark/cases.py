@@ -70,14 +70,20 @@ def _square(batch: int, channels: int, size: int, groups: int = 1, kernel: int =
 _RESNET = [(64, 56), (128, 28), (256, 14), (512, 7)]
 _DENSE = [
     *(_square(batch, channels, size) for batch in (1, 8, 32) for channels, size in _RESNET),
-    *(Case(batch=1, channels=c, filters=c, height=h, width=w) for c, h, w in ((128, 100, 168), (256, 50, 84), (512, 25, 42))),
+    *(
+        Case(batch=1, channels=c, filters=c, height=h, width=w)
+        for c, h, w in ((128, 100, 168), (256, 50, 84), (512, 25, 42))
+    ),
     _square(2, 128, 56),
     _square(4, 256, 28),
 ]
 _GROUPED = [
     _square(8, 256, 28, groups=32),
     _square(8, 512, 14, groups=32),
-    *(_square(8, c, s, groups=c, kernel=k) for c, s, k in ((96, 56, 3), (512, 14, 3), (240, 28, 5), (96, 56, 7), (384, 14, 7))),
+    *(
+        _square(8, c, s, groups=c, kernel=k)
+        for c, s, k in ((96, 56, 3), (512, 14, 3), (240, 28, 5), (96, 56, 7), (384, 14, 7))
+    ),
     *(_square(4, 256, 28, offset_groups=og) for og in (4, 8)),
 ]
 _HALF = [replace(case, dtype="bfloat16") for case in (_square(4, 256, 28), _square(8, 96, 56, groups=96))]

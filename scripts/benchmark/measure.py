@@ -21,7 +21,9 @@ MODES = ("forward", "training")  # training: forward and backward, with every gr
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}  # of the largest value
 
 
-def steps_of(case: Case, mode: str, providers: list[str], sigma: float, device: str) -> tuple[dict[str, Step], list[Row]]:
+def steps_of(
+    case: Case, mode: str, providers: list[str], sigma: float, device: str
+) -> tuple[dict[str, Step], list[Row]]:
     """Return what to time, by provider, and a row with the reason for each provider that is wrong or can't."""
     tensors = case.inputs(sigma, device)
     if mode == "training":

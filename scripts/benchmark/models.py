@@ -28,9 +28,7 @@ def rows_of(name: str, batch: int, rounds: int, device: str, compiled: bool) -> 
             rows.append({"case": f"{name} batch {batch}", "mode": mode, "provider": variant, **result})
     for row in rows:
         floor = "plain compiled" if row["provider"].endswith("compiled") else "plain"
-        row["ratio"] = row["ms"] / next(
-            r["ms"] for r in rows if (r["mode"], r["provider"]) == (row["mode"], floor)
-        )
+        row["ratio"] = row["ms"] / next(r["ms"] for r in rows if (r["mode"], r["provider"]) == (row["mode"], floor))
         row["threads"] = torch.get_num_threads()
     return rows
 

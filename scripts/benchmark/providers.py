@@ -26,7 +26,9 @@ class UnsupportedError(Exception):
 def conv2d(case: Case, tensors: Tensors) -> Function:
     """The floor: the convolution without offsets."""
     conv = case.conv
-    return lambda: F.conv2d(tensors["input"], tensors["weight"], None, conv.stride, conv.padding, groups=conv.groups)
+    return lambda: F.conv2d(
+        tensors["input"], tensors["weight"], None, conv.stride, conv.padding, groups=conv.groups
+    )
 
 
 def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors) -> Function:
@@ -91,7 +93,11 @@ def _onnx_model(case: Case, tensors: Tensors) -> bytes:
         [node],
         case.name,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [case.batch, case.filters, case.height, case.width])],
+        [
+            helper.make_tensor_value_info(
+                "output", TensorProto.FLOAT, [case.batch, case.filters, case.height, case.width]
+            )
+        ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)

@@ -80,7 +80,11 @@ def plot(source: Path, target: Path) -> None:
     panels: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in report["rows"]:
         if row.get("ratio"):
-            case = row["case"] if len({r["threads"] for r in report["rows"]}) == 1 else f"{row['case']} t{row['threads']}"
+            case = (
+                row["case"]
+                if len({r["threads"] for r in report["rows"]}) == 1
+                else f"{row['case']} t{row['threads']}"
+            )
             panels[row["mode"]][row["provider"]][case] = row["ratio"]
     if not panels:
         raise ValueError(f"{source} has no times to draw")
@@ -94,7 +98,9 @@ def plot(source: Path, target: Path) -> None:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.legend(fontsize="small")
     axes[0][0].invert_yaxis()
-    figure.suptitle(f"{report['machine'][-1]}, torch {report['versions']['torch']}, {report['commit']}", fontsize="small")
+    figure.suptitle(
+        f"{report['machine'][-1]}, torch {report['versions']['torch']}, {report['commit']}", fontsize="small"
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(target, dpi=110)

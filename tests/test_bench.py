@@ -1,0 +1,174 @@
+"""dcn-bench: what it reports can be trusted."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts import bench
+from scripts.benchmark import bounds, cases, measure, memory, providers, show
+from scripts.config import Bench
+
+TINY = cases.Case(batch=2, channels=4, filters=4, height=6, width=5)
+TORCH = ["conv2d", "eager", "torchvision"]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases.SUITES, "tiny", [TINY])
+
+
+@pytest.mark.parametrize("mode", measure.MODES)
+def test_a_wrong_provider_is_reported_and_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearly(case: cases.Case, tensors: providers.Tensors) -> Callable[[], Tensor]:
+        right = providers.eager(case, tensors)
+        return lambda: 1.001 * right()
+
+    monkeypatch.setitem(providers.PROVIDERS, "nearly", nearly)
+    rows = {row["provider"]: row for row in measure.rows_of(TINY, mode, ["eager", "nearly"], 1.0, "cpu", rounds=2)}
+    assert "is off by 1" in rows["nearly"]["wrong"]
+    assert "ms" not in rows["nearly"]
+    assert rows["eager"]["ms"] > 0
+
+
+def test_a_wrong_gradient_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(case: cases.Case, tensors: providers.Tensors) -> Callable[[], Tensor]:
+        offset = tensors["offset"]
+        return lambda: providers.eager(case, {**tensors, "offset": offset / 2 + offset.detach() / 2})()
+
+    monkeypatch.setitem(providers.PROVIDERS, "halved", halved)
+    steps, refused = measure.steps_of(TINY, "training", ["eager", "halved"], 1.0, "cpu")
+    assert list(steps) == ["eager"]
+    assert "offset is off" in refused[0]["wrong"]
+
+
+@pytest.mark.parametrize("provider", ["compiled", "onnxruntime", "openvino", "torchvision"])
+@pytest.mark.parametrize(
+    "case", [TINY, cases.Case(batch=1, channels=8, filters=8, height=5, width=7, groups=8, kernel=5)]
+)
+def test_every_peer_computes_the_same(provider: str, case: cases.Case) -> None:
+    steps, refused = measure.steps_of(case, "forward", [provider], 2.0, "cpu")
+    assert not refused
+    assert list(steps) == [provider]
+
+
+def test_what_a_provider_cannot_do_is_said() -> None:
+    rows = measure.rows_of(TINY, "training", ["onnxruntime"], 1.0, "cpu", rounds=2)
+    assert rows[0]["refused"] == "ONNX Runtime has no backward"
+
+
+def test_times_and_ratios_are_those_of_the_steps() -> None:
+    results = measure.timed({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, 3, "cpu")
+    assert 2 <= results["short"]["ms"] < 10
+    assert 20 <= results["long"]["ms"] < 40
+
+
+def row(provider: str, ms: float, case: str = "4x256x28x28", **other: object) -> measure.Row:
+    return {"case": case, "mode": "forward", "provider": provider, "threads": 2, "ms": ms, **other}
+
+
+@pytest.mark.parametrize(("ms", "met"), [(11.5, True), (11.6, False)])
+def test_bounds_are_met_or_missed(ms: float, met: bool) -> None:
+    verdict, *others = bounds.verdicts([row("conv2d", 10.0), row("eager", ms)])
+    assert not others
+    assert (verdict["limit"], verdict["peer"], verdict["met"]) == (1.15, "conv2d", met)
+
+
+def test_bounds_take_the_cases_that_they_name() -> None:
+    def limits(case: str, peer: str) -> list[float]:
+        return [v["limit"] for v in bounds.verdicts([row(peer, 10.0, case), row("eager", 1.0, case)])]
+
+    assert limits("8x64x56x56", "conv2d") == [1.7]
+    assert limits("8x96x56x56-dw", "conv2d") == []
+    assert limits("8x96x56x56-k7-dw", "torchvision") == [0.25]
+    assert limits("8x64x56x56", "openvino") == [1.0]
+    half = bounds.verdicts([row("eager", 10.0), row("eager", 9.0, "4x256x28x28-bfloat16")])
+    assert [(v["peer"], v["met"]) for v in half] == [("float32", True)]
+
+
+def test_memory_bounds_count_from_the_plain_convolution() -> None:
+    rows = [row("conv2d", 1.0, "x", peak=2**20), row("eager", 1.0, "x", peak=2**20 + 65 * 2**20)]
+    assert [(v["mode"], v["met"]) for v in bounds.verdicts(rows)] == [("forward memory", False)]
+
+
+def test_every_bound_judges_a_case_of_the_suites() -> None:
+    names = [case.name for case in cases.SUITES["op"]] + [f"{name} batch 8" for name in cases.MODELS]
+    for bound in bounds.BOUNDS:
+        assert any(bounds._matches(name, bound) for name in names), bound
+
+
+def test_a_run_writes_a_report_and_a_picture(tiny: None, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    bench.run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
+    report = json.loads(path.read_text())
+    assert {"command", "commit", "machine", "versions", "rows", "bounds"} <= report.keys()
+    assert {(r["mode"], r["provider"]) for r in report["rows"]} == {(m, p) for m in measure.MODES for p in TORCH}
+    floors = {r["mode"]: r["ms"] for r in report["rows"] if r["provider"] == "conv2d"}
+    assert all(r["ratio"] == pytest.approx(r["ms"] / floors[r["mode"]]) for r in report["rows"])
+    show.plot(path, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_an_interruption_keeps_what_was_measured(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = measure.rows_of
+
+    def once(case: cases.Case, mode: str, *args: object) -> list[measure.Row]:
+        if mode == "training":
+            raise KeyboardInterrupt
+        return real(case, mode, *args)
+
+    monkeypatch.setattr(measure, "rows_of", once)
+    path = tmp_path / "report.json"
+    bench.run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
+    assert {r["mode"] for r in json.loads(path.read_text())["rows"]} == {"forward"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Bench(suite="dens"), "expected suite to be one of op, dense"),
+        (Bench(case="5x*"), "no case of suite='quick' matches '5x.'; there are .'4x256x28x28'"),
+        (Bench(providers=["eagre"]), "expected providers among conv2d, eager"),
+        (Bench(modes=["backward"]), "expected modes among forward, training"),
+    ],
+)
+def test_what_does_not_exist_is_answered_with_what_does(config: Bench, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench.run(config)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from Linux' /proc")
+def test_the_peak_is_that_of_the_process() -> None:
+    code = (
+        "import torch; from scripts.benchmark import memory as m; from pathlib import Path;"
+        "Path('/proc/self/clear_refs').write_text('5'); before = m._resident('VmRSS');"
+        "t = torch.ones(50 * 2**18); del t; print(m._resident('VmHWM') - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == pytest.approx(50 * 2**20, rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_operator_needs_little_more_than_the_convolution() -> None:
+    case = "8x64x56x56"  # unrolled as a whole: 55 MiB, and as much again for its gradient
+    plain, ours = (memory.peak_of(case, "training", provider) for provider in ("conv2d", "eager"))
+    assert plain is not None
+    assert ours is not None
+    assert 0 < ours - plain <= bounds.MEMORY_BUDGET
+
+
+def test_inputs_are_channels_last_and_offsets_as_wide_as_asked() -> None:
+    tensors = cases.Case(batch=4, channels=8, filters=8, height=32, width=32).inputs(3.0, "cpu")
+    assert tensors["offset"].std().item() == pytest.approx(3.0, rel=0.02)
+    assert tensors["input"].is_contiguous(memory_format=torch.channels_last)
+    out = providers.conv2d(cases.Case(batch=4, channels=8, filters=8, height=32, width=32), tensors)()
+    assert torch.equal(out, F.conv2d(tensors["input"], tensors["weight"], padding=1))
