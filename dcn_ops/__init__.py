@@ -3,5 +3,13 @@
 from dcn_ops.export import decompositions, whole_operators
 from dcn_ops.functional import deform_conv2d
 from dcn_ops.nn import DeformConv2d
+from dcn_ops.workspace import set_workspace_limit, workspace_limit
 
-__all__ = ["DeformConv2d", "decompositions", "deform_conv2d", "whole_operators"]
+__all__ = [
+    "DeformConv2d",
+    "decompositions",
+    "deform_conv2d",
+    "set_workspace_limit",
+    "whole_operators",
+    "workspace_limit",
+]

@@ -36,10 +36,7 @@ from dcn_ops.bags import (
 )
 from dcn_ops.geometry import Conv, Pair
 from dcn_ops.private import has_fast_half
-
-# The unrolled chunk, in bytes, at most (one output row at least): small enough to stay near the
-# last-level cache, large enough that starting threads does not show.
-CHUNK_BYTES = 16 * 2**20
+from dcn_ops.workspace import chunk_bytes
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -128,7 +125,7 @@ def backward(
 
 
 def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[Chunk]]]:
-    """Yield images, as a view [n, H, W, C], with pieces of their output that unroll in ``CHUNK_BYTES``, evenly."""
+    """Yield images, as a view [n, H, W, C], with pieces of their output that unroll in ``chunk_bytes()``, evenly."""
     batch, channels = input.shape[:2]
     ho, wo = output
     images = input.permute(0, 2, 3, 1)
@@ -137,8 +134,8 @@ def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, l
         yield images, [Chunk(0, batch, 0, ho)]
         return
     bytes_per_row = wo * conv.taps * channels * wide_dtype(input).itemsize
-    step = even_step(batch, CHUNK_BYTES // (bytes_per_row * ho))
-    rows = even_step(ho, CHUNK_BYTES // (bytes_per_row * step))
+    step = even_step(batch, chunk_bytes() // (bytes_per_row * ho))
+    rows = even_step(ho, chunk_bytes() // (bytes_per_row * step))
     for n0 in range(0, batch, step):
         n1 = min(n0 + step, batch)
         yield images[n0:n1], [Chunk(n0, n1, h0, min(h0 + rows, ho)) for h0 in range(0, ho, rows)]

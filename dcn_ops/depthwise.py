@@ -27,9 +27,8 @@ from dcn_ops.bags import (
     wide_dtype,
 )
 from dcn_ops.geometry import Conv, Pair
+from dcn_ops.workspace import chunk_bytes
 
-# The copies of the image, in bytes, at most (one row of taps of one image at least), and the table likewise.
-CHUNK_BYTES = 16 * 2**20
 _BYTES_PER_SAMPLE = 80  # of the table and what it is made of
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -156,10 +155,10 @@ def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, l
     step, tap_rows, out_rows = batch, kh, ho
     if all(isinstance(size, int) for size in (*input.shape, *output)):  # else one piece: others would be guesses
         bytes_per_tap_row = (height + 2) * (width + 2) * channels * kw * wide_dtype(input).itemsize
-        step = even_step(batch, CHUNK_BYTES // (bytes_per_tap_row * kh))
-        tap_rows = even_step(kh, CHUNK_BYTES // (bytes_per_tap_row * step))
+        step = even_step(batch, chunk_bytes() // (bytes_per_tap_row * kh))
+        tap_rows = even_step(kh, chunk_bytes() // (bytes_per_tap_row * step))
         table_bytes = step * wo * kw * tap_rows * conv.offset_groups * _BYTES_PER_SAMPLE
-        out_rows = even_step(ho, CHUNK_BYTES // max(1, table_bytes))
+        out_rows = even_step(ho, chunk_bytes() // max(1, table_bytes))
     for n0 in range(0, batch, max(1, step)):
         n1 = min(n0 + step, batch)
         chunks = [Chunk(n0, n1, h0, min(h0 + out_rows, ho)) for h0 in range(0, ho, out_rows)]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 
 import dcn_ops
-from dcn_ops import cpu, depthwise, reference
+from dcn_ops import cpu, depthwise, reference, workspace
 from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -97,7 +97,7 @@ def test_chunks_do_not_show(rows: int, chunks: int, groups: int, monkeypatch: py
     case = Case(batch=3, size=(20, 4), groups=groups)
     inputs, tables, original = make_inputs(case), [], cpu.make_table
     monkeypatch.setattr(cpu, "make_table", lambda *args: tables.append(args) or original(*args))
-    monkeypatch.setattr(cpu, "CHUNK_BYTES", rows * case.size[1] * case.conv.taps * case.channels * 4)
+    monkeypatch.setattr(workspace, "_limit", 4 * rows * case.size[1] * case.conv.taps * case.channels * 4)
     actual = run(op, inputs, **case.integers)
     assert len(tables) == 2 * chunks
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
@@ -115,14 +115,26 @@ def test_pieces_of_a_depthwise_convolution_do_not_show(
     inputs, made, original = make_inputs(case), [], depthwise._table
     monkeypatch.setattr(depthwise, "_table", lambda *args: made.append(args) or original(*args))
     bytes_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
-    monkeypatch.setattr(depthwise, "CHUNK_BYTES", int(copies * bytes_of_a_row_of_taps))
+    monkeypatch.setattr(workspace, "_limit", int(4 * copies * bytes_of_a_row_of_taps))
     actual = run(op, inputs, **case.integers)
     assert len(made) == 2 * tables
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 
+def test_the_workspace_limit_is_what_was_set_and_no_negative_number() -> None:
+    before = dcn_ops.workspace_limit()
+    try:
+        dcn_ops.set_workspace_limit(2**20)
+        assert dcn_ops.workspace_limit() == 2**20
+        with pytest.raises(ValueError, match="expected a number of bytes, got size=-1"):
+            dcn_ops.set_workspace_limit(-1)
+        assert dcn_ops.workspace_limit() == 2**20
+    finally:
+        dcn_ops.set_workspace_limit(before)
+
+
 def test_gradients_of_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(workspace, "_limit", 0)
     input, weight = (torch.ones(1, 1, n, 1, dtype=torch.bfloat16, requires_grad=True) for n in (300, 1))
     # Every row samples the first: 300 ones, which stop at 256 in bfloat16.
     offset = torch.stack((-torch.arange(300.0), torch.zeros(300))).view(1, 2, 300, 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import dcn_ops
-from dcn_ops import cpu, depthwise, reference, tiny
+from dcn_ops import reference, tiny, workspace
 from dcn_ops.geometry import Conv
 from dcn_ops.testing import LAYOUTS, Case, Inputs, Results, make_inputs, run
 
@@ -30,12 +30,11 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @contextmanager
 def implementation(chunk_bytes: int | None) -> Iterator[None]:
-    """Take dcn_ops.cpu with chunks of that size, or for None dcn_ops.tiny."""
+    """Take dcn_ops.cpu or depthwise with chunks of that size, or for None dcn_ops.tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "MAX_WORK", 2**62 if chunk_bytes is None else -1)
         if chunk_bytes is not None:
-            patch.setattr(cpu, "CHUNK_BYTES", chunk_bytes)
-            patch.setattr(depthwise, "CHUNK_BYTES", chunk_bytes)
+            patch.setattr(workspace, "_limit", 4 * chunk_bytes)
         yield
 
 

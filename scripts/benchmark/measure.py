@@ -98,10 +98,15 @@ def timed(steps: dict[str, Step], rounds: int, device: str, seconds: float = 0.0
 
     Each turn repeats a step for about ``seconds``, so that short ones are measured as well as long ones.
     """
-    calls = {name: max(1, round(seconds / max(_time(step, 1, device), 1e-9))) for name, step in steps.items()}
+    once = {name: _time(step, 1, device) for name, step in steps.items()}
+    calls = {name: max(1, round(seconds / max(value, 1e-9))) for name, value in once.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 1):  # one to warm up
         for name, step in steps.items():
+            # The threads of the one before may still spin, and the caches are its.
+            time.sleep(0.01)
+            if once[name] < 0.1:
+                step()
             value = _time(step, calls[name], device)
             if i:
                 times[name].append(1000 * value)

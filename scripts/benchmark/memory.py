@@ -1,4 +1,4 @@
-"""Peak memory of one provider on one case, in a process of its own: python -m scripts.benchmark.memory CASE MODE PROVIDER."""
+"""Peak memory of one provider on one case, in a process of its own: python -m scripts.benchmark.memory --help."""
 
 import subprocess
 import sys
