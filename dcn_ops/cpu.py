@@ -96,8 +96,9 @@ def backward(
             table = _table(chunk, offset, mask, input, conv)
             grad_out = chunk.of(grad).to(dtype)
             if grad_kernel is not None:
-                unrolled = _as_image(gather(rows, table).to(dtype), chunk, output[1], conv)
-                _add_kernel_gradient(grad_kernel, grad_out, unrolled, conv)
+                samples = gather(rows, table).to(dtype)
+                _add_kernel_gradient(grad_kernel, grad_out, _as_image(samples, chunk, output[1], conv), conv)
+                del samples  # before their gradient takes as much
             if not need_samples:
                 continue
             samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
@@ -110,6 +111,7 @@ def backward(
                     chunk.of(grad_offset).copy_(of_offset)
                 if grad_mask is not None:
                     chunk.of(grad_mask).copy_(of_mask)
+            del samples, table
         if grad_input is not None and grad_rows is not None:
             n0, n1 = chunks[0].n0, chunks[0].n1
             image = unpadded(grad_rows.view(-1, input.shape[1]), n1 - n0, size)
@@ -125,7 +127,7 @@ def backward(
 
 
 def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[Chunk]]]:
-    """Yield images, as a view [n, H, W, C], with pieces of their output that unroll in ``chunk_bytes()``, evenly."""
+    """Yield images, as a view [n, H, W, C], with even pieces of their output that unroll in ``chunk_bytes()``."""
     batch, channels = input.shape[:2]
     ho, wo = output
     images = input.permute(0, 2, 3, 1)

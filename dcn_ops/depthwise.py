@@ -29,7 +29,7 @@ from dcn_ops.bags import (
 from dcn_ops.geometry import Conv, Pair
 from dcn_ops.workspace import chunk_bytes
 
-_BYTES_PER_SAMPLE = 80  # of the table and what it is made of
+_BYTES_PER_SAMPLE = 160  # of the table, what it is made of and its sort
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 

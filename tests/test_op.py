@@ -106,7 +106,7 @@ def test_chunks_do_not_show(rows: int, chunks: int, groups: int, monkeypatch: py
 @of_cpu
 @pytest.mark.parametrize(
     ("copies", "tables"),  # images, times rows of taps at a time, times rows of the output
-    [(0, 3 * 5 * 20), (1, 3 * 5 * 5), (2.5, 3 * 3 * 4), (1000, 1)],
+    [(0, 3 * 5 * 20), (1, 3 * 5 * 10), (2.5, 3 * 3 * 7), (1000, 1)],
 )
 def test_pieces_of_a_depthwise_convolution_do_not_show(
     copies: float, tables: int, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,82 @@
+"""Where the time of the dense CPU path goes, phase by phase, each beside its floor: python benchmarks/phases.py.
+
+Floors: for a product the convolution of as many multiply-adds (``conv2d``, and half of its backward), for what moves
+memory a copy of as many bytes.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from dcn_ops import cpu
+from dcn_ops.bags import gather, padded_rows, scatter, table_backward
+from scripts.benchmark.cases import Case
+
+CASES = (
+    Case(batch=4, channels=256, filters=256, height=28, width=28),
+    Case(batch=2, channels=128, filters=128, height=56, width=56),
+    Case(batch=8, channels=64, filters=64, height=56, width=56),
+)
+
+
+def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    """Return each phase of the first piece of a case, and its floor."""
+    tensors, conv = case.inputs(1.0, "cpu"), case.conv
+    input, offset, weight, mask = tensors.values()
+    images, chunks = next(cpu._blocks(input, input.shape[2:], conv))
+    chunk = chunks[0]
+    rows, kernel = cpu._rows(images, conv), cpu._contraction_weight(weight, conv)
+    table = cpu._table(chunk, offset, mask, input, conv)
+    samples = gather(rows, table)
+    unrolled = cpu._as_image(samples, chunk, case.width, conv)
+    part = images.permute(0, 3, 1, 2)[:, :, chunk.h0 : chunk.h1]
+    grad = torch.randn_like(F.conv2d(unrolled, kernel))
+    total = cpu._zero_kernel(kernel, torch.float32, conv)
+    entries = torch.cat((table.weight, table.weight))  # as many bytes as rows and weights
+
+    def convolution(needs: list[bool]) -> object:
+        backward = torch.ops.aten.convolution_backward
+        return backward(grad, part, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, needs)
+
+    return {
+        "pad the image": (lambda: padded_rows(images), lambda: images.contiguous().clone()),
+        "table": (lambda: cpu._table(chunk, offset, mask, input, conv), lambda: entries.clone()),
+        "unroll (bag)": (lambda: gather(rows, table), lambda: samples.clone()),
+        "contract": (lambda: F.conv2d(unrolled, kernel), lambda: F.conv2d(part, weight, padding=1)),
+        "gradient of the weight": (
+            lambda: cpu._add_kernel_gradient(total, grad, unrolled, conv),
+            lambda: convolution([False, True, False]),
+        ),
+        "gradient of the samples": (
+            lambda: cpu._samples_backward(grad, kernel, conv),
+            lambda: convolution([True, False, False]),
+        ),
+        "scatter (sort and bag)": (lambda: scatter(samples, table, len(rows)), lambda: samples.clone()),
+        "gradient of the table": (lambda: table_backward(samples, rows, table), lambda: samples.clone()),
+    }
+
+
+def main(rounds: int = 9) -> None:
+    """Print a Markdown table for each case."""
+    torch.set_num_threads(2)
+    for case in CASES:
+        steps = phases(case)
+        times: dict[tuple[str, int], list[float]] = {(name, i): [] for name in steps for i in (0, 1)}
+        for round_ in range(rounds + 1):
+            for name, pair in steps.items():
+                for i, step in enumerate(pair):
+                    start = time.perf_counter()
+                    step()
+                    if round_:
+                        times[name, i].append(1000 * (time.perf_counter() - start))
+        print(f"\n| {case.name}, a piece | ms | floor ms |\n|---|---|---|")
+        for name in steps:
+            print(f"| {name} | {statistics.median(times[name, 0]):.2f} | {statistics.median(times[name, 1]):.2f} |")
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
