@@ -1,7 +1,7 @@
 """Where the time of the dense CPU path goes, phase by phase, each beside its floor: python benchmarks/phases.py.
 
-Floors: for a product the convolution of as many multiply-adds (``conv2d``, and half of its backward), for what moves
-memory a copy of as many bytes.
+Floors: for a product the convolution of as many multiply-adds (``conv2d``, or half of its backward), for what
+moves memory a copy of as many bytes.
 """
 
 import statistics

@@ -99,9 +99,13 @@ def plot(source: Path, target: Path) -> None:
         axis.legend(fontsize="small")
     axes[0][0].invert_yaxis()
     figure.suptitle(
-        f"{report['machine'][-1]}, torch {report['versions']['torch']}, {report['commit']}", fontsize="small"
+        f"{_processor(report)}, torch {report['versions']['torch']}, {report['commit']}", fontsize="small"
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(target, dpi=110)
     plt.close(figure)
+
+
+def _processor(report: dict[str, Any]) -> str:
+    return next((line for line in report["machine"] if line.startswith("Model name")), report["device"])
