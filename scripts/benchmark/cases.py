@@ -95,7 +95,7 @@ SUITES = {
     "op": _DENSE + _GROUPED + _HALF,
     "dense": _DENSE,
     "grouped": _GROUPED,
-    "half": _HALF,
+    "half": [*_HALF, *(replace(case, dtype="float32") for case in _HALF)],
     "size": _SIZES,
     "threads": [_square(4, 256, 28), _square(8, 96, 56, groups=96)],
     "overhead": [_square(1, 8, 4)],
