@@ -11,6 +11,7 @@ Legend: kh x kw kernel, K = kh * kw, G offset groups, C channels, D = C / G chan
 n and h count the images and the output rows of the chunk at hand, R rows and S = n * h * Wo * G * K samples.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from dcn_ops.geometry import Conv, Pair
 
 _SUM = 0  # the embedding bag's mode
-_INT32_LIMIT = 2**31
-_BORDER = 2  # pixels: so that both neighbours of position -2 are zeros
+INT32_LIMIT = 2**31
+BORDER = 2  # pixels: so that both neighbours of position -2 are zeros
 
 _bag = torch.ops.aten._embedding_bag_forward_only
 _bag_weight_backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
@@ -69,18 +70,18 @@ def even_step(total: int, limit: int) -> int:
 def padded_rows(images: Tensor) -> Tensor:
     """Return the rows, [R, C], of images [n, H, W, C] within a border of zeros."""
     n, height, width, channels = images.shape
-    padded_height, padded_width = height + _BORDER, width + _BORDER
+    padded_height, padded_width = height + BORDER, width + BORDER
     # After the last image, its lower border, and the right neighbour of the last pixel there.
-    rows = images.new_zeros((n * padded_height + _BORDER) * padded_width + _BORDER, channels)
+    rows = images.new_zeros((n * padded_height + BORDER) * padded_width + BORDER, channels)
     unpadded(rows, n, (height, width)).copy_(images)
     return rows
 
 
 def unpadded(rows: Tensor, images: int, size: Pair) -> Tensor:
     """Return the images, [n, H, W, C], of rows as ``padded_rows`` returns them: a view."""
-    height, width = size[0] + _BORDER, size[1] + _BORDER
+    height, width = size[0] + BORDER, size[1] + BORDER
     padded = rows[: images * height * width].view(images, height, width, rows.shape[1])
-    return padded[:, _BORDER:, _BORDER:]
+    return padded[:, BORDER:, BORDER:]
 
 
 def make_table(
@@ -124,7 +125,7 @@ def _axis(displacement: Tensor, grid: Tensor, size: int, order: tuple[int, ...])
     if grid.shape[2] != 1:
         position.add_((grid - first)[None, None, :1, :1].permute(order))
     # At -2 and at the image's end both neighbours are zeros: what is far outside and what is not a number.
-    position.nan_to_num_(-_BORDER).clamp_(-_BORDER, size)
+    position.nan_to_num_(-BORDER).clamp_(-BORDER, size)
     lower = position.floor()
     return lower, position.sub_(lower)
 
@@ -132,11 +133,11 @@ def _axis(displacement: Tensor, grid: Tensor, size: int, order: tuple[int, ...])
 def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, ...], tap_rows: int) -> Tensor:
     """Return ((i * (H + 2) + y + 2) * (W + 2) + x + 2) * G + g for image i, offset group g and its neighbours."""
     images, groups, device = upper.shape[0], conv.offset_groups, upper.device
-    height, width = size[0] + _BORDER, size[1] + _BORDER
+    height, width = size[0] + BORDER, size[1] + BORDER
     largest = max(4 * upper.numel(), (images + 1) * height * (width + 1) * groups, conv.taps * tap_rows)
-    integer = torch.int32 if largest < _INT32_LIMIT else torch.int64
+    integer = torch.int32 if largest < INT32_LIMIT else torch.int64
 
-    image = torch.arange(images, dtype=integer, device=device) * (height * width) + _BORDER * (width + 1)
+    image = torch.arange(images, dtype=integer, device=device) * (height * width) + BORDER * (width + 1)
     row = upper.to(integer).mul_(width).add_(left.to(integer)).add_(image.view(-1, 1, 1, 1, 1, 1))
     if groups > 1:
         group = torch.arange(groups, dtype=integer, device=device).view(1, -1, 1, 1, 1, 1)
@@ -163,13 +164,12 @@ def gather(rows: Tensor, table: Table, samples: int = 1) -> Tensor:
     return _bag(rows, table.row, firsts, False, _SUM, False, table.weight)[0]
 
 
-def scatter(grad: Tensor, table: Table, rows: int, samples: int = 1) -> Tensor:
-    """Return the gradient of the rows, [R, D], from that of the sums, [B, D]: a bag for every row."""
-    by_row, entry = table.row.sort(stable=True)
-    integer = table.row.dtype
+def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> Tensor:
+    """Return the gradient of the rows, [R, D], from that of the sums, [B, D], and a table: a bag for every row."""
+    by_row, entry = row.sort(stable=True)
     firsts = _firsts(by_row, rows)
-    bag = entry.to(integer).div_(4 * samples, rounding_mode="floor")
-    return _bag(grad, bag, firsts, False, _SUM, False, table.weight.index_select(0, entry), True)[0]
+    bag = entry.to(row.dtype).div_(4 * samples, rounding_mode="floor")
+    return _bag(grad, bag, firsts, False, _SUM, False, weight.index_select(0, entry), True)[0]
 
 
 def _firsts(by_row: Tensor, rows: int) -> Tensor:
@@ -189,13 +189,21 @@ def table_backward(grad: Tensor, rows: Tensor, table: Table, samples: int = 1) -
     bag = entry.div_(4 * samples, rounding_mode="floor")
     of_weight = _bag_weight_backward(grad, rows, table.row, firsts, bag, _SUM)
 
-    y, x, mask = table.y, table.x, table.mask
-    top_left, top_right, bottom_left, bottom_right = of_weight.view(*y.shape, 4).unbind(-1)
+    of_neighbours = of_weight.view(*table.y.shape, 4).unbind(-1)
+    of_y, of_x, of_mask = sample_backward(of_neighbours, table.y, table.x, table.mask)
+    back = [table.order.index(i) for i in range(6)]
+    of_offset = torch.stack((of_y, of_x), -1).permute(*back[:4], 6, *back[4:])
+    return of_offset.flatten(1, 4), of_mask.permute(back).flatten(1, 3)
+
+
+def sample_backward(
+    of_neighbours: Sequence[Tensor], y: Tensor, x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of y, x and mask from those of the four neighbours' weights, all of one shape."""
+    top_left, top_right, bottom_left, bottom_right = of_neighbours
     top, bottom = torch.lerp(top_left, top_right, x), torch.lerp(bottom_left, bottom_right, x)
     left, right = torch.lerp(top_left, bottom_left, y), torch.lerp(top_right, bottom_right, y)
     of_y, of_x = bottom - top, right - left
     if mask is not None:
         of_y, of_x = of_y.mul_(mask), of_x.mul_(mask)
-    back = [table.order.index(i) for i in range(6)]
-    of_offset = torch.stack((of_y, of_x), -1).permute(*back[:4], 6, *back[4:])
-    return of_offset.flatten(1, 4), torch.lerp(top, bottom, y).permute(back).flatten(1, 3)
+    return of_y, of_x, torch.lerp(top, bottom, y)

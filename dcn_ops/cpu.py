@@ -103,7 +103,7 @@ def backward(
                 continue
             samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
             if need_input:
-                of_rows = scatter(samples, table, rows.shape[0])
+                of_rows = scatter(samples, table.row, table.weight, rows.shape[0])
                 grad_rows = of_rows if grad_rows is None else grad_rows.add_(of_rows)
             if grad_offset is not None or grad_mask is not None:
                 of_offset, of_mask = table_backward(samples, rows, table)

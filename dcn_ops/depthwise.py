@@ -108,7 +108,7 @@ def backward(
                     _put((grad_offset, grad_mask), of_maps, piece, conv)
                 if need_copies:
                     count = piece.conv.taps * rows.shape[0] * conv.offset_groups
-                    of_copies = scatter(grad_sums, table, count, piece.conv.taps).view(-1, *rows.shape)  # [T, R, C]
+                    of_copies = scatter(grad_sums, table.row, table.weight, count, piece.conv.taps).view(-1, *rows.shape)  # [T, R, C]
                     _add_products(grad_rows, grad_filters, of_copies, rows, filters, taps)
         if images is not None and grad_rows is not None:
             n0, n1 = piece.chunk[:2]

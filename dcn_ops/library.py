@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_ops import cpu, depthwise, tiny
+from dcn_ops import cpu, depthwise, fused, tiny
 from dcn_ops.check import check_arguments, check_gradient
 from dcn_ops.geometry import Conv
 from dcn_ops.private import (
@@ -73,6 +73,8 @@ def _backward(
 
 
 def _implementation(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
+    if traced and fused.suits(input, weight, conv):
+        return fused
     # Compiled, the many small kernels of the others are a few, and calls cost nothing.
     if not traced and tiny.suits(input, offset, weight, conv):
         return tiny
