@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from dcn_ops import cpu
-from dcn_ops.bags import gather, padded_rows, scatter, table_backward
+from dcn_ops.bags import gather, padded_rows, scatter, table_backward, weight_backward
 from scripts.benchmark.cases import Case
 
 CASES = (
@@ -27,10 +27,11 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     tensors, conv = case.inputs(1.0, "cpu"), case.conv
     input, offset, weight, mask = tensors.values()
     images, chunks = next(cpu._blocks(input, input.shape[2:], conv))
-    chunk = chunks[0]
+    chunk = chunks[0][1][0]
     rows, kernel = cpu._rows(images, conv), cpu._contraction_weight(weight, conv)
     table = cpu._table(chunk, offset, mask, input, conv)
-    samples = gather(rows, table)
+    samples = gather(rows, table.row, table.weight)
+    of_weight = weight_backward(samples, rows, table.row)
     unrolled = cpu._as_image(samples, chunk, case.width, conv)
     part = images.permute(0, 3, 1, 2)[:, :, chunk.h0 : chunk.h1]
     grad = torch.randn_like(F.conv2d(unrolled, kernel))
@@ -44,7 +45,7 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     return {
         "pad the image": (lambda: padded_rows(images), lambda: images.contiguous().clone()),
         "table": (lambda: cpu._table(chunk, offset, mask, input, conv), lambda: entries.clone()),
-        "unroll (bag)": (lambda: gather(rows, table), lambda: samples.clone()),
+        "unroll (bag)": (lambda: gather(rows, table.row, table.weight), lambda: samples.clone()),
         "contract": (lambda: F.conv2d(unrolled, kernel), lambda: F.conv2d(part, weight, padding=1)),
         "gradient of the weight": (
             lambda: cpu._add_kernel_gradient(total, grad, unrolled, conv),
@@ -54,8 +55,15 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
             lambda: cpu._samples_backward(grad, kernel, conv),
             lambda: convolution([True, False, False]),
         ),
-        "scatter (sort and bag)": (lambda: scatter(samples, table, len(rows)), lambda: samples.clone()),
-        "gradient of the table": (lambda: table_backward(samples, rows, table), lambda: samples.clone()),
+        "scatter (sort and bag)": (
+            lambda: scatter(samples, table.row, table.weight, len(rows)),
+            lambda: samples.clone(),
+        ),
+        "gradient of the weights of samples": (
+            lambda: weight_backward(samples, rows, table.row),
+            lambda: samples.clone(),
+        ),
+        "gradient of offset and mask": (lambda: table_backward(of_weight, table), lambda: entries.clone()),
     }
 
 

@@ -70,11 +70,15 @@ def even_step(total: int, limit: int) -> int:
 def padded_rows(images: Tensor) -> Tensor:
     """Return the rows, [R, C], of images [n, H, W, C] within a border of zeros."""
     n, height, width, channels = images.shape
-    padded_height, padded_width = height + BORDER, width + BORDER
-    # After the last image, its lower border, and the right neighbour of the last pixel there.
-    rows = images.new_zeros((n * padded_height + BORDER) * padded_width + BORDER, channels)
+    rows = images.new_zeros(padded_count(n, (height, width)), channels)
     unpadded(rows, n, (height, width)).copy_(images)
     return rows
+
+
+def padded_count(images: int, size: Pair) -> int:
+    """Return R, the number of rows of so many images of ``size`` (H, W) within their border."""
+    # After the last image, its lower border, and the right neighbour of the last pixel there.
+    return (images * (size[0] + BORDER) + BORDER) * (size[1] + BORDER) + BORDER
 
 
 def unpadded(rows: Tensor, images: int, size: Pair) -> Tensor:
@@ -158,10 +162,10 @@ def _weight(y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:  # -> [S * 4]
     return torch.stack((upper * left, upper * right, lower * left, lower * right), -1).flatten()
 
 
-def gather(rows: Tensor, table: Table, samples: int = 1) -> Tensor:
+def gather(rows: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> Tensor:
     """Return the sums, [B, D], of so many samples at a time of the rows [R, D]."""
-    firsts = torch.arange(0, table.row.shape[0], 4 * samples, dtype=table.row.dtype, device=rows.device)
-    return _bag(rows, table.row, firsts, False, _SUM, False, table.weight)[0]
+    firsts = torch.arange(0, row.shape[0], 4 * samples, dtype=row.dtype, device=row.device)
+    return _bag(rows, row, firsts, False, _SUM, False, weight)[0]
 
 
 def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> Tensor:
@@ -182,13 +186,16 @@ def _firsts(by_row: Tensor, rows: int) -> Tensor:
     return torch.searchsorted(by_row, every, out_int32=narrow)
 
 
-def table_backward(grad: Tensor, rows: Tensor, table: Table, samples: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the gradients of offset, [n, G*K*2, h, Wo], and mask, [n, G*K, h, Wo], from that of the sums."""
-    entry = torch.arange(table.row.shape[0], dtype=table.row.dtype, device=rows.device)
+def weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -> Tensor:
+    """Return the gradient of the weights, [S * 4], from that of the sums, [B, D]."""
+    entry = torch.arange(row.shape[0], dtype=row.dtype, device=row.device)
     firsts = entry[:: 4 * samples].contiguous()
     bag = entry.div_(4 * samples, rounding_mode="floor")
-    of_weight = _bag_weight_backward(grad, rows, table.row, firsts, bag, _SUM)
+    return _bag_weight_backward(grad, rows, row, firsts, bag, _SUM)
 
+
+def table_backward(of_weight: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+    """Return the gradients of offset, [n, G*K*2, h, Wo], and mask, [n, G*K, h, Wo], from that of the weights."""
     of_neighbours = of_weight.view(*table.y.shape, 4).unbind(-1)
     of_y, of_x, of_mask = sample_backward(of_neighbours, table.y, table.x, table.mask)
     back = [table.order.index(i) for i in range(6)]

@@ -22,21 +22,26 @@ from torch.nn.grad import conv2d_weight
 
 from dcn_ops.bags import (
     AS_IMAGE,
+    BORDER,
     BY_POSITION,
     Chunk,
     Table,
     even_step,
     gather,
     make_table,
+    padded_count,
     padded_rows,
     scatter,
     table_backward,
     unpadded,
+    weight_backward,
     wide_dtype,
 )
 from dcn_ops.geometry import Conv, Pair
 from dcn_ops.private import has_fast_half
 from dcn_ops.workspace import chunk_bytes
+
+_TABLE_BYTES = 64  # of a sample: rows, weights, their gradients, and what they are made of
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -61,10 +66,13 @@ def forward(
     out = input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2)
     for images, chunks in _blocks(input, (ho, wo), conv):
         rows = _rows(images, conv)
-        for chunk in chunks:
+        for chunk, pieces in chunks:
             table = _table(chunk, offset, mask, input, conv)
-            unrolled = _as_image(gather(rows, table).to(dtype), chunk, wo, conv)
-            chunk.of(out).copy_(F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups))
+            for piece in pieces:
+                entries = _entries(piece, chunk, conv, wo)
+                samples = gather(rows, table.row[entries], table.weight[entries]).to(dtype)
+                unrolled = _as_image(samples, piece, wo, conv)
+                piece.of(out).copy_(F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups))
     return out
 
 
@@ -80,10 +88,10 @@ def backward(
     """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     need_samples = need_input or need_offset or need_mask
-    size, output, wide = input.shape[2:], grad.shape[2:], wide_dtype(input)
+    output, wide = grad.shape[2:], wide_dtype(input)
     dtype = _contraction_dtype(input, output[1], conv)
     kernel = _contraction_weight(weight.to(dtype), conv)
-    grad_input = _empty_channels_last(input) if need_input else None
+    image_gradient = _ImageGradient(input, output[0], conv) if need_input else None
     # All chunks add up in the weight: in the wider dtype.
     grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
     grad_offset = torch.empty_like(offset) if need_offset else None
@@ -91,34 +99,32 @@ def backward(
 
     for images, chunks in _blocks(input, output, conv) if need_samples or need_weight else ():
         rows = _rows(images, conv)
-        grad_rows = None
-        for chunk in chunks:
+        for chunk, pieces in chunks:
             table = _table(chunk, offset, mask, input, conv)
-            grad_out = chunk.of(grad).to(dtype)
-            if grad_kernel is not None:
-                samples = gather(rows, table).to(dtype)
-                _add_kernel_gradient(grad_kernel, grad_out, _as_image(samples, chunk, output[1], conv), conv)
-                del samples  # before their gradient takes as much
-            if not need_samples:
-                continue
-            samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
-            if need_input:
-                of_rows = scatter(samples, table.row, table.weight, rows.shape[0])
-                grad_rows = of_rows if grad_rows is None else grad_rows.add_(of_rows)
-            if grad_offset is not None or grad_mask is not None:
-                of_offset, of_mask = table_backward(samples, rows, table)
-                if grad_offset is not None:
-                    chunk.of(grad_offset).copy_(of_offset)
-                if grad_mask is not None:
-                    chunk.of(grad_mask).copy_(of_mask)
-            del samples, table
-        if grad_input is not None and grad_rows is not None:
-            n0, n1 = chunks[0].n0, chunks[0].n1
-            image = unpadded(grad_rows.view(-1, input.shape[1]), n1 - n0, size)
-            grad_input[n0:n1].copy_(image.permute(0, 3, 1, 2))
+            of_weight = torch.empty_like(table.weight) if need_offset or need_mask else None
+            for piece in pieces:
+                entries = _entries(piece, chunk, conv, output[1])
+                row, entry_weight = table.row[entries], table.weight[entries]
+                grad_out = piece.of(grad).to(dtype)
+                if grad_kernel is not None:
+                    samples = gather(rows, row, entry_weight).to(dtype)
+                    _add_kernel_gradient(grad_kernel, grad_out, _as_image(samples, piece, output[1], conv), conv)
+                    del samples  # before their gradient takes as much
+                if not need_samples:
+                    continue
+                samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
+                if of_weight is not None:
+                    of_weight[entries] = weight_backward(samples, rows, row)
+                if image_gradient is not None:
+                    image_gradient.add(samples, row, entry_weight, piece, piece.n0 - chunk.n0)
+                del samples
+            if of_weight is not None:
+                for total, part in zip((grad_offset, grad_mask), table_backward(of_weight, table), strict=True):
+                    _put(total, part, chunk)
+            del table
 
     return (
-        grad_input,
+        None if image_gradient is None else image_gradient.total,
         grad_offset,
         None if grad_kernel is None else _weight_from_contraction(grad_kernel, weight, conv),
         grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
@@ -126,21 +132,69 @@ def backward(
     )
 
 
-def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[Chunk]]]:
-    """Yield images, as a view [n, H, W, C], with even pieces of their output that unroll in ``chunk_bytes()``."""
-    batch, channels = input.shape[:2]
+def _put(total: Tensor | None, part: Tensor, chunk: Chunk) -> None:
+    if total is not None:
+        chunk.of(total).copy_(part)
+
+
+class _ImageGradient:
+    """The gradient of the input, from pieces that come image by image, or row by row of one image."""
+
+    def __init__(self, input: Tensor, output_height: int, conv: Conv) -> None:
+        self.total = _empty_channels_last(input)
+        self.output_height, self.conv = output_height, conv
+        self.rows: Tensor | None = None  # of the images at hand, padded
+
+    def add(self, samples: Tensor, row: Tensor, weight: Tensor, piece: Chunk, before: int) -> None:
+        """Add the gradient of a piece's samples, [S, D], whose rows count from so many images before its own."""
+        images, (height, width) = piece.n1 - piece.n0, self.total.shape[2:]
+        if before:
+            row = row - before * (height + BORDER) * (width + BORDER) * self.conv.offset_groups
+        count = padded_count(images, (height, width)) * self.conv.offset_groups
+        rows = scatter(samples, row, weight, count)
+        self.rows = rows if piece.h0 == 0 or self.rows is None else self.rows.add_(rows)
+        if piece.h1 == self.output_height:
+            image = unpadded(self.rows.view(-1, self.total.shape[1]), images, (height, width))
+            self.total[piece.n0 : piece.n1].copy_(image.permute(0, 3, 1, 2))
+
+
+def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[Chunk, list[Chunk]]]]]:
+    """Yield images, as a view [n, H, W, C], with chunks of their output, of one table each, and their pieces."""
+    batch, channels, height, width = input.shape
     ho, wo = output
     images = input.permute(0, 2, 3, 1)
     if not all(isinstance(size, int) for size in (batch, ho, wo)):
         # Symbolic sizes: a number of chunks would be a guess, and every other one a recompilation.
-        yield images, [Chunk(0, batch, 0, ho)]
+        whole = Chunk(0, batch, 0, ho)
+        yield images, [(whole, [whole])]
         return
-    bytes_per_row = wo * conv.taps * channels * wide_dtype(input).itemsize
-    step = even_step(batch, chunk_bytes() // (bytes_per_row * ho))
-    rows = even_step(ho, chunk_bytes() // (bytes_per_row * step))
+    table_bytes = wo * conv.taps * conv.offset_groups * _TABLE_BYTES  # a row of the output
+    unrolled_bytes = wo * conv.taps * channels * wide_dtype(input).itemsize
+    image_bytes = padded_count(1, (height, width)) * channels * wide_dtype(input).itemsize
+    step = even_step(batch, chunk_bytes() // (image_bytes + ho * table_bytes))
     for n0 in range(0, batch, step):
         n1 = min(n0 + step, batch)
-        yield images[n0:n1], [Chunk(n0, n1, h0, min(h0 + rows, ho)) for h0 in range(0, ho, rows)]
+        chunks = _split(Chunk(n0, n1, 0, ho), table_bytes)
+        yield images[n0:n1], [(chunk, _split(chunk, unrolled_bytes)) for chunk in chunks]
+
+
+def _split(chunk: Chunk, bytes_per_row: int) -> list[Chunk]:
+    """Cut into pieces of nearly one size that fit in ``chunk_bytes()``: whole images, or rows of one image."""
+    images, rows = chunk.n1 - chunk.n0, chunk.h1 - chunk.h0
+    step = even_step(images, chunk_bytes() // (bytes_per_row * rows))
+    height = even_step(rows, chunk_bytes() // (bytes_per_row * step))
+    return [
+        Chunk(n0, min(n0 + step, chunk.n1), h0, min(h0 + height, chunk.h1))
+        for n0 in range(chunk.n0, chunk.n1, step)
+        for h0 in range(chunk.h0, chunk.h1, height)
+    ]
+
+
+def _entries(piece: Chunk, chunk: Chunk, conv: Conv, wo: int) -> slice:
+    """Return where the entries of a piece lie in the table of its chunk: four a sample."""
+    by_row = 4 * wo * conv.taps * conv.offset_groups
+    first = (piece.n0 - chunk.n0) * (chunk.h1 - chunk.h0) + piece.h0 - chunk.h0
+    return slice(first * by_row, (first + (piece.n1 - piece.n0) * (piece.h1 - piece.h0)) * by_row)
 
 
 def _table(chunk: Chunk, offset: Tensor, mask: Tensor | None, input: Tensor, conv: Conv) -> Table:

@@ -24,6 +24,7 @@ from dcn_ops.bags import (
     scatter,
     table_backward,
     unpadded,
+    weight_backward,
     wide_dtype,
 )
 from dcn_ops.geometry import Conv, Pair
@@ -67,7 +68,9 @@ def forward(
                 table = _table(piece, offset, mask, rows, input, conv)
                 n0, n1, h0, h1 = piece.chunk
                 target = out[n0:n1, h0:h1]
-                target += gather(_by_group(copies, conv), table, piece.conv.taps).view(target.shape)
+                target += gather(_by_group(copies, conv), table.row, table.weight, piece.conv.taps).view(
+                    target.shape
+                )
     if bias is not None:
         out += bias
     return out.to(input.dtype).permute(0, 3, 1, 2)
@@ -104,11 +107,13 @@ def backward(
                 table = _table(piece, offset, mask, rows, input, conv)
                 grad_sums = sums[n0:n1, h0:h1].reshape(-1, rows.shape[1] // conv.offset_groups)
                 if copies is not None:
-                    of_maps = table_backward(grad_sums, _by_group(copies, conv), table, piece.conv.taps)
-                    _put((grad_offset, grad_mask), of_maps, piece, conv)
+                    of_weight = weight_backward(grad_sums, _by_group(copies, conv), table.row, piece.conv.taps)
+                    _put((grad_offset, grad_mask), table_backward(of_weight, table), piece, conv)
                 if need_copies:
                     count = piece.conv.taps * rows.shape[0] * conv.offset_groups
-                    of_copies = scatter(grad_sums, table.row, table.weight, count, piece.conv.taps).view(-1, *rows.shape)  # [T, R, C]
+                    of_copies = scatter(grad_sums, table.row, table.weight, count, piece.conv.taps).view(
+                        -1, *rows.shape
+                    )  # [T, R, C]
                     _add_products(grad_rows, grad_filters, of_copies, rows, filters, taps)
         if images is not None and grad_rows is not None:
             n0, n1 = piece.chunk[:2]

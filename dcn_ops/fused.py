@@ -1,7 +1,7 @@
 """Depthwise convolution for the compiler: written so that Inductor fuses it into a few vectorised loops.
 
-No unrolled image and no pieces: a loop over output positions and channels reads the four neighbours of every tap and
-adds them up. Run eagerly it would take K times the memory; it is traced, never called.
+No unrolled image and no pieces: a loop over output positions and channels reads the four neighbours of every tap
+and adds them up. Run eagerly it would take K times the memory; it is traced, never called.
 
 Inductor inlines what it may; where something is better computed once, ``_stored`` keeps it apart: with neighbours
 whose padding is a condition within the loop, that takes six times as long.
@@ -19,6 +19,7 @@ from dcn_ops.bags import (
     BORDER,
     INT32_LIMIT,
     even_step,
+    padded_count,
     padded_rows,
     sample_backward,
     scatter,
@@ -92,7 +93,9 @@ def backward(
         weights = [w.view(row.shape)[..., None] for w in table.weights()]
         samples = sum(_rows_at(n, [row]) * w for n, w in zip(neighbours, weights, strict=True))  # [M, G, K, D]
         # First within rows of the output, which stay in the cache.
-        products = (samples * grad_rows[:, :, None]).view(-1, offset.shape[3], conv.offset_groups, *samples.shape[2:])
+        products = (samples * grad_rows[:, :, None]).view(
+            -1, offset.shape[3], conv.offset_groups, *samples.shape[2:]
+        )
         of_filters = _stored(products.sum(1)).sum(0)  # [G, K, D]
         grad_weight = of_filters.transpose(1, 2).reshape(weight.shape).to(weight.dtype).contiguous()
     if need_input:
@@ -142,7 +145,9 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _T
     # [N, Ho, Wo, G, kh, kw, (y, x)], flat but for images and coordinates: long loops without division.
     positions = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, -1, 2)
     lower, distance = [], []
-    for axis, (grid, size) in enumerate(zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)):
+    for axis, (grid, size) in enumerate(
+        zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)
+    ):
         by_sample = grid.expand(*conv.kernel, ho, wo).permute(2, 3, 0, 1)[:, :, None]
         position = positions[..., axis] + _stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
         # What is far outside, and what is not a number, reads zeros alone.
@@ -179,7 +184,7 @@ def _table_backward(of_weights: list[Tensor], table: _Table, offset: Tensor, con
 def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
     """Return the gradient of the padded rows, [R, C], tap by tap or some taps at a time."""
     groups, taps = conv.offset_groups, conv.taps
-    padded = padded_rows(input[:, :1].permute(0, 2, 3, 1)).shape[0]
+    padded = padded_count(input.shape[0], input.shape[2:])
     row, weights = table.row.view(-1, groups, taps), [w.view(-1, groups, taps) for w in table.weights()]
     step = 1
     if all(isinstance(size, int) for size in (*input.shape, *grad_rows.shape)):

@@ -91,15 +91,19 @@ def test_backward_takes_a_gradient_of_any_strides(case: Case, layout: str) -> No
 
 
 @of_cpu
-@pytest.mark.parametrize(("rows", "chunks"), [(0, 60), (7, 9), (40, 2), (60, 1)])
+@pytest.mark.parametrize(("rows", "pieces"), [(0, 60), (7, 9), (40, 2), (60, 1)])
+@pytest.mark.parametrize("table_bytes", [1, 16, 64])  # of a sample: one table for all pieces, or several
 @pytest.mark.parametrize("groups", [1, 2])
-def test_chunks_do_not_show(rows: int, chunks: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_do_not_show(
+    rows: int, pieces: int, table_bytes: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_TABLE_BYTES", table_bytes)
     case = Case(batch=3, size=(20, 4), groups=groups)
-    inputs, tables, original = make_inputs(case), [], cpu.make_table
-    monkeypatch.setattr(cpu, "make_table", lambda *args: tables.append(args) or original(*args))
+    inputs, unrolled, original = make_inputs(case), [], cpu.gather
+    monkeypatch.setattr(cpu, "gather", lambda *args: unrolled.append(args) or original(*args))
     monkeypatch.setattr(workspace, "_limit", 4 * rows * case.size[1] * case.conv.taps * case.channels * 4)
     actual = run(op, inputs, **case.integers)
-    assert len(tables) == 2 * chunks
+    assert len(unrolled) == 2 * pieces if table_bytes == 1 else len(unrolled) >= 2 * pieces
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 
