@@ -150,7 +150,7 @@ def test_what_does_not_exist_is_answered_with_what_does(config: Bench, message: 
 def test_the_peak_is_that_of_the_process() -> None:
     code = (
         "import torch; from scripts.benchmark import memory as m; from pathlib import Path;"
-        "Path('/proc/self/clear_refs').write_text('5'); before = m._resident('VmRSS');"
+        "torch.ones(2**20); Path('/proc/self/clear_refs').write_text('5'); before = m._resident('VmRSS');"
         "t = torch.ones(50 * 2**18); del t; print(m._resident('VmHWM') - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
