@@ -1,0 +1,34 @@
+"""Which implementation the operator takes: by itself, or the one that was asked for."""
+
+NAMES = ("auto", "composition", "triton")
+_name, _autotuned = "auto", False
+
+
+def implementation() -> str:
+    """Return which implementation the operator takes: ``"auto"`` at first."""
+    return _name
+
+
+def is_autotuned() -> bool:
+    """Tell whether Triton kernels try several tiles on the first call with new numbers of channels and taps."""
+    return _autotuned
+
+
+def set_implementation(name: str, *, autotune: bool = False) -> None:
+    """Choose the implementation of every later call, and of what is compiled later.
+
+    Args:
+        name: ``"auto"``, Triton kernels on GPUs for float32, float16 and bfloat16, and a composition of ATen kernels
+            otherwise; ``"composition"``, that alone; or ``"triton"``, those kernels alone: what they can't run raises
+            ValueError. Under ``torch.use_deterministic_algorithms(True)`` the gradient of the input is always the
+            composition's, since the kernel adds it up atomically.
+        autotune: Time several tiles of the Triton kernels on the first call with new numbers of channels, filters
+            and taps, seconds each, instead of taking those of a table. Triton's disk cache keeps the results.
+
+    Raises:
+        ValueError: For another name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"expected an implementation among {', '.join(NAMES)}, got {name=}")
+    global _name, _autotuned
+    _name, _autotuned = name, autotune
