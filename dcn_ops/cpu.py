@@ -38,6 +38,8 @@ from dcn_ops.geometry import Conv, Pair
 from dcn_ops.private import has_fast_half
 from dcn_ops.workspace import chunk_bytes
 
+ATOMIC = False  # the order of additions is the same in every run
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 

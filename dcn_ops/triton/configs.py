@@ -29,28 +29,23 @@ class Device(NamedTuple):
 # From the widest: a wide tile samples once for many filters, a narrow one fits few filters or fills a large GPU.
 Table = dict[str, tuple[Tile, ...]]
 _AMPERE: Table = {
-    "forward half": (Tile(64, 256, 32, 8, 3), Tile(64, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 2)),
-    "forward tf32": (Tile(64, 128, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(32, 32, 32, 4, 2)),
-    "forward ieee": (Tile(64, 128, 16, 8, 2), Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
+    "forward half": (Tile(64, 256, 32, 8, 3), Tile(64, 128, 32, 8, 3), Tile(64, 32, 32, 4, 2)),
+    "forward tf32": (Tile(64, 128, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
+    "forward ieee": (Tile(64, 64, 16, 8, 2),),
     "samples half": (Tile(64, 32, 32, 8, 3),),
     "samples tf32": (Tile(64, 32, 32, 8, 2),),
     "samples ieee": (Tile(64, 16, 32, 8, 2),),
-    "weight half": (Tile(32, 128, 64, 8, 3), Tile(32, 32, 32, 4, 2)),
-    "weight tf32": (Tile(32, 64, 64, 8, 2), Tile(32, 32, 32, 4, 2)),
-    "weight ieee": (Tile(16, 64, 64, 8, 2), Tile(16, 32, 32, 4, 2)),
-    "depthwise forward": (Tile(32, 1, 64, 4, 2), Tile(32, 1, 32, 4, 2)),
-    "depthwise samples": (Tile(32, 1, 64, 4, 2), Tile(32, 1, 32, 4, 2)),
-    "depthwise weight": (Tile(32, 1, 64, 4, 2), Tile(32, 1, 32, 4, 2)),
+    "weight half": (Tile(32, 128, 64, 8, 3), Tile(32, 64, 32, 4, 2)),
+    "weight tf32": (Tile(32, 64, 64, 8, 2),),
+    "weight ieee": (Tile(16, 64, 32, 8, 2),),
+    "depthwise forward": (Tile(32, 1, 64, 4, 2),),
+    "depthwise samples": (Tile(32, 1, 64, 4, 2),),
+    "depthwise weight": (Tile(32, 1, 64, 4, 2),),
 }
 _HOPPER: Table = _AMPERE | {
-    "forward half": (
-        Tile(128, 256, 32, 16, 3),
-        Tile(128, 128, 32, 8, 3),
-        Tile(64, 64, 32, 4, 3),
-        Tile(32, 32, 32, 4, 2),
-    ),
+    "forward half": (Tile(128, 256, 32, 16, 3), Tile(128, 128, 32, 8, 3), Tile(64, 32, 32, 4, 2)),
     "samples half": (Tile(64, 64, 64, 8, 3),),
-    "weight half": (Tile(32, 256, 64, 8, 3), Tile(32, 64, 64, 8, 3), Tile(32, 32, 32, 4, 2)),
+    "weight half": (Tile(32, 256, 64, 8, 3), Tile(32, 64, 32, 4, 2)),
 }
 _CDNA: Table = {
     name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in _AMPERE.items()
@@ -87,12 +82,9 @@ def tiles(kernel: str, device: Device, filters: int, channels: int, positions: i
         channels: Channels that one program may cover.
         positions: Output positions; None where they are not known yet.
     """
-    fitting = []
-    for tile in TABLES[device.architecture][kernel]:
-        c = min(tile.c, side(channels))
-        if tile.n <= max(side(filters), 32) or tile.n == 1:
-            fitting.append(tile._replace(c=c))
-    fitting = list(dict.fromkeys(fitting or [TABLES[device.architecture][kernel][-1]]))
+    table = TABLES[device.architecture][kernel]
+    fitting = [t for t in table if t.n <= side(filters)] or [table[-1]]
+    fitting = [t._replace(c=min(t.c, side(channels))) for t in fitting]
     if positions is None:
         return fitting
     # The widest that still gives every multiprocessor a program.

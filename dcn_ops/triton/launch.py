@@ -17,8 +17,10 @@ from dcn_ops.triton import backward as dense_backward
 from dcn_ops.triton import configs, depthwise
 from dcn_ops.triton import forward as dense_forward
 from dcn_ops.triton.configs import Tile
-from dcn_ops.implementation import is_autotuned
+from dcn_ops.choice import is_autotuned
 from dcn_ops.workspace import chunk_bytes
+
+ATOMIC = True  # the gradient of the input
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 Constants = dict[str, Any]
@@ -26,7 +28,7 @@ Constants = dict[str, Any]
 _MERGED_SIDE = 32  # channels and filters that merged groups have together, at least
 
 
-def refusal(input: Tensor, offset: Tensor, weight: Tensor) -> str | None:
+def refusal(input: Tensor, weight: Tensor) -> str | None:
     """Return why the kernels can't run this, or None."""
     if input.device.type != "cuda":
         return f"Triton kernels need a GPU, got input.device={input.device}; move the tensors with .cuda()"

@@ -1,5 +1,7 @@
 """Which implementation the operator takes: by itself, or the one that was asked for."""
 
+from dcn_ops.private import replace_cache_tag
+
 NAMES = ("auto", "composition", "triton")
 _name, _autotuned = "auto", False
 
@@ -31,4 +33,11 @@ def set_implementation(name: str, *, autotune: bool = False) -> None:
     if name not in NAMES:
         raise ValueError(f"expected an implementation among {', '.join(NAMES)}, got {name=}")
     global _name, _autotuned
+    replace_cache_tag(_tag(), "")
     _name, _autotuned = name, autotune
+    replace_cache_tag("", _tag())
+
+
+def _tag() -> str:
+    # The defaults have none: what was compiled with them stays good.
+    return "" if (_name, _autotuned) == ("auto", False) else f"dcn_ops:{_name},{_autotuned};"
