@@ -1,8 +1,8 @@
 """Deformable convolution as a ``torch.library`` operator, in pure Python."""
 
+from dcn_ops.choice import implementation, set_implementation
 from dcn_ops.export import decompositions, whole_operators
 from dcn_ops.functional import deform_conv2d
-from dcn_ops.choice import implementation, set_implementation
 from dcn_ops.nn import DeformConv2d
 from dcn_ops.workspace import set_workspace_limit, workspace_limit
 

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on the CPU: ``test_triton.py`` runs this file in a process of its own."""
+"""The Triton kernels in Triton's interpreter, on the CPU; ``test_triton.py`` runs this in a process of its own."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -153,7 +153,7 @@ def test_deterministic_algorithms_take_the_sorted_gradient_of_the_input(name: st
 @triton.jit
 def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, BLOCK: tl.constexpr):
     """Store where a block far out begins: output positions, the pixel of a late image, the entry of a map."""
-    m, _, at = primitives.positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
+    m, _, _at = primitives.positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
     tl.store(row_ptr + tl.arange(0, BLOCK), m)
     late = tl.full([BLOCK], image, tl.int64)
     zero = tl.zeros([BLOCK], tl.int32)
@@ -162,7 +162,9 @@ def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, B
         (1, 1, 0, 0, 1, 1), 256, 1, 1, False,
     )  # fmt: skip
     tl.store(first_ptr + tl.arange(0, BLOCK), first)
-    pointers = primitives.map_entry(map_ptr, (2**20, 2**20, 2**20, 2**20), (late, zero + 2**13, zero + 2**13), 2**13)
+    pointers = primitives.map_entry(
+        map_ptr, (2**20, 2**20, 2**20, 2**20), (late, zero + 2**13, zero + 2**13), 2**13
+    )
     tl.store(entry_ptr + tl.arange(0, BLOCK), (pointers.to(tl.int64) - map_ptr.to(tl.int64)) // 4)
 
 

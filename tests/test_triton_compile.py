@@ -1,4 +1,4 @@
-"""Every shipped tile compiled for its architectures: tensor cores in use, nothing spilled, shared memory that fits."""
+"""Every shipped tile compiled for its architectures: tensor cores, no spills, shared memory that fits."""
 
 import re
 import subprocess
@@ -23,7 +23,6 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
-PARTS = ("_ptr", "fp32")
 
 
 def constants_of(name: str) -> dict[str, Any]:

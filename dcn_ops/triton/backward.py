@@ -3,11 +3,11 @@
 *samples*: the gradient of the samples is a matrix product, [M, O] times [O, K * C], whose tiles are used where they
 stand. Four atomic additions a sample send it to the float32 gradient of the input; its products with the four
 neighbours, summed over channels, are the gradient of the bilinear weights, and those of offset and mask are small
-formulas of that. A program owns BLOCK_M output positions, one tap and one offset group, so that nobody else writes
-its part of offset and mask.
+formulas of that. A program owns BLOCK_M output positions, one tap and one offset group: nobody else writes its
+part of offset and mask.
 
-*weight*: [O, M] times the samples, [M, K * C], which are sampled again. M is split; the parts, float32, are summed by
-the caller, in a fixed order.
+*weight*: [O, M] times the samples, [M, K * C], which are sampled again. M is split; the caller sums the parts,
+float32, in a fixed order.
 
 Merged groups and segments: see ``forward``.
 """

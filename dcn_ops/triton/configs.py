@@ -1,6 +1,6 @@
 """Which tiles a kernel runs with, by architecture and arithmetic: a small table, and the choice from it.
 
-Every entry is compiled for its architectures by ``tests/test_triton_compile.py``, which asserts that nothing spills.
+``tests/test_triton_compile.py`` compiles every entry for its architectures, and asserts that nothing spills.
 """
 
 from functools import lru_cache

@@ -1,6 +1,6 @@
 """The operator in Triton kernels: prepares what they read, chooses tiles, launches them.
 
-Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, K taps, G offset groups, M = N * Ho * Wo.
+Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, M = N * Ho * Wo output positions.
 """
 
 from contextlib import nullcontext
@@ -12,12 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
+from dcn_ops.choice import is_autotuned
 from dcn_ops.geometry import Conv
 from dcn_ops.triton import backward as dense_backward
 from dcn_ops.triton import configs, depthwise
 from dcn_ops.triton import forward as dense_forward
 from dcn_ops.triton.configs import Tile
-from dcn_ops.choice import is_autotuned
 from dcn_ops.workspace import chunk_bytes
 
 ATOMIC = True  # the gradient of the input
@@ -79,8 +79,8 @@ def backward(
     if need_input or need_offset or need_mask:
         filters = _channels_last(weight)
         for part in _parts(input, grad_input):
-            maps = [None if t is None else t[part] for t in (offset, mask, grad_offset, grad_mask, grad_input)]
-            _samples_backward(grad_out[part], image[part], filters, weight, conv, *maps)
+            of_part = [None if t is None else t[part] for t in (mask, grad_offset, grad_mask, grad_input)]
+            _samples_backward(grad_out[part], image[part], filters, weight, conv, offset[part], *of_part)
     return (
         None if grad_input is None else grad_input.permute(0, 3, 1, 2),
         grad_offset,
@@ -199,7 +199,9 @@ def _constants(weight: Tensor, mask: Tensor | None, conv: Conv) -> Constants:
     merged = _merged(groups, depth, width)
     segment = gcd(merged * depth, constants["OFFSET_DEPTH"])
     dense = {"FILTERS": filters, "DEPTH": depth, "MERGED": merged, "SEGMENT": segment}
-    return constants | dense | {"TF32": configs.arithmetic(weight.dtype) == "tf32", "HALF": weight.dtype.itemsize == 2}
+    return (
+        constants | dense | {"TF32": configs.arithmetic(weight.dtype) == "tf32", "HALF": weight.dtype.itemsize == 2}
+    )
 
 
 def _merged(groups: int, depth: int, width: int) -> int:

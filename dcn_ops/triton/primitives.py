@@ -1,7 +1,8 @@
 """What the kernels share: where samples lie, what they read, which weights meet them.
 
-Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, K taps, G offset groups, M = N * Ho * Wo
-output positions in row-major order; BLOCK_* are the sides of a program's tile. Images are channels_last, [N, H, W, C].
+Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, K taps, G offset groups,
+M = N * Ho * Wo output positions in row-major order; BLOCK_* are the sides of a program's tile. Images are
+channels_last, [N, H, W, C].
 Indices that can pass 2**31, positions times a stride, are int64 before they are multiplied.
 """
 
@@ -9,9 +10,8 @@ import triton
 import triton.language as tl
 
 # Sizes of maps change with every image: no kernels of their own for those that 16 divides.
-MAP_SIZES = ("H", "W", "Ho", "Wo", "M") + tuple(
-    f"{name}_{axis}" for name in ("offset", "mask", "grad_offset", "grad_mask") for axis in "nchw"
-)
+_MAPS = ("offset", "mask", "grad_offset", "grad_mask")
+MAP_SIZES = ("H", "W", "Ho", "Wo", "M", *(f"{name}_{axis}" for name in _MAPS for axis in "nchw"))
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def positions(block, BLOCK_M: tl.constexpr, M, Ho, Wo):
 
 @triton.jit
 def map_entry(pointer, strides, at, entry):
-    """Return pointers to entry ``entry`` of an offset or a mask, of any strides (n, c, h, w), at positions ``at``."""
+    """Return pointers to entry ``entry`` of an offset or a mask, of strides (n, c, h, w), at positions ``at``."""
     pointer += at[0] * strides[0] + tl.cast(entry, tl.int64) * strides[1]
     return pointer + tl.cast(at[1], tl.int64) * strides[2] + tl.cast(at[2], tl.int64) * strides[3]
 
@@ -45,16 +45,10 @@ def locate(
     KERNEL_W: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
-    """Return where samples lie: the element where the channels of the upper left neighbour begin, int64, which of
-    the four neighbours exist, the distances from the upper left one, and the mask.
+    """Return where the samples of output positions ``at`` lie, for one ``entry``: offset group * TAPS + tap.
 
-    Args:
-        offset_ptr: With ``offset_strides``, the offset; so the mask.
-        at: Image, row and column of output positions, [BLOCK_M] each.
-        valid: Whether those positions exist.
-        entry: Offset group * TAPS + tap.
-        size: H, W.
-        window: Stride, padding and dilation, vertical and horizontal each.
+    That is, where the channels of the upper left neighbour begin, int64; which of the four neighbours exist; the
+    distances from the upper left one; the mask. ``size`` is H, W and ``window`` stride, padding, dilation.
     """
     tap = entry % TAPS
     pointer = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))

@@ -147,11 +147,38 @@ def _need(*modules: str) -> None:
         raise UnsupportedError(f"{', '.join(missing)} not installed: pip install -e '.[bench]'")
 
 
+def composition(case: Case, tensors: Tensors) -> Function:
+    """This library's composition of ATen kernels, where ``eager`` would take Triton kernels."""
+    function = eager(case, tensors)
+
+    def composed() -> Tensor:
+        before = dcn_ops.implementation()
+        dcn_ops.set_implementation("composition")
+        try:
+            return function()
+        finally:
+            dcn_ops.set_implementation(before)
+
+    return composed
+
+
+def deformops(case: Case, tensors: Tensors) -> Function:
+    """The Triton operator of deformops, on a GPU."""
+    if tensors["input"].device.type == "cpu":
+        raise UnsupportedError("deformops is measured on GPUs alone")
+    _need("deformops")
+    import deformops as peer
+
+    return _call(peer.deform_conv2d, case, tensors)
+
+
 PROVIDERS: dict[str, Callable[[Case, Any], Function]] = {
     "conv2d": conv2d,
     "eager": eager,
     "compiled": compiled,
+    "composition": composition,
     "torchvision": torchvision,
+    "deformops": deformops,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
 }
