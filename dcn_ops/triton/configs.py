@@ -66,7 +66,7 @@ def device_of(device: torch.device) -> Device:
 
 
 def arithmetic(dtype: torch.dtype) -> str:
-    """Return how products are computed: "half", and of float32 "tf32" where torch's setting for matmul allows it."""
+    """Return how products are computed: "half"; of float32 "tf32", where torch's setting of matmul allows it."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

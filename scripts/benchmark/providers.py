@@ -4,6 +4,7 @@ A provider takes a case and its tensors and returns a function of nothing that c
 runtimes get contiguous arrays, their own layout; torch gets channels_last.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -167,9 +168,10 @@ def deformops(case: Case, tensors: Tensors) -> Function:
     if tensors["input"].device.type == "cpu":
         raise UnsupportedError("deformops is measured on GPUs alone")
     _need("deformops")
-    import deformops as peer
-
-    return _call(peer.deform_conv2d, case, tensors)
+    operator = getattr(importlib.import_module("deformops"), "deform_conv2d", None)
+    if operator is None:
+        raise UnsupportedError("this version of deformops has no deform_conv2d")
+    return _call(operator, case, tensors)
 
 
 PROVIDERS: dict[str, Callable[[Case, Any], Function]] = {
