@@ -32,10 +32,12 @@ def conv2d(case: Case, tensors: Tensors) -> Function:
     )
 
 
-def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors) -> Function:
+def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors, implementation: str = "auto") -> Function:
     padding = case.conv.padding
 
     def function() -> Tensor:
+        if dcn_ops.implementation() != implementation:  # it holds for the backward, which follows at once
+            dcn_ops.set_implementation(implementation)
         input, offset, weight, mask = (tensors[name] for name in ("input", "offset", "weight", "mask"))
         return operator(input, offset, weight, padding=padding, mask=mask)
 
@@ -150,17 +152,7 @@ def _need(*modules: str) -> None:
 
 def composition(case: Case, tensors: Tensors) -> Function:
     """This library's composition of ATen kernels, where ``eager`` would take Triton kernels."""
-    function = eager(case, tensors)
-
-    def composed() -> Tensor:
-        before = dcn_ops.implementation()
-        dcn_ops.set_implementation("composition")
-        try:
-            return function()
-        finally:
-            dcn_ops.set_implementation(before)
-
-    return composed
+    return _call(dcn_ops.deform_conv2d, case, tensors, "composition")
 
 
 def deformops(case: Case, tensors: Tensors) -> Function:
