@@ -153,14 +153,12 @@ def test_deterministic_algorithms_take_the_sorted_gradient_of_the_input(name: st
 @triton.jit
 def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, BLOCK: tl.constexpr):
     """Store where a block far out begins: output positions, the pixel of a late image, the entry of a map."""
-    m, _, _at = primitives.positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
+    m, _, _ = primitives.positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
     tl.store(row_ptr + tl.arange(0, BLOCK), m)
     late = tl.full([BLOCK], image, tl.int64)
     zero = tl.zeros([BLOCK], tl.int32)
-    first, _, _, _, _ = primitives.locate(
-        map_ptr, (0, 0, 0, 0), map_ptr, (0, 0, 0, 0), (late, zero + 3, zero + 5), zero == 0, 0, (H, W),
-        (1, 1, 0, 0, 1, 1), 256, 1, 1, False,
-    )  # fmt: skip
+    at, window = (late, zero + 3, zero + 5), (1, 1, 0, 0, 1, 1)
+    first, _, _, _ = primitives.locate(zero, zero, at, zero == 0, 0, (H, W), window, 256, 1)
     tl.store(first_ptr + tl.arange(0, BLOCK), first)
     pointers = primitives.map_entry(
         map_ptr, (2**20, 2**20, 2**20, 2**20), (late, zero + 2**13, zero + 2**13), 2**13

@@ -93,11 +93,10 @@ def forward_and_backward(case: Case) -> Callable[..., tuple[Tensor | None, ...]]
     return function
 
 
-# What torch takes a kernel to write, and copies before unless it may be overwritten. Of offset and mask it errs:
-# where samples lie comes from a call that takes both, and additions go there. That costs a copy of the two.
+# What torch takes a kernel to write, and copies before unless it may be overwritten.
 WRITTEN = {
     "forward_kernel": {"output_ptr"},
-    "samples_kernel": {"grad_input_ptr", "grad_offset_ptr", "grad_mask_ptr", "offset_ptr", "mask_ptr"},
+    "samples_kernel": {"grad_input_ptr", "grad_offset_ptr", "grad_mask_ptr"},
     "weight_kernel": {"parts_ptr"},
 }
 

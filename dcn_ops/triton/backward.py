@@ -20,9 +20,11 @@ from dcn_ops.triton.primitives import (
     add_to_neighbours,
     bilinear,
     interpolate,
+    load_mask,
     load_neighbours,
     load_weight,
     locate,
+    map_entry,
     positions,
     store_map_gradients,
     sums_with,
@@ -92,21 +94,11 @@ def samples_kernel(
     entry, block = tl.program_id(0) % ENTRIES, tl.program_id(0) // ENTRIES
     tap, group_start = entry % TAPS, entry // TAPS * OFFSET_DEPTH
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-    first, exist, dy, dx, scale = locate(
-        offset_ptr,
-        offset_strides,
-        mask_ptr,
-        mask_strides,
-        at,
-        valid,
-        entry,
-        size,
-        window,
-        CHANNELS,
-        TAPS,
-        KERNEL_W,
-        HAS_MASK,
-    )
+    moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+    offset_y = tl.load(moved, mask=valid, other=0)
+    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+    first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+    scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
     weights = bilinear(dy, dx, scale)
 
     zeros = tl.zeros([BLOCK_M], tl.float32)
@@ -227,21 +219,11 @@ def weight_kernel(
     share = (blocks + SPLITS - 1) // SPLITS
     for block in range(split * share, min((split + 1) * share, blocks)):
         m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-        first, exist, dy, dx, scale = locate(
-            offset_ptr,
-            offset_strides,
-            mask_ptr,
-            mask_strides,
-            at,
-            valid,
-            entry,
-            size,
-            window,
-            CHANNELS,
-            TAPS,
-            KERNEL_W,
-            HAS_MASK,
-        )
+        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+        offset_y = tl.load(moved, mask=valid, other=0)
+        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
         pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, channel_exists)
         samples = interpolate(pixels, bilinear(dy, dx, scale))
         grad = tl.load(

@@ -16,9 +16,11 @@ from dcn_ops.triton.primitives import (
     MAP_SIZES,
     bilinear,
     interpolate,
+    load_mask,
     load_neighbours,
     load_weight,
     locate,
+    map_entry,
     positions,
 )
 
@@ -83,21 +85,11 @@ def forward_kernel(
         start = group * MERGED * DEPTH + segment * SEGMENT
         for tap in range(TAPS):
             entry = start // OFFSET_DEPTH * TAPS + tap
-            first, exist, dy, dx, scale = locate(
-                offset_ptr,
-                offset_strides,
-                mask_ptr,
-                mask_strides,
-                at,
-                valid,
-                entry,
-                size,
-                window,
-                CHANNELS,
-                TAPS,
-                KERNEL_W,
-                HAS_MASK,
-            )
+            moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+            offset_y = tl.load(moved, mask=valid, other=0)
+            offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+            first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+            scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
             weights = bilinear(dy, dx, scale)
             for step in range(0, SEGMENT, BLOCK_C):
                 in_segment = step + tl.arange(0, BLOCK_C)

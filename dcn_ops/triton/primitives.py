@@ -30,33 +30,26 @@ def map_entry(pointer, strides, at, entry):
 
 
 @triton.jit
-def locate(
-    offset_ptr,
-    offset_strides,
-    mask_ptr,
-    mask_strides,
-    at,
-    valid,
-    entry,
-    size,
-    window,
-    CHANNELS: tl.constexpr,
-    TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-):
-    """Return where the samples of output positions ``at`` lie, for one ``entry``: offset group * TAPS + tap.
+def load_mask(mask_ptr, strides, at, valid, entry, HAS_MASK: tl.constexpr):
+    """Return the mask of an entry at positions ``at``, 1 where there is none."""
+    scale = tl.full(valid.shape, 1.0, tl.float32)
+    if HAS_MASK:
+        scale = tl.load(map_entry(mask_ptr, strides, at, entry), mask=valid, other=0).to(tl.float32)
+    return scale
+
+
+@triton.jit
+def locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr):
+    """Return where the samples of output positions ``at`` lie, for one tap and its offsets.
 
     That is, where the channels of the upper left neighbour begin, int64; which of the four neighbours exist; the
-    distances from the upper left one; the mask. ``size`` is H, W and ``window`` stride, padding, dilation.
+    distances from the upper left one. ``size`` is H, W and ``window`` stride, padding, dilation. Kernels load the
+    offsets themselves: torch takes whatever pointer reaches a call that an address comes from as written to.
     """
-    tap = entry % TAPS
-    pointer = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
     # The grid is exact in float32, so that a position is rounded once.
     grid_y = at[1] * window[0] - window[2] + tap // KERNEL_W * window[4]
     grid_x = at[2] * window[1] - window[3] + tap % KERNEL_W * window[5]
-    y = grid_y.to(tl.float32) + tl.load(pointer, mask=valid, other=0).to(tl.float32)
-    x = grid_x.to(tl.float32) + tl.load(pointer + offset_strides[1], mask=valid, other=0).to(tl.float32)
+    y, x = grid_y.to(tl.float32) + offset_y.to(tl.float32), grid_x.to(tl.float32) + offset_x.to(tl.float32)
     # False for NaN. What is not finite or out of reach goes to -2, none of whose neighbours exists, before it
     # becomes an integer.
     usable = valid & (y >= -1) & (y < size[0]) & (x >= -1) & (x < size[1])
@@ -65,10 +58,7 @@ def locate(
     dy, dx = y - top, x - left
     top, left = top.to(tl.int32), left.to(tl.int32)
     first = ((at[0] * size[0] + top) * size[1] + left) * CHANNELS
-    scale = tl.full(y.shape, 1.0, tl.float32)
-    if HAS_MASK:
-        scale = tl.load(map_entry(mask_ptr, mask_strides, at, entry), mask=valid, other=0).to(tl.float32)
-    return first, neighbours(top, left, size[0], size[1]), dy, dx, scale
+    return first, neighbours(top, left, size[0], size[1]), dy, dx
 
 
 @triton.jit
