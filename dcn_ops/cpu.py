@@ -42,6 +42,7 @@ from dcn_ops.private import has_fast_half
 from dcn_ops.workspace import chunk_bytes
 
 _TABLE_BYTES = 64  # of a sample: rows, weights, their gradients, and what they are made of
+ATOMIC = False  # the order of additions is the same in every run
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 

@@ -32,6 +32,8 @@ from dcn_ops.workspace import chunk_bytes
 
 _BYTES_PER_SAMPLE = 160  # of the table, what it is made of and its sort
 
+ATOMIC = False  # the order of additions is the same in every run
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 

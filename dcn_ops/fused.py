@@ -31,6 +31,8 @@ from dcn_ops.workspace import chunk_bytes
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
+ATOMIC = False  # the order of additions is the same in every run
+
 _rows_at = torch.ops.aten._unsafe_index  # without a check of every index
 
 

@@ -3,15 +3,16 @@
 Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports torch alone.
 """
 
+import importlib.util
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcn_ops import cpu, depthwise, fused, tiny
+from dcn_ops import choice, cpu, depthwise, fused, tiny
 from dcn_ops.check import check_arguments, check_gradient
 from dcn_ops.geometry import Conv
 from dcn_ops.private import (
@@ -40,7 +41,7 @@ _backward_op = torch.ops.dcn_ops.deform_conv2d_backward.default
 Gradients = tuple[Tensor | None, ...]
 
 
-# Kernels of every device that has none of its own.
+# Kernels of every device: an implementation each for GPUs, small images, large depthwise kernels, and the rest.
 
 
 def _forward(
@@ -68,11 +69,41 @@ def _backward(
 ) -> Gradients:
     conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
     check_gradient(grad, input, weight, conv)
-    kernels = _implementation(input, offset, weight, conv, traced)
-    return kernels.backward(grad, input, offset, weight, mask, conv, needs=integers[-1])
+    kernels, needs = _implementation(input, offset, weight, conv, traced), list(integers[-1])
+    if not (needs[0] and kernels.ATOMIC and torch.are_deterministic_algorithms_enabled()):
+        return kernels.backward(grad, input, offset, weight, mask, conv, needs=needs)
+    # Its atomic additions give the gradient of the input other last bits in every run; the composition sorts.
+    composition = _composition(input, offset, weight, conv, traced)
+    of_input = composition.backward(grad, input, offset, weight, mask, conv, needs=[True, *[False] * 4])[0]
+    return of_input, *kernels.backward(grad, input, offset, weight, mask, conv, needs=[False, *needs[1:]])[1:]
 
 
 def _implementation(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
+    name = choice.implementation()
+    if name == "composition" or (name == "auto" and not input.is_cuda):
+        return _composition(input, offset, weight, conv, traced)
+    if kernels := _triton():
+        refusal = kernels.refusal(input, weight)
+    else:
+        refusal = "Triton is not installed; pip install triton"
+    if not refusal:
+        return kernels
+    if name == "auto":
+        return _composition(input, offset, weight, conv, traced)
+    raise ValueError(f'{refusal}, or call dcn_ops.set_implementation("auto")')
+
+
+@cache
+def _triton() -> Any:
+    """Return the Triton kernels; None where Triton, which torch itself asks for on Linux alone, is missing."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from dcn_ops.triton import launch
+
+    return launch
+
+
+def _composition(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
     if traced and fused.suits(input, weight, conv):
         return fused
     # Compiled, the many small kernels of the others are a few, and calls cost nothing.

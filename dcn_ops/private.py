@@ -54,6 +54,12 @@ def has_fast_half(dtype: torch.dtype) -> bool:
 _keeping_whole = False
 
 
+def replace_cache_tag(before: str, after: str) -> None:
+    """Replace one part of the key of the compile caches, which know nothing of choices outside the graph."""
+    config = torch.compiler.config
+    config.cache_key_tag = config.cache_key_tag.replace(before, "") + after
+
+
 def trace_through(op: str, kernel: Callable[..., Any], library: Any) -> None:
     """Let the compiler see the aten that ``kernel`` runs in place of the operator.
 
@@ -99,7 +105,7 @@ def tag_compile_caches(package: Path) -> None:
     get the code that was compiled before it.
     """
     digest = hashlib.sha256()
-    for source in sorted(package.glob("*.py")):
+    for source in sorted(package.rglob("*.py")):
         digest.update(source.read_bytes())
     config = torch.compiler.config
     config.cache_key_tag = f"{config.cache_key_tag}dcn_ops:{digest.hexdigest()[:16]};"

@@ -20,6 +20,8 @@ from dcn_ops.geometry import Conv, Pair
 # Multiply-adds of the product, at most: there it takes no longer than the calls that it saves.
 MAX_WORK = 2**22
 
+ATOMIC = False  # the order of additions is the same in every run
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 

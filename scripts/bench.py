@@ -30,7 +30,7 @@ def run(config: Bench) -> list[measure.Row]:
         _measure(config, rows, console)
     except KeyboardInterrupt:
         console.print("interrupted: what follows is what was measured until then")
-    verdicts = bounds.verdicts(rows)
+    verdicts = bounds.verdicts(rows) if config.device == "cpu" else bounds.gpu_verdicts(rows)
     show.tables(rows, verdicts, console)
     path = Path(config.json or f"benchmarks/results/{config.device}-{config.suite}.json")
     show.save(rows, verdicts, path)

@@ -45,6 +45,20 @@ BOUNDS = [
         for mode in ("inference", "training")
     ),
 ]
+# On a GPU, beside cuDNN's convolution and the peers; a bfloat16 case meets torchvision's float16 (see ``_gpu``).
+_WIDE = ("*x256x*", "*x512x*")
+GPU_BOUNDS = [
+    Bound(cases=_WIDE, mode="forward", provider="eager", peer="conv2d", limit=2.0),
+    Bound(cases=_WIDE, mode="training", provider="eager", peer="conv2d", limit=3.0),
+    Bound(cases=_WIDE, mode="forward", provider="eager", peer="torchvision float16", limit=1 / 5),
+    Bound(cases=_WIDE, mode="training", provider="eager", peer="torchvision float16", limit=1 / 4),
+    Bound(cases=_WIDE, mode="forward", provider="eager", peer="deformops", limit=1 / 3),
+    *(
+        Bound(cases=("*",), mode=m, provider="eager", peer="torchvision", limit=1.0)
+        for m in ("forward", "training")
+    ),
+]
+GPU_MEMORY = 1.2  # peak, of the plain convolution's
 MEMORY_BUDGET = 64 * 2**20  # bytes beyond the plain convolution's peak
 
 
@@ -64,9 +78,36 @@ def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
     return found + _half(measured) + _memory(rows)
 
 
+def gpu_verdicts(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return the bounds of a GPU: those beside the convolution, torchvision's float16 and deformops in bfloat16."""
+    measured = {(r["case"], r["mode"], r["provider"]): r for r in rows if "ms" in r}
+    found = []
+    for (case, mode, provider), row in measured.items():
+        half = case.endswith("-bfloat16")
+        for bound in GPU_BOUNDS:
+            wanted = half and "-g" not in case if bound.cases == _WIDE else "float16" not in case
+            name, _, dtype = bound.peer.partition(" ")
+            peer = measured.get((case.replace("bfloat16", dtype) if dtype else case, mode, name))
+            if peer and wanted and (mode, provider) == (bound.mode, bound.provider) and _any(case, bound):
+                found.append(_verdict(row, bound.peer, bound.limit, row["ms"] / peer["ms"]))
+        floor = measured.get((case, mode, "conv2d"), {}).get("peak")
+        if half and provider == "eager" and floor and row.get("peak"):
+            found.append(_verdict(row | {"mode": f"{mode} memory"}, "conv2d", GPU_MEMORY, row["peak"] / floor))
+    return found
+
+
+def _verdict(row: Row, peer: str, limit: float, ratio: float) -> dict[str, Any]:
+    about = {key: row[key] for key in ("case", "mode", "provider")}
+    return {**about, "peer": peer, "limit": limit, "ratio": ratio, "met": ratio <= limit}
+
+
+def _any(case: str, bound: Bound) -> bool:
+    return any(fnmatch.fnmatch(case, pattern) for pattern in bound.cases)
+
+
 def _matches(case: str, bound: Bound) -> bool:
     plain = bound.peer == "conv2d"
-    return not (plain and "-" in case) and any(fnmatch.fnmatch(case, pattern) for pattern in bound.cases)
+    return not (plain and "-" in case) and _any(case, bound)
 
 
 def _half(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str, Any]]:

@@ -91,7 +91,22 @@ _GROUPED = [
 _HALF = [replace(case, dtype="bfloat16") for case in (_square(4, 256, 28), _square(8, 96, 56, groups=96))]
 _SIZES = [_square(batch, 256, size) for batch, size in ((1, 14), (1, 28), (1, 56), (4, 56), (16, 56))]
 
+# Of a GPU: the sizes of detectors (800x1344) and of a large batch, in the dtypes that its peers take.
+_GPU_FLOAT32 = [
+    *(
+        Case(batch=batch, channels=c, filters=c, height=h, width=w)
+        for c, h, w in ((128, 100, 168), (256, 50, 84), (512, 25, 42))
+        for batch in (1, 8)
+    ),
+    _square(32, 256, 56),
+    _square(32, 512, 28),
+    _square(8, 96, 56, groups=96, kernel=7),
+    _square(8, 256, 28, groups=32),
+]
+_GPU = [replace(case, dtype=dtype) for case in _GPU_FLOAT32 for dtype in ("bfloat16", "float16", "float32")]
+
 SUITES = {
+    "gpu": _GPU,
     "op": _DENSE + _GROUPED + _HALF,
     "dense": _DENSE,
     "grouped": _GROUPED,

@@ -6,12 +6,14 @@ On a shared machine only ratios within one run mean something.
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcn_ops import reference
+from scripts.benchmark import gpu
 from scripts.benchmark.cases import Case
 from scripts.benchmark.providers import PROVIDERS, UnsupportedError
 
@@ -128,7 +130,8 @@ def _time(step: Step, calls: int, device: str) -> float:
 def rows_of(case: Case, mode: str, providers: list[str], sigma: float, device: str, rounds: int) -> list[Row]:
     """Check and time a case; return a row for each provider, with its ratio to ``conv2d``."""
     steps, refused = steps_of(case, mode, providers, sigma, device)
-    results = timed(steps, rounds, device) if steps else {}
+    clock = partial(timed, device=device) if device == "cpu" else gpu.timed
+    results = clock(steps, rounds=rounds) if steps else {}
     floor = results.get("conv2d", {}).get("ms")
     rows = [{"case": case.name, "mode": mode, "provider": name, **result} for name, result in results.items()]
     for row in rows:

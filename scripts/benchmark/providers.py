@@ -4,6 +4,7 @@ A provider takes a case and its tensors and returns a function of nothing that c
 runtimes get contiguous arrays, their own layout; torch gets channels_last.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,10 +32,12 @@ def conv2d(case: Case, tensors: Tensors) -> Function:
     )
 
 
-def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors) -> Function:
+def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors, implementation: str = "auto") -> Function:
     padding = case.conv.padding
 
     def function() -> Tensor:
+        if dcn_ops.implementation() != implementation:  # it holds for the backward, which follows at once
+            dcn_ops.set_implementation(implementation)
         input, offset, weight, mask = (tensors[name] for name in ("input", "offset", "weight", "mask"))
         return operator(input, offset, weight, padding=padding, mask=mask)
 
@@ -147,11 +150,29 @@ def _need(*modules: str) -> None:
         raise UnsupportedError(f"{', '.join(missing)} not installed: pip install -e '.[bench]'")
 
 
+def composition(case: Case, tensors: Tensors) -> Function:
+    """This library's composition of ATen kernels, where ``eager`` would take Triton kernels."""
+    return _call(dcn_ops.deform_conv2d, case, tensors, "composition")
+
+
+def deformops(case: Case, tensors: Tensors) -> Function:
+    """The Triton operator of deformops, on a GPU."""
+    if tensors["input"].device.type == "cpu":
+        raise UnsupportedError("deformops is measured on GPUs alone")
+    _need("deformops")
+    operator = getattr(importlib.import_module("deformops"), "deform_conv2d", None)
+    if operator is None:
+        raise UnsupportedError("this version of deformops has no deform_conv2d")
+    return _call(operator, case, tensors)
+
+
 PROVIDERS: dict[str, Callable[[Case, Any], Function]] = {
     "conv2d": conv2d,
     "eager": eager,
     "compiled": compiled,
+    "composition": composition,
     "torchvision": torchvision,
+    "deformops": deformops,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
 }

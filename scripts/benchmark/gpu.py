@@ -1,0 +1,51 @@
+"""Times by the GPU's own clock, with its cache cleared before each call, and peak memory."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+_CALLS = 10  # of each provider in every round
+
+
+def timed(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Return each step's median in milliseconds, its quartiles, and the bytes at its peak, inputs and all.
+
+    Steps take turns within every round. Before each call a buffer larger than any L2 is written: every
+    provider reads its inputs from memory.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    peaks = {name: _peak(step) for name, step in steps.items()}  # the calls before it warm up
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name] += _calls(step, flush)
+    found = {}
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        found[name] = {"ms": middle, "quartiles": [low, high], "peak": peaks[name]}
+    return found
+
+
+def _calls(step: Callable[[], Any], flush: torch.Tensor) -> list[float]:
+    pairs = []
+    for _ in range(_CALLS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        step()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in pairs]
+
+
+def _peak(step: Callable[[], Any]) -> int:
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()

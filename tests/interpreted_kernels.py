@@ -1,0 +1,180 @@
+"""The Triton kernels in Triton's interpreter, on the CPU; ``test_triton.py`` runs this in a process of its own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
+import dcn_ops
+from dcn_ops import workspace
+from dcn_ops.testing import CASES, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
+from dcn_ops.triton import configs, launch, primitives
+
+op = torch.ops.dcn_ops.deform_conv2d
+NAMES = [name for name in CASES if name != "empty_batch"]
+# What counts here is the number of programs; the positions of most cases fit one tile.
+TILES = {name: (configs.Tile(128, 16, 16, 4, 1),) for name in configs.TABLES["sm_90"]}
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(launch, "refusal", lambda input, weight: None)
+    monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 8))
+    monkeypatch.setitem(configs.TABLES, "sm_90", TILES)
+    monkeypatch.setattr(interpreter.interpreter_builder, "create_dot", dot)
+    dcn_ops.set_implementation("triton")
+    yield
+    dcn_ops.set_implementation("auto")
+
+
+def dot(a: object, b: object, total: object, *_: object) -> object:
+    """Multiply as the hardware does, in float32: the interpreter would multiply the bits of bfloat16."""
+    a, b = (interpreter.interpreter_builder.create_fp_ext(t, tl.float32) for t in (a, b))
+    return interpreter.TensorHandle(a.data @ b.data + total.data, tl.float32)
+
+
+def check(case: Case, inputs: Inputs, dtype: torch.dtype) -> Results:
+    actual = run(op, inputs, **case.integers)
+    assert_within_budget(actual, *oracle(inputs, case.conv, dtype))
+    return actual
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_output_and_gradients_are_the_references(name: str) -> None:
+    check(CASES[name], make_inputs(CASES[name]), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["all", "depthwise"])
+def test_half_precision_accumulates_in_float32(name: str, dtype: torch.dtype) -> None:
+    actual = check(CASES[name], make_inputs(CASES[name], dtype), dtype)
+    assert actual["output"].dtype == dtype
+    assert actual["output"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("kernel", "offset_groups"), [(3, 2), (5, 1), (7, 1)])
+def test_depthwise_kernels(kernel: int, offset_groups: int) -> None:
+    case = Case(batch=1, channels=18, filters=18, groups=18, kernel=(kernel, kernel), offset_groups=offset_groups)
+    case = replace(case, size=(5, 4), padding=(kernel // 2, kernel // 2))
+    check(case, make_inputs(case), torch.float32)
+
+
+def test_groups_that_fill_no_tile_and_offset_groups_that_cross_them() -> None:
+    case = Case(batch=1, channels=48, filters=40, groups=4, offset_groups=3, size=(4, 5), kernel=(1, 2))
+    check(case, make_inputs(case), torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "permuted", "strided"])
+def test_any_strides(layout: str) -> None:
+    check(CASES["all"], make_inputs(CASES["all"], layout=layout), torch.float32)
+
+
+def test_half_features_with_float32_offsets_and_masks() -> None:
+    case, wide = CASES["all"], make_inputs(CASES["all"])
+    inputs = wide.map(lambda t: t.bfloat16())._replace(offset=wide.offset, mask=wide.mask)
+    assert check(case, inputs, torch.bfloat16)["offset"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["all", "depthwise_large"])
+def test_a_sample_out_of_reach_reads_nothing(name: str) -> None:
+    case, inputs = CASES[name], make_inputs(CASES[name])
+    for entry, value in enumerate([torch.nan, torch.inf, -torch.inf, 1e30, -1e30]):
+        inputs.offset[:, 2 * entry + entry % 2, 1] = value
+    assert all(t.isfinite().all() for t in check(case, inputs, torch.float32).values())
+
+
+def test_a_pixel_that_is_not_finite_reaches_its_own_samples_alone() -> None:
+    case = Case(kernel=(1, 1), padding=(0, 0), size=(4, 4))
+    inputs = make_inputs(case)
+    inputs.offset.fill_(0.5)
+    inputs.input[:, :, 0, 0] = torch.nan
+    touched = op(*inputs, **case.integers).isnan().any(1)
+    expected = torch.zeros_like(touched)
+    expected[:, 0, 0] = True
+    assert torch.equal(touched, expected)
+
+
+def gradients(inputs: Inputs, case: Case, needs: tuple[bool, ...] = (True,) * 5) -> tuple[Tensor | None, ...]:
+    grad = torch.randn(op(*inputs, **case.integers).shape, generator=torch.Generator().manual_seed(1))
+    return torch.ops.dcn_ops.deform_conv2d_backward(
+        grad.to(inputs.input.dtype), *inputs, **case.integers, needs=needs
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "depthwise_large"])
+def test_the_needed_gradients_alone(name: str) -> None:
+    case = replace(CASES[name], batch=1, mask=True, size=(5, 4), kernel=(1, 2), padding=(1, 1))
+    inputs = make_inputs(case)
+    full = gradients(inputs, case)
+    for needs in product([True, False], repeat=5):
+        if sum(needs) not in (1, 4):
+            continue
+        for part, whole, needed in zip(gradients(inputs, case, needs), full, needs, strict=True):
+            # The interpreter runs one program after the other: even the atomic additions repeat.
+            assert torch.equal(part, whole) if needed else part is None
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_parts_of_the_batch_do_not_show(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(batch=3, size=(4, 5), kernel=(1, 2))
+    inputs = make_inputs(case, torch.bfloat16)
+    whole = gradients(inputs, case)
+    launched, original = [], launch._launch
+    monkeypatch.setattr(launch, "_launch", lambda kernel, *args: launched.append(kernel) or original(kernel, *args))
+    monkeypatch.setattr(workspace, "_limit", 4 * images * 4 * inputs.input[0].numel())
+    assert all(map(torch.equal, gradients(inputs, case), whole))
+    assert launched.count("samples") == -(-3 // images)
+
+
+@pytest.mark.parametrize("name", ["plain", "depthwise_large"])
+def test_deterministic_algorithms_take_the_sorted_gradient_of_the_input(name: str) -> None:
+    case = replace(CASES[name], kernel=(2, 2))
+    inputs = make_inputs(case)
+    by_kernel = gradients(inputs, case)
+    dcn_ops.set_implementation("composition")
+    composed = gradients(inputs, case)
+    dcn_ops.set_implementation("triton")
+    torch.use_deterministic_algorithms(True)
+    try:
+        mixed = gradients(inputs, case)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(mixed[0], composed[0])
+    assert not torch.equal(by_kernel[0], composed[0])
+    assert all(map(torch.equal, mixed[1:], by_kernel[1:]))
+
+
+@triton.jit
+def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, BLOCK: tl.constexpr):
+    """Store where a block far out begins: output positions, the pixel of a late image, the entry of a map."""
+    m, _, _ = primitives.positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
+    tl.store(row_ptr + tl.arange(0, BLOCK), m)
+    late = tl.full([BLOCK], image, tl.int64)
+    zero = tl.zeros([BLOCK], tl.int32)
+    at, window = (late, zero + 3, zero + 5), (1, 1, 0, 0, 1, 1)
+    first, _, _, _ = primitives.locate(zero, zero, at, zero == 0, 0, (H, W), window, 256, 1)
+    tl.store(first_ptr + tl.arange(0, BLOCK), first)
+    pointers = primitives.map_entry(
+        map_ptr, (2**20, 2**20, 2**20, 2**20), (late, zero + 2**13, zero + 2**13), 2**13
+    )
+    tl.store(entry_ptr + tl.arange(0, BLOCK), (pointers.to(tl.int64) - map_ptr.to(tl.int64)) // 4)
+
+
+def test_addresses_beyond_32_bits() -> None:
+    m, first, entry = (torch.zeros(16, dtype=torch.int64) for _ in range(3))
+    _addresses[(1,)](torch.zeros(1), first, entry, m, 2**33, 1000, 1000, 1024, 1024, 2**13, BLOCK=16)
+    assert m.tolist() == list(range(2**31, 2**31 + 16))
+    assert set(first.tolist()) == {((2**13 * 1024 + 3) * 1024 + 5) * 256}
+    assert set(entry.tolist()) == {4 * 2**13 * 2**20}
+
+
+def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(batch=3, channels=40, filters=36, kernel=(1, 2), offset_groups=2)
+    monkeypatch.setattr(configs, "tiles", lambda *args: [configs.Tile(32, 16, 16, 4, 1)])
+    check(case, make_inputs(case), torch.float32)

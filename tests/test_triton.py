@@ -1,0 +1,123 @@
+"""The Triton kernels without a GPU: interpreted, compiled for the architectures that they are for, and traced."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import aot_function, make_boxed_func
+from torch import Tensor
+from torch._higher_order_ops.triton_kernel_wrap import (
+    kernel_side_table,
+    triton_kernel_wrapper_functional,
+    triton_kernel_wrapper_mutation,
+)
+from torch._subclasses import FakeTensorMode
+
+from dcn_ops.testing import CASES, Case, make_inputs
+
+triton = pytest.importorskip("triton", reason="Triton has no package for this platform")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from dcn_ops.triton import configs  # noqa: E402
+
+op = torch.ops.dcn_ops.deform_conv2d
+
+
+@pytest.mark.slow
+def test_interpreted_kernels_are_the_reference() -> None:
+    # The interpreter is chosen when triton is imported.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "interpreted_kernels.py"]
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+class Driver:
+    """What torch asks of Triton's driver while it traces: an H100 is where the graph is for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.fx.Graph]:
+    """Return a function that traces another on tensors of a GPU that needs not exist."""
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    # Triton 3.9 warns about this default; as an error, it would keep torch from seeing what a kernel writes.
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 132))
+
+    def trace(function: Callable, case: Case, **options: Any) -> torch.fx.Graph:
+        found = []
+
+        def record(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+            found.append(module.graph)
+            return make_boxed_func(module.forward)
+
+        with FakeTensorMode(), torch.no_grad():
+            tensors = make_inputs(case, torch.bfloat16, device="cuda")
+            aot_function(function, fw_compiler=record, **options)(*tensors)
+        return found[0]
+
+    return trace
+
+
+def kernels_of(graph: torch.fx.Graph) -> list[str]:
+    """Return the names of the Triton kernels that a graph launches."""
+    nodes = [
+        n for n in graph.nodes if n.target in (triton_kernel_wrapper_functional, triton_kernel_wrapper_mutation)
+    ]
+    kernels = [kernel_side_table.get_kernel(node.kwargs["kernel_idx"]) for node in nodes]
+    return [getattr(kernel, "fn", kernel).__name__ for kernel in kernels]
+
+
+def forward_and_backward(case: Case) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Return the two operators in a row: autograd would start a thread for the GPU, which is not there."""
+
+    def function(*inputs: Tensor) -> tuple[Tensor | None, ...]:
+        out = op(*inputs, **case.integers)
+        return out, *torch.ops.dcn_ops.deform_conv2d_backward(out, *inputs, **case.integers, needs=[True] * 5)
+
+    return function
+
+
+# What torch takes a kernel to write, and copies before unless it may be overwritten.
+WRITTEN = {
+    "forward_kernel": {"output_ptr"},
+    "samples_kernel": {"grad_input_ptr", "grad_offset_ptr", "grad_mask_ptr"},
+    "weight_kernel": {"parts_ptr"},
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ["all", "depthwise_large"])
+def test_the_compiler_sees_the_kernels(name: str, dynamic: bool, trace: Callable[..., torch.fx.Graph]) -> None:
+    graph = trace(forward_and_backward(CASES[name]), CASES[name], dynamic=dynamic)
+    assert kernels_of(graph) == list(WRITTEN)
+    launches = [node.kwargs for node in graph.nodes if node.target is triton_kernel_wrapper_functional]
+    assert [set(launch["tensors_to_clone"]) for launch in launches] == list(WRITTEN.values())
+    assert not any("dcn_ops" in str(node.target) for node in graph.nodes)
+
+
+def test_deterministic_graphs_hold_no_atomic_additions(trace: Callable[..., torch.fx.Graph]) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        graph = trace(forward_and_backward(CASES["all"]), CASES["all"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    calls = [n.kwargs for n in graph.nodes if n.target is triton_kernel_wrapper_functional]
+    constants = [kernel_side_table.get_constant_args(call["constant_args_idx"]) for call in calls]
+    assert [c.get("NEED_INPUT", False) for c in constants] == [False] * 3
+    assert any("_embedding_bag" in str(node.target) for node in graph.nodes)
