@@ -75,7 +75,12 @@ def test_digits_are_new_every_epoch_for_training_and_the_same_for_evaluation() -
     images, labels = next(iter(splits.evaluate))
     assert images.shape == (100, 1, 42, 42)
     assert torch.equal(images, next(iter(splits.evaluate))[0])
-    assert not torch.equal(next(iter(splits.train))[0], next(iter(splits.train))[0])
+    epochs = []
+    for epoch in (0, 1, 0):
+        splits.train.batch_sampler.set_epoch(epoch)
+        epochs.append(next(iter(splits.train))[0])
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(epochs[0], epochs[2])
     assert sum(len(y) for _, y in splits.evaluate) == 2000
     assert labels.dtype == torch.int64
 
