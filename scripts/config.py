@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from zoo import DCNConfig
 
@@ -133,6 +134,13 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
+
+
+def compose_train(*overrides: str) -> Train:
+    """Return the config that ``dcn-train`` with these arguments would run."""
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return cast(Train, OmegaConf.to_object(compose("train", overrides=list(overrides))))
 
 
 def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> None:

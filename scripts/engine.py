@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ class _Training:
                 f"'{config.data.name}' can only be read from its start, which one process does; "
                 f"take a folder or hfds/ for {accelerator.num_processes} processes"
             )
+
+        # Of depthwise filters, whose two layouts are one.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
         self.frozen = recipe.freeze(model, config.optim.freeze)
         self.ema = _create_ema(model, config, accelerator)

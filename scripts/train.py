@@ -17,6 +17,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm
 from timm.models import PretrainedCfg
@@ -170,7 +171,7 @@ def _main(config: DictConfig) -> None:
     except (Stopped, KeyboardInterrupt) as stopped:
         signum = stopped.signum if isinstance(stopped, Stopped) else 2
         _exit(f"{stopped or 'interrupted'}; the same command with resume=auto goes on", 128 + signum)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         # A sweep goes on to its own report, and a developer wants the stack.
         if sweep or os.environ.get("HYDRA_FULL_ERROR"):
             raise
