@@ -14,12 +14,8 @@ from scripts.config import Data, compose_train
 from scripts.data import create_splits
 from scripts.train import run
 
-TRANSFORM = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bicubic",
-    "crop_pct": 0.9,
-}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRANSFORM = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 0.9}
 
 
 def photo(seed: int) -> Image.Image:
