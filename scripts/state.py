@@ -71,7 +71,10 @@ def save(
 def _write(state: dict[str, Any], path: Path) -> None:
     # Through a file of Python's, whose errors say what is wrong with the disk.
     with path.open("wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # the archive that couldn't be closed, after what stopped it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load(

@@ -132,7 +132,9 @@ def _build(recipe: checkpoint.Recipe, config: Train, accelerator: Accelerator) -
             raise ValueError("sync_bn=true needs GPUs: torch has no synchronised BatchNorm on the CPU")
         model = convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+    if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 splits contiguous parameters alone
+        model = model.to(memory_format=torch.channels_last)
+    return model
 
 
 def _recipe(name: str, config: Train, splits: Splits) -> checkpoint.Recipe:
