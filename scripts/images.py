@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def transform_config(config: Data, pretrained: dict[str, Any]) -> dict[str, Any]
 
 
 def create_transform(config: Data, transform: dict[str, Any], training: bool) -> v2.Compose:
-    """Build torchvision's transforms, by default as strong as timm's; evaluation is timm's to the bit.
+    """Build torchvision's transforms, by default as strong as timm's; evaluation gives timm's images.
 
     Raises:
         ValueError: For an unknown ``data.auto_augment``.
@@ -44,7 +45,7 @@ def create_transform(config: Data, transform: dict[str, Any], training: bool) ->
         steps = [v2.RandomResizedCrop(size, scale=tuple(config.crop_scale), interpolation=mode)]
         steps += [v2.RandomHorizontalFlip(config.hflip)]
         if config.auto_augment:
-            steps += [_AUTO[config.auto_augment](interpolation=mode)]
+            steps += [_AUTO[config.auto_augment](interpolation=InterpolationMode.BILINEAR)]
         elif config.color_jitter:
             steps += [v2.ColorJitter(*[config.color_jitter] * 3)]
     else:
@@ -79,8 +80,8 @@ class Images(torch.utils.data.Dataset[Any]):
             ValueError: For an image that can't be decoded, or without a label.
         """
         try:
-            image, label = self._open(index)
-            image = image.convert(self.mode)
+            with self._opened(index) as (source, label):
+                image = source.convert(self.mode)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"can't read the image {self.name(index)}: {error}; mend or delete it") from error
         if label is None or label < 0:
@@ -90,11 +91,10 @@ class Images(torch.utils.data.Dataset[Any]):
     def check_header(self, index: int) -> str | None:
         """Return what is wrong with the first bytes of an image."""
         try:
-            image, _ = self._open(index)
-            image.close()
+            with self._opened(index):
+                return None
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{self.name(index)}: {error}"
-        return None
 
     def name(self, index: int) -> str:
         """Return the path of an image, or what the data set knows of it."""
@@ -115,10 +115,15 @@ class Images(torch.utils.data.Dataset[Any]):
                 return [int(label) for label in getattr(self.dataset, name)]
         return None
 
-    def _open(self, index: int) -> tuple[Image.Image, int]:
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[tuple[Image.Image, int]]:
         reader = getattr(self.dataset, "reader", None)
-        image, label, *_ = self.dataset[index] if reader is None else reader[index]
-        return image if isinstance(image, Image.Image) else Image.open(image), label
+        source, label, *_ = self.dataset[index] if reader is None else reader[index]
+        if isinstance(source, Image.Image):
+            yield source, label
+        else:
+            with source, Image.open(source) as image:
+                yield image, label
 
 
 def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
@@ -178,10 +183,8 @@ def _check_folders(config: Data) -> None:
     for key, split in (("data.train_split", config.train_split), ("data.eval_split", config.eval_split)):
         folder = Path(config.root, split)
         if not folder.is_dir():
-            there = ", ".join(sorted(p.name for p in Path(config.root).iterdir() if p.is_dir())) or "none"
-            raise FileNotFoundError(
-                f"expected a folder {folder}; set {key} to one of those in {config.root}: {there}"
-            )
+            there = sorted(p.name for p in Path(config.root).iterdir() if p.is_dir())
+            raise FileNotFoundError(f"expected a folder {folder}; set {key} to one of {there}")
         leaves = {Path(path): files for path, folders, files in os.walk(folder, followlinks=True) if not folders}
         if folder in leaves:
             raise ValueError(f"expected a folder per class in {folder}, got none")
