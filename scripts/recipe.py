@@ -66,6 +66,10 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
     Raises:
         ValueError: For an unknown schedule, or one that depends on more than the step.
     """
+    if "plateau" in config.sched or config.sched == "none":
+        raise ValueError(
+            f"expected a scheduler of timm's that follows the step, such as 'cosine', got {config.sched=}"
+        )
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=config.sched,
@@ -77,10 +81,8 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
         step_on_epochs=False,
         updates_per_epoch=steps,
     )
-    if scheduler is None or "plateau" in config.sched:
-        raise ValueError(
-            f"expected a scheduler of timm's that follows the step, such as 'cosine' or 'step', got {config.sched=}"
-        )
+    if scheduler is None:
+        raise ValueError(f"expected a scheduler of timm's, such as 'cosine' or 'step', got {config.sched=}")
     return scheduler
 
 
