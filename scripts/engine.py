@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import broadcast_object_list
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.utils import ModelEmaV3, accuracy
 from torch import Tensor, nn
@@ -56,7 +57,8 @@ def fit(
     """
     training = _Training(model, splits, config, accelerator, folder, weights)
     try:
-        if resume and training.path.exists():
+        # The first process alone has the file.
+        if broadcast_object_list([resume and training.path.exists()])[0]:
             training.restore()
         with StopRequest() as training.stop:
             return training.run()
@@ -95,7 +97,7 @@ class _Training:
         if config.compile:
             called = torch.compile(called, fullgraph=True)  # type: ignore[assignment]
         optimizer = recipe.create_optimizer(model, config.optim)
-        self.steps = len(splits.train)
+        self.steps = self.position.steps = len(splits.train)
         self.scheduler = recipe.create_scheduler(optimizer, config.optim, self.steps)
         self.called, self.optimizer = accelerator.prepare(called, optimizer)
         self.loader, self.held = accelerator.prepare(splits.train, splits.evaluate)
@@ -113,7 +115,7 @@ class _Training:
             task = progress.add_task(self.title, total=epochs * self.steps, completed=done)
             for epoch in range(first, epochs):
                 if epoch > first:
-                    self.position = state.Position(epoch, best=self.position.best)
+                    self.position = state.Position(epoch, steps=self.steps, best=self.position.best)
                 start = time.perf_counter()
                 self._train(lambda: progress.advance(task))
                 metrics = {"train/loss": self.position.loss / self.steps} | self._evaluate()
@@ -136,6 +138,14 @@ class _Training:
         """Go on from the saved state."""
         ema = None if self.ema is None else self.ema.module
         self.position = state.load(self.path, self.accelerator, self.model, self.optimizer.optimizer, ema)
+        if self.position.step == self.position.steps:
+            self.position.step = self.steps
+        elif self.position.steps != self.steps:
+            raise ValueError(
+                f"{self.path} is {self._where(self.position.steps)}, and now an epoch has {self.steps}: set "
+                "data.batch_size and data.max_batches as they were"
+            )
+        self.position.steps = self.steps
         self.scheduler.step_update(self.position.epoch * self.steps + self.position.step)
         _log.info("%s: goes on from epoch %d, step %d", self.path, self.position.epoch, self.position.step)
 
@@ -236,8 +246,8 @@ class _Training:
                     *(self.title, name, new, self._where(), self.config.optim.offset_lr_scale),
                 )
 
-    def _where(self) -> str:
-        return f"epoch {self.position.epoch}, step {self.position.step} of {self.steps}"
+    def _where(self, steps: int | None = None) -> str:
+        return f"epoch {self.position.epoch}, step {self.position.step} of {steps or self.steps}"
 
     def _save_state(self) -> None:
         ema = None if self.ema is None else self.ema.module

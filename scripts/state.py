@@ -38,6 +38,7 @@ class Position:
 
     epoch: int = 0
     step: int = 0  # done in this epoch
+    steps: int = 0  # of an epoch
     loss: float = 0.0  # their sum, in this epoch
     offsets: list[float] = field(default_factory=list)  # mean |offset| of each layer in the last step, in pixels
     best: float = -1.0  # top-1 of best.safetensors

@@ -59,9 +59,9 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[rep
     if config.dry_run:
         preview.show(_splits(config), config, folder)
         return []
-    if config.resume:
-        folder = resume.choose(config, folder, runs or [])
     # The first process names the folder: elsewhere another second may have passed, or another disk be mounted.
+    if config.resume and accelerator.is_main_process:
+        folder = resume.choose(config, folder, runs or [])
     folder = broadcast_object_list([folder])[0]
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,8 @@ def _splits(config: Train) -> Splits:
 
 
 def _train(name: str, config: Train, accelerator: Accelerator, folder: Path) -> _Variant:
-    folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        folder.mkdir(exist_ok=True)
     torch.manual_seed(config.seed)
     splits = _splits(config)
     recipe = _recipe(name, config, splits)
@@ -112,7 +113,10 @@ def _train(name: str, config: Train, accelerator: Accelerator, folder: Path) -> 
     metrics = engine.fit(model, splits, config, accelerator, folder, recipe, resume=config.resume is not None)
     accelerator.free_memory()
     if accelerator.is_main_process:
-        _log.info("%s: top-1 %.2f %%, checkpoint %s", name, metrics["eval/top1"], folder / "last.safetensors")
+        path = folder / "last.safetensors"
+        _log.info("%s: top-1 %.2f %%, checkpoint %s", name, metrics["eval/top1"], path)
+        if accelerator.is_fsdp2:  # in pieces, which one process alone can't call
+            model = checkpoint.load(path, accelerator.device)
     images, _ = next(iter(splits.evaluate))
     return _Variant(model, metrics["eval/top1"], images.to(accelerator.device))
 
@@ -201,6 +205,8 @@ def main() -> None:
             # The first process makes the folder, logs and prints.
             sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
     _main()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
