@@ -116,13 +116,10 @@ train.run(compose_train(*sys.argv[2:]), Path(sys.argv[1]))
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_in_pieces(
-    tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    crash(tmp_path, monkeypatch)
+def test_pieces_give_the_losses_of_one_process(tmp_path: Path, alone: Path) -> None:
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    done = launch([*TORCHRUN, str(script), str(tmp_path / "new")], f"resume={tmp_path}", "checkpoint_every=3")
+    done = launch([*TORCHRUN, str(script), str(tmp_path)])
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, alone)
 
