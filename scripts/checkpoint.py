@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from zoo import DCNConfig, inject_
 
-Recipe = dict[str, Any]  # JSON: {"create_model": kwargs of timm.create_model, "dcn": kwargs of DCNConfig or None}
+# JSON: {"create_model": kwargs of timm.create_model, "dcn": kwargs of DCNConfig or None, and optionally
+# "pretrained_cfg": mean, std, input_size, interpolation and crop_pct of the images, and label_names}
+Recipe = dict[str, Any]
 
 
 def build(recipe: Recipe, **overrides: Any) -> nn.Module:
@@ -29,14 +32,33 @@ def build(recipe: Recipe, **overrides: Any) -> nn.Module:
 
 def save(model: nn.Module, recipe: Recipe, path: Path) -> None:
     """Write weights and recipe; a failure midway, such as a full disk, leaves an existing file whole."""
+    save_weights(model.state_dict(), recipe, path)
+
+
+def save_weights(state: dict[str, Tensor], recipe: Recipe, path: Path) -> None:
+    """Write a state_dict and the recipe, as ``save`` does."""
     # Contiguous, and each tensor in memory of its own: what the format asks for.
-    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
-    temporary = path.with_suffix(".tmp")
+    weights = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    atomically(path, lambda temporary: save_file(weights, temporary, metadata={"recipe": json.dumps(recipe)}))
+
+
+def atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace a file by what ``write`` writes, once that is on the disk; until then the old one stays.
+
+    Raises:
+        Exception: What ``write`` raises, with a note that names the file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(state, temporary, metadata={"recipe": json.dumps(recipe)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write(temporary)
+        for name in (temporary, path.parent):
+            descriptor = os.open(name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if name == temporary:
+                temporary.replace(path)
     except Exception as error:
         error.add_note(f"while writing {path}; what stood there before is whole")
         raise
@@ -47,6 +69,9 @@ def save(model: nn.Module, recipe: Recipe, path: Path) -> None:
 def load(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
     """Rebuild the network of a checkpoint, in eval mode.
 
+    Its ``pretrained_cfg``, which ``timm.data.resolve_model_data_config`` reads, says how its images were normalised
+    and resized in training, and ``label_names``, where they are known.
+
     Raises:
         FileNotFoundError: Where there is no such file.
         ValueError: For a safetensors file without recipe.
@@ -56,6 +81,11 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
         if "recipe" not in metadata:
             raise ValueError(f"{path} holds no recipe: expected a checkpoint of dcn-train, got {metadata=}")
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    model = build(json.loads(metadata["recipe"]))
+    recipe = json.loads(metadata["recipe"])
+    model: Any = build(recipe)
     model.load_state_dict(state)
+    if cfg := recipe.get("pretrained_cfg"):
+        # JSON has no tuples, and timm means none but tuples by mean, std and input_size.
+        cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **cfg}
     return model.to(device).eval()

@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from zoo import DCNConfig
 
@@ -31,7 +32,7 @@ class Model:
 
 @dataclass
 class Data:
-    """What ``timm.data.create_dataset`` reads, or "mnist_rts"."""
+    """What ``timm.data.create_dataset`` reads, or a distorted MNIST; and the augmentations."""
 
     name: str = MISSING
     root: str | None = None
@@ -40,8 +41,16 @@ class Data:
     img_size: int = 224
     in_chans: int = 3
     num_classes: int | None = None  # None: the number of classes in the data set
-    batch_size: int = 64
+    download: bool = False  # of torch/ data sets
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of timm.data.create_dataset
+    batch_size: int = 64  # images of an optimizer step, over all processes and accumulated parts
     workers: int = 4
+    # Augmentations of torchvision.transforms.v2.
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image that a training crop keeps
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str | None = None  # randaugment, trivialaugment, autoaugment or augmix
+    erasing: float = 0.0  # probability of a random rectangle
     # Of mnist_rts alone: degrees either way, scale range, and how often each evaluation image is distorted.
     rotation: float = 45.0
     scale: tuple[float, float] = (0.7, 1.2)
@@ -52,18 +61,27 @@ class Data:
 
 @dataclass
 class Optim:
-    """Optimizer and schedule, by timm's names."""
+    """The recipe: optimizer, schedule and regularisation, by timm's names."""
 
     opt: str = "adamw"
     lr: float = MISSING
     weight_decay: float = 0.0
-    offset_lr_scale: float = 0.1  # learning rate of the offset predictors, relative to the others'
+    layer_decay: float | None = None  # each layer learns at this times the rate of the next, such as 0.75
     sched: str = "cosine"
     epochs: int = MISSING
     warmup_epochs: int = 0
     min_lr: float = 0.0
     label_smoothing: float = 0.0
-    clip_grad: float | None = None
+    mixup: float = 0.0  # alpha of the beta distribution; so is cutmix
+    cutmix: float = 0.0
+    clip_grad: float | None = None  # largest norm of all gradients together
+    accumulate: int = 1  # parts that a process takes its share of the batch in
+    ema: float | None = None  # decay of the moving average of the weights, which then is evaluated and saved
+    freeze: list[str] = field(default_factory=list)  # globs over names of modules and parameters that don't learn
+    # The offset predictors. For a bound see dcn.offset_bound.
+    offset_lr_scale: float = 0.1  # their learning rate, relative to the others'
+    offset_warmup_steps: int = 0  # steps before they learn at all
+    offset_l2: float = 0.0  # times the mean squared offset, in pixels, of every layer is added to the loss
 
 
 @dataclass
@@ -77,8 +95,15 @@ class Train:
     variants: tuple[str, ...] = ("plain", "dcn")  # trained one after the other, seed and schedule the same
     seed: int = 0
     device: str = "auto"
+    precision: str | None = None  # no, bf16 or fp16; None: what accelerate launch says, else no
     compile: bool = False
     channels_last: bool = True
+    grad_checkpointing: bool = False  # less memory, more time
+    sync_bn: bool = False  # batch statistics over all processes
+    dry_run: bool = False  # show the data and train nothing
+    resume: str | None = None  # "auto", or the folder of a run
+    checkpoint_minutes: float = 10.0  # between two training states within an epoch; each epoch ends with one
+    checkpoint_every: int | None = None  # the same in optimizer steps
     report: bool = True  # latency, FLOPs and the picture at the end
 
 
@@ -109,6 +134,13 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
+
+
+def compose_train(*overrides: str) -> Train:
+    """Return the config that ``dcn-train`` with these arguments would run."""
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return cast(Train, OmegaConf.to_object(compose("train", overrides=list(overrides))))
 
 
 def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> None:

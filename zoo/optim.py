@@ -2,18 +2,31 @@
 
 from typing import Any
 
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from dcn_ops import DeformConv2d
 
 
-def param_groups(model: nn.Module, weight_decay: float = 0.0, offset_lr_scale: float = 0.1) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    offset_lr_scale: float = 0.1,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
     """Return parameter groups for ``timm.optim.create_optimizer_v2(..., param_group_fn=...)``.
 
     As in timm, biases, norms and what the network's ``no_weight_decay`` names get no weight decay; neither do the
     offset predictors, which additionally have ``lr_scale``, honoured by timm's schedulers. Deformable
     convolutions are commonly trained with a tenth of the learning rate on their offsets (Dai et al., 2017, and
     mmdetection's configs).
+
+    Args:
+        model: The network; parameters that require no gradient are left out.
+        weight_decay: Of the other parameters.
+        offset_lr_scale: The predictors' learning rate, relative to the others' in the same layer.
+        layer_decay: Scale the learning rate of each layer, as timm's group_matcher counts them from the head, by
+            this to the power of its distance from the head; None for one rate.
     """
     offsets = {
         parameter
@@ -22,12 +35,24 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, offset_lr_scale: f
         for parameter in layer.predictor_parameters()
     }
     excused: Any = getattr(model, "no_weight_decay", set)()
-    light = {p for name, p in model.named_parameters() if p.ndim <= 1 or name in excused}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    others = [parameter for parameter in trained if parameter not in offsets]
+    if layer_decay is not None:
+        grouped = param_groups_layer_decay(model, weight_decay, excused, layer_decay=layer_decay)
+    else:
+        light = {p for name, p in model.named_parameters() if p.ndim <= 1 or name in excused}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        grouped = [
+            {"params": [p for p in trained if p not in light], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p in light], "weight_decay": 0.0},
+        ]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p not in light], "weight_decay": weight_decay},
-        {"params": [p for p in others if p in light], "weight_decay": 0.0},
-        {"params": [p for p in trained if p in offsets], "weight_decay": 0.0, "lr_scale": offset_lr_scale},
+        {**group, "params": [p for p in group["params"] if p not in offsets]} for group in grouped
+    ]
+    scales: dict[float, list[nn.Parameter]] = {}
+    for group in grouped:
+        found = [p for p in group["params"] if p in offsets]
+        scales.setdefault(group.get("lr_scale", 1.0), []).extend(found)
+    groups += [
+        {"params": parameters, "weight_decay": 0.0, "lr_scale": scale * offset_lr_scale}
+        for scale, parameters in scales.items()
     ]
     return [group for group in groups if group["params"]]

@@ -1,0 +1,219 @@
+"""Images by timm's readers and torchvision's transforms, and what is wrong with a folder of them."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_dataset, is_img_extension
+from torch.utils.data import IterableDataset
+from torchvision.transforms import InterpolationMode, v2
+
+from scripts.config import Data
+
+_AUTO = {
+    "randaugment": v2.RandAugment,
+    "trivialaugment": v2.TrivialAugmentWide,
+    "autoaugment": v2.AutoAugment,
+    "augmix": v2.AugMix,
+}
+
+
+def transform_config(config: Data, pretrained: dict[str, Any]) -> dict[str, Any]:
+    """Return mean, std, interpolation, crop_pct and input_size; of one channel the mean of the three."""
+    chosen = {key: pretrained[key] for key in ("mean", "std", "interpolation", "crop_pct")}
+    if config.in_chans == 1:
+        chosen |= {key: (sum(chosen[key]) / len(chosen[key]),) for key in ("mean", "std")}
+    return chosen | {"input_size": (config.in_chans, config.img_size, config.img_size)}
+
+
+def create_transform(config: Data, transform: dict[str, Any], training: bool) -> v2.Compose:
+    """Build torchvision's transforms, by default as strong as timm's; evaluation gives timm's images.
+
+    Raises:
+        ValueError: For an unknown ``data.auto_augment``.
+    """
+    if config.auto_augment not in (None, *_AUTO):
+        raise ValueError(f"expected data.auto_augment among {', '.join(_AUTO)}, got '{config.auto_augment}'")
+    size, mode = config.img_size, InterpolationMode(transform["interpolation"])
+    steps: list[Any]
+    if training:
+        steps = [v2.RandomResizedCrop(size, scale=tuple(config.crop_scale), interpolation=mode)]
+        steps += [v2.RandomHorizontalFlip(config.hflip)]
+        if config.auto_augment:
+            steps += [_AUTO[config.auto_augment](interpolation=InterpolationMode.BILINEAR)]
+        elif config.color_jitter:
+            steps += [v2.ColorJitter(*[config.color_jitter] * 3)]
+    else:
+        steps = [v2.Resize(int(size / transform["crop_pct"]), mode), v2.CenterCrop(size)]
+    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    steps += [v2.Normalize(list(transform["mean"]), list(transform["std"]))]
+    if training and config.erasing:
+        steps += [v2.RandomErasing(config.erasing)]
+    return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+class Images(torch.utils.data.Dataset[Any]):
+    """A data set of timm's with an index, whose unreadable images are errors that name the file.
+
+    timm's own ``__getitem__`` would replace them by their neighbours.
+    """
+
+    def __init__(self, dataset: Any, transform: v2.Compose, mode: str) -> None:
+        self.dataset, self.transform, self.mode = dataset, transform, mode
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.decode(index)
+        return self.transform(image), label
+
+    def decode(self, index: int) -> tuple[Image.Image, int]:
+        """Return the whole image and its label.
+
+        Raises:
+            ValueError: For an image that can't be decoded, or without a label.
+        """
+        try:
+            with self._opened(index) as (source, label):
+                image = source.convert(self.mode)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"can't read the image {self.name(index)}: {error}; mend or delete it") from error
+        if label is None or label < 0:
+            raise ValueError(f"the image {self.name(index)} has no label, got {label}")
+        return image, label
+
+    def check_header(self, index: int) -> str | None:
+        """Return what is wrong with the first bytes of an image."""
+        try:
+            with self._opened(index):
+                return None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"{self.name(index)}: {error}"
+
+    def name(self, index: int) -> str:
+        """Return the path of an image, or what the data set knows of it."""
+        reader: Any = getattr(self.dataset, "reader", None)
+        if hasattr(reader, "samples"):
+            return str(reader.samples[index][0])
+        return f"{index} of {self.dataset}" if reader is None else f"{index} of {type(reader).__name__}"
+
+    def labels(self) -> Sequence[int] | None:
+        """Return the labels without decoding images, or None where the data set has no list of them."""
+        reader: Any = getattr(self.dataset, "reader", None)
+        if hasattr(reader, "samples"):
+            return [label for _, label in reader.samples]
+        if hasattr(reader, "label_key") and hasattr(reader, "dataset"):
+            return list(reader.dataset[reader.label_key])
+        for name in ("targets", "_labels", "labels"):
+            if hasattr(self.dataset, name):
+                return [int(label) for label in getattr(self.dataset, name)]
+        return None
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[tuple[Image.Image, int]]:
+        reader = getattr(self.dataset, "reader", None)
+        source, label, *_ = self.dataset[index] if reader is None else reader[index]
+        if isinstance(source, Image.Image):
+            yield source, label
+        else:
+            with source, Image.open(source) as image:
+                yield image, label
+
+
+def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
+    """Build the two splits, and check what a folder of images can be checked for before training.
+
+    Raises:
+        FileNotFoundError: For a folder that is not there.
+        ValueError: For an empty class, classes of one split alone, or files that are no images.
+    """
+    folder = config.name == ""
+    if folder:
+        _check_folders(config)
+    train = _create(config, transform, training=True, class_map=None)
+    evaluate = _create(config, transform, training=False, class_map=class_to_idx(train) if folder else None)
+    if folder:
+        for split in (train, evaluate):
+            _check_headers(split)
+    return train, evaluate
+
+
+def _create(config: Data, transform: dict[str, Any], training: bool, class_map: dict[str, int] | None) -> Any:
+    mode = "L" if config.in_chans == 1 else "RGB"
+    split = config.train_split if training else config.eval_split
+    kwargs: dict[str, Any] = dict(config.kwargs)
+    if config.name.startswith("torch/"):
+        kwargs["download"] = config.download
+    else:
+        kwargs |= {"input_img_mode": mode, "class_map": class_map, "batch_size": config.batch_size}
+    dataset = create_dataset(config.name, root=config.root, split=split, is_training=training, **kwargs)
+    steps = create_transform(config, transform, training)
+    if isinstance(dataset, IterableDataset):
+        dataset.transform = steps  # type: ignore[attr-defined]
+        return dataset
+    return Images(dataset, steps, mode)
+
+
+def class_to_idx(dataset: Any) -> dict[str, int]:
+    """Return the classes of a data set, or an empty dict where it doesn't say."""
+    inner = getattr(dataset, "dataset", dataset)
+    for owner in (getattr(inner, "reader", None), inner):
+        if found := getattr(owner, "class_to_idx", None):
+            return dict(found)
+    return {}
+
+
+def class_names(dataset: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes, by index, or None where the data set doesn't say."""
+    found = class_to_idx(dataset)
+    return tuple(str(name) for name in sorted(found, key=found.__getitem__)) or None
+
+
+def _check_folders(config: Data) -> None:
+    """Compare the two splits' folders; a class is a folder without folders in it, as timm has it."""
+    if not config.root or not Path(config.root).is_dir():
+        raise FileNotFoundError(f"expected a folder with a folder per split and class, got data.root={config.root}")
+    classes: dict[str, set[str]] = {}
+    for key, split in (("data.train_split", config.train_split), ("data.eval_split", config.eval_split)):
+        folder = Path(config.root, split)
+        if not folder.is_dir():
+            there = sorted(p.name for p in Path(config.root).iterdir() if p.is_dir())
+            raise FileNotFoundError(f"expected a folder {folder}; set {key} to one of {there}")
+        leaves = {Path(path): files for path, folders, files in os.walk(folder, followlinks=True) if not folders}
+        if folder in leaves:
+            raise ValueError(f"expected a folder per class in {folder}, got none")
+        if empty := sorted(str(path) for path, files in leaves.items() if not any(map(_is_image, files))):
+            raise ValueError(f"classes without an image; fill or delete these folders: {', '.join(empty)}")
+        classes[key] = {path.name for path in leaves}
+    train, evaluate = classes.values()
+    if train != evaluate:
+        raise ValueError(
+            f"expected the same classes in both splits of {config.root}, got {sorted(train - evaluate)} in "
+            f"'{config.train_split}' alone and {sorted(evaluate - train)} in '{config.eval_split}' alone"
+        )
+
+
+def _is_image(name: str) -> bool:
+    return is_img_extension(Path(name).suffix.lower())
+
+
+def _check_headers(dataset: Images) -> None:
+    wrong = [problem for i in range(len(dataset)) if (problem := dataset.check_header(i))]
+    if wrong:
+        listed = "\n  ".join(wrong[:10])
+        raise ValueError(f"{len(wrong)} of {len(dataset)} images can't be read; mend or delete them:\n  {listed}")
+
+
+def count_classes(dataset: Any) -> Counter[int] | None:
+    """Count the images of each class, or return None for a data set that has no list of labels."""
+    labels = dataset.labels if isinstance(getattr(dataset, "labels", None), torch.Tensor) else None
+    if labels is None:
+        inner = getattr(dataset, "dataset", dataset)
+        labels = inner.labels() if isinstance(inner, Images) else None
+    return None if labels is None else Counter(int(label) for label in labels)

@@ -1,0 +1,56 @@
+"""What a training writes once an epoch: a row of ``metrics.csv``, and TensorBoard events."""
+
+import csv
+from pathlib import Path
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.checkpoint import atomically
+
+Metrics = dict[str, float]
+
+
+class MetricLog:
+    """Writes into one folder.
+
+    Args:
+        folder: Receives ``metrics.csv`` and events.
+        epoch: The first that will be written; what the folder has of it and later ones is dropped.
+        quiet: Write nothing, in all processes but the first.
+    """
+
+    def __init__(self, folder: Path, epoch: int, quiet: bool = False) -> None:
+        self.path, self.quiet = folder / "metrics.csv", quiet
+        if quiet:
+            return
+        self.board = SummaryWriter(folder, purge_step=epoch)
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+            atomically(self.path, lambda temporary: _append(temporary, rows))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.quiet:
+            self.board.close()
+
+    def write(self, epoch: int, metrics: Metrics, details: Metrics) -> None:
+        """Append a row; ``details`` go to TensorBoard alone."""
+        if self.quiet:
+            return
+        _append(self.path, [{"epoch": str(epoch), **{key: str(value) for key, value in metrics.items()}}])
+        for key, value in {**metrics, **details}.items():
+            self.board.add_scalar(key, value, epoch)
+        self.board.flush()
+
+
+def _append(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("a", newline="") as file:
+        for row in rows:
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)

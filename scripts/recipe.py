@@ -1,0 +1,108 @@
+"""The recipe in objects of timm's: what learns, at which rate, from which targets."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from scripts.config import Optim
+from zoo.optim import param_groups
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
+    """Have parameters keep their values whose own name, or that of a module around them, matches a glob.
+
+    Returns:
+        The norm layers whose parameters are all frozen; they should stay in eval mode.
+
+    Raises:
+        ValueError: For a pattern that matches nothing, with the names that are near.
+    """
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    for pattern in patterns:
+        names = [name for name in (*modules, *parameters) if name and fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            close = difflib.get_close_matches(pattern.replace("*", ""), [*modules, *parameters], n=5, cutoff=0.5)
+            raise ValueError(
+                f"the pattern '{pattern}' of optim.freeze matches no module and no parameter; "
+                f"close names: {', '.join(close) or ', '.join(name for name, _ in model.named_children())}"
+            )
+        for name in names:
+            if name in modules:
+                modules[name].requires_grad_(False)
+            else:
+                parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise ValueError(f"optim.freeze={list(patterns)} leaves nothing to train")
+    return [
+        module
+        for module in modules.values()
+        if getattr(module, "running_mean", None) is not None
+        and not any(p.requires_grad for p in module.parameters())
+        and any(True for _ in module.parameters())
+    ]
+
+
+def create_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
+    """Build timm's optimizer, with a learning rate of their own for the offset predictors."""
+    return create_optimizer_v2(
+        model,
+        opt=config.opt,
+        lr=config.lr,
+        param_group_fn=lambda m: param_groups(m, config.weight_decay, config.offset_lr_scale, config.layer_decay),
+    )
+
+
+def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int) -> Scheduler:
+    """Build timm's scheduler, a function of the optimizer step, of which there are ``steps`` an epoch.
+
+    Raises:
+        ValueError: For an unknown schedule, or one that depends on more than the step.
+    """
+    if "plateau" in config.sched or config.sched == "none":
+        raise ValueError(
+            f"expected a scheduler of timm's that follows the step, such as 'cosine', got {config.sched=}"
+        )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.sched,
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=0.0,
+        warmup_prefix=True,
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    if scheduler is None:
+        raise ValueError(f"expected a scheduler of timm's, such as 'cosine' or 'step', got {config.sched=}")
+    return scheduler
+
+
+def create_mixup(config: Optim, num_classes: int) -> Any:
+    """Build timm's mixup and cutmix, which smooth the labels too, or None."""
+    if not config.mixup and not config.cutmix:
+        return None
+    return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
+
+
+def check(config: Optim, batch_size: int, processes: int) -> None:
+    """Raise ``ValueError`` where the numbers of a recipe don't fit together."""
+    if config.epochs < 1 or config.accumulate < 1:
+        raise ValueError(f"expected at least one epoch and one part, got {config.epochs=}, {config.accumulate=}")
+    if config.ema is not None and not 0 < config.ema < 1:
+        raise ValueError(f"expected the decay of the average in 0 to 1, such as 0.999, got {config.ema=}")
+    if batch_size % (processes * config.accumulate):
+        raise ValueError(
+            f"expected data.batch_size={batch_size}, the images of a step, to be a multiple of {processes} "
+            f"processes times optim.accumulate={config.accumulate}"
+        )
+    if (config.mixup or config.cutmix) and batch_size // processes % 2:
+        raise ValueError(f"mixup and cutmix pair the images of a process, got {batch_size // processes} of them")

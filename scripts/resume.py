@@ -1,0 +1,75 @@
+"""Which run to go on with."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scripts import state
+from scripts.checkpoint import atomically
+from scripts.config import Train
+
+_log = logging.getLogger(__name__)
+NAME = "config.json"
+# What a run may go on with otherwise: it doesn't change what is trained.
+_FREE = {"resume", "report", "dry_run", "device", "checkpoint_minutes", "checkpoint_every", "data.workers"}
+
+
+def describe(config: Train) -> dict[str, Any]:
+    """Return what decides what a run trains, flat: ``{"optim.lr": 0.003, ...}``."""
+    flat: dict[str, Any] = {}
+
+    def add(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{path}{key}.", inner)
+        elif path[:-1] not in _FREE:
+            flat[path[:-1]] = value
+
+    add("", json.loads(json.dumps(asdict(config))))
+    return flat
+
+
+def record(config: Train, folder: Path) -> None:
+    """Write what ``choose`` compares."""
+    text = json.dumps(describe(config), indent=2) + "\n"
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    atomically(folder / NAME, write)
+
+
+def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
+    """Return the folder to train in: ``folder``, or that of the run which ``config.resume`` means.
+
+    Args:
+        config: "auto" means the newest of ``runs`` with the same config; none starts anew. Otherwise resume is the
+            folder of a run, whose config may be another one: what differs is logged.
+        folder: Of a new run.
+        runs: Folders of other runs.
+
+    Raises:
+        FileNotFoundError: For a ``config.resume`` that is not the folder of a run.
+    """
+    wanted = describe(config)
+    if config.resume == "auto":
+        same = [run for run in runs if _read(run) == wanted and list(run.glob(f"*/{state.NAME}"))]
+        if not same:
+            _log.info("resume=auto: no run with this config in %s, so this is a new one", folder.parent)
+            return folder
+        return max(same, key=lambda run: max(path.stat().st_mtime for path in run.glob(f"*/{state.NAME}")))
+    run = Path(str(config.resume))
+    before = _read(run)
+    if before is None:
+        raise FileNotFoundError(f"expected 'auto' or the folder of a run, with {NAME}, got resume={config.resume}")
+    for key in sorted(wanted | before):
+        if wanted.get(key) != before.get(key):
+            _log.warning("resume=%s: %s was %s and is %s", run, key, before.get(key), wanted.get(key))
+    return run
+
+
+def _read(run: Path) -> dict[str, Any] | None:
+    path = run / NAME
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,113 @@
+"""The training state of a run: what it needs to go on as if it had never stopped.
+
+The learning rates, the order of the images and all random numbers are functions of the step (``scripts.sampling``),
+so that the step is all there is to save of scheduler, sampler and generators. Weights and the optimizer's moments
+go by the parameters' names: a run may go on with another number of processes.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from scripts.checkpoint import atomically
+
+NAME = "state.pt"
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def whole(model: nn.Module) -> dict[str, Any]:
+    """Return the state_dict on the CPU of a network that may be in pieces; all processes call this."""
+    return get_model_state_dict(model, options=_WHOLE)
+
+
+@dataclass
+class Position:
+    """How far a training is, and what it knows that the weights don't say."""
+
+    epoch: int = 0
+    step: int = 0  # done in this epoch
+    steps: int = 0  # of an epoch
+    loss: float = 0.0  # their sum, in this epoch
+    offsets: list[float] = field(default_factory=list)  # mean |offset| of each layer in the last step, in pixels
+    best: float = -1.0  # top-1 of best.safetensors
+
+
+def save(
+    path: Path,
+    position: Position,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+) -> None:
+    """Write the state; all processes call this, and the first one writes.
+
+    Raises:
+        OSError: Where it can't be written; the state that stood there is whole.
+    """
+    state: dict[str, Any] = {
+        "position": asdict(position),
+        "model": whole(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_WHOLE),
+        "ema": None if ema is None else ema.state_dict(),
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+    }
+    if accelerator.is_main_process:
+        atomically(path, lambda temporary: _write(state, temporary))
+    accelerator.wait_for_everyone()
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    # Through a file of Python's, whose errors say what is wrong with the disk.
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # the archive that couldn't be closed, after what stopped it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def load(
+    path: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: nn.Module | None,
+) -> Position:
+    """Restore what ``save`` wrote; the first process reads it and tells the others.
+
+    Raises:
+        ValueError: For a file that is no training state, or that of another network or recipe.
+    """
+    state: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged archive raises
+            raise ValueError(f"{path} is no training state of dcn-train: {error}") from error
+        if (state["ema"] is None) != (ema is None) or (state["scaler"] is None) != (accelerator.scaler is None):
+            raise ValueError(f"optim.ema or precision differ from those of {path}; start anew, without resume")
+    common: list[dict[str, Any]] = [{key: state.get(key) for key in ("position", "scaler")}]
+    broadcast_object_list(common)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
+    try:
+        set_model_state_dict(model, state.get("model", {}), options=options)
+        set_optimizer_state_dict(model, optimizer, state.get("optimizer", {}), options=options)
+        if ema is not None:
+            set_model_state_dict(ema, state.get("ema", {}), options=options)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is the state of another network or optimizer: {error}") from error
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(common[0]["scaler"])
+    return Position(**common[0]["position"])

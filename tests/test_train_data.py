@@ -1,0 +1,169 @@
+"""dcn-train: what it reads, and what it says of data that can't be trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform as timm_transform
+
+from scripts import checkpoint, images
+from scripts.config import Data, compose_train
+from scripts.data import create_splits
+from scripts.train import run
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRANSFORM = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 0.9}
+
+
+def photo(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((90, 70))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes with 4 images to train on and 3 to evaluate."""
+    for split, count in (("train", 4), ("validation", 3)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                photo(i).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def folder_config(root: Path, **kwargs: Any) -> Data:
+    return Data(**{"name": "", "root": str(root), "img_size": 32, "batch_size": 3, "workers": 0} | kwargs)
+
+
+def test_evaluation_images_are_timms() -> None:
+    config = Data(name="", img_size=64)
+    ours = images.create_transform(config, TRANSFORM, training=False)(photo(0))
+    timms = timm_transform(64, mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.9)
+    torch.testing.assert_close(ours, timms(photo(0)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("auto", [None, "randaugment", "trivialaugment", "autoaugment", "augmix"])
+def test_augmentations_change_the_image_and_keep_its_shape(auto: str | None) -> None:
+    config = Data(name="", img_size=32, auto_augment=auto, erasing=1.0)
+    transform = images.create_transform(config, TRANSFORM, training=True)
+    first, second = transform(photo(0)), transform(photo(0))
+    assert first.shape == second.shape == (3, 32, 32)
+    assert not torch.equal(first, second)
+
+
+def test_an_unknown_augmentation_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="randaugment, trivialaugment"):
+        images.create_transform(Data(name="", auto_augment="rand-m9"), TRANSFORM, training=True)
+
+
+def batches(root: Path, epoch: int = 0, **kwargs: Any) -> list[torch.Tensor]:
+    splits = create_splits(folder_config(root, **kwargs), TRANSFORM, seed=0)
+    splits.train.batch_sampler.set_epoch(epoch)
+    return [x for batch in splits.train for x in batch]
+
+
+def test_an_image_is_augmented_alike_in_every_process_but_not_in_every_epoch(root: Path) -> None:
+    expected = batches(root)
+    torch.rand(7), np.random.rand(7)  # whatever else draws numbers
+    assert all(map(torch.equal, batches(root, workers=2), expected))
+    assert not torch.equal(batches(root, epoch=1)[0], expected[0])
+
+
+def test_one_channel_is_read_as_grey(root: Path) -> None:
+    batch, _ = next(iter(create_splits(folder_config(root, in_chans=1), TRANSFORM, seed=0).train))
+    assert batch.shape == (3, 1, 32, 32)
+
+
+def test_a_torchvision_data_set_is_read(root: Path) -> None:
+    config = folder_config(root, name="torch/image_folder")
+    splits = create_splits(config, TRANSFORM, seed=0)
+    assert splits.classes == ("cat", "dog")
+    assert images.count_classes(splits.evaluate.dataset) == {0: 3, 1: 3}
+
+
+def test_a_hugging_face_data_set_is_read(root: Path) -> None:
+    pytest.importorskip("datasets", reason="the hf extra is not installed")
+    config = folder_config(root, name=f"hfds/{root}", root=str(root.parent / "cache"))
+    splits = create_splits(config, TRANSFORM, seed=0)
+    assert splits.num_classes == 2
+    assert images.count_classes(splits.train.dataset) == {0: 4, 1: 4}
+    assert next(iter(splits.train))[0].shape == (3, 3, 32, 32)
+
+
+def test_a_run_on_a_folder_keeps_its_classes_and_preprocessing(root: Path, tmp_path: Path) -> None:
+    overrides = [
+        "data=folder", f"data.root={root}", "data.img_size=32", "data.batch_size=2", "data.workers=0",
+        "model.name=resnet10t", "model.kwargs={}", "optim.epochs=1", "variants=[dcn]", "report=false",
+    ]  # fmt: skip
+    run(compose_train(*overrides), tmp_path / "out")
+    model: Any = checkpoint.load(tmp_path / "out" / "dcn" / "last.safetensors")
+    assert model.num_classes == 2
+    assert model.pretrained_cfg["label_names"] == ("cat", "dog")
+    assert model.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert model.pretrained_cfg["crop_pct"] == 0.875
+
+
+@pytest.mark.parametrize("name", ["", "mnist_rts"])
+def test_a_dry_run_counts_and_draws(
+    name: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = ["data=folder", f"data.root={root}", "data.img_size=32", "data.batch_size=4"] if name == "" else []
+    assert run(compose_train("dry_run=true", *group), tmp_path / "out") == []
+    out = capsys.readouterr().out
+    assert "cat" in out if name == "" else "3" in out
+    assert ("2 steps of 4 images" if name == "" else "40 steps of 100 images") in out
+    assert (tmp_path / "out" / "augmented.png").stat().st_size > 5_000
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["augmented.png"]
+
+
+def spoiled(root: Path, how: str) -> None:
+    match how:
+        case "split":
+            (root / "validation").rename(root / "held")
+        case "empty":
+            for path in (root / "train" / "dog").iterdir():
+                path.rename(path.with_suffix(".txt"))
+        case "classes":
+            (root / "validation" / "dog").rename(root / "validation" / "bird")
+        case "header":
+            (root / "train" / "cat" / "1.png").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("how", "answer"),
+    [
+        ("split", r"validation; set data.eval_split to one of \['held', 'train'\]"),
+        ("empty", r"classes without an image; .*train/dog"),
+        ("classes", r"got \['dog'\] in 'train' alone and \['bird'\] in 'validation' alone"),
+        ("header", r"1 of 8 images can't be read.*\n.*train/cat/1.png"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_is_refused_at_the_start(root: Path, how: str, answer: str) -> None:
+    spoiled(root, how)
+    with pytest.raises((ValueError, FileNotFoundError), match=answer):
+        create_splits(folder_config(root), TRANSFORM, seed=0)
+
+
+def test_a_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.root=.*nowhere"):
+        create_splits(folder_config(tmp_path / "nowhere"), TRANSFORM, seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_ends_early_is_named_instead_of_replaced(root: Path, workers: int) -> None:
+    path = root / "train" / "cat" / "2.png"
+    path.write_bytes(path.read_bytes()[:-2000])
+    splits = create_splits(folder_config(root, workers=workers), TRANSFORM, seed=0)
+    with pytest.raises(ValueError, match=r"can't read the image .*train/cat/2\.png"):
+        list(splits.train)
+
+
+def test_a_dry_run_finds_an_image_that_ends_early(root: Path, tmp_path: Path) -> None:
+    path = root / "validation" / "dog" / "0.png"
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=r"validation/dog/0\.png"):
+        run(compose_train("dry_run=true", "data=folder", f"data.root={root}", "data.batch_size=4"), tmp_path)
