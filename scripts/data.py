@@ -1,17 +1,16 @@
 """Data loaders: whatever timm reads, and the distorted digits of the default run."""
 
 import functools
-import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scripts.config import Data
+from scripts.distortions import DISTORTIONS, distort
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
 
@@ -43,7 +42,7 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
         FileNotFoundError: For a folder of images that is not there.
         ValueError: For a data set that doesn't say its number of classes, or has less than a batch to train on.
     """
-    splits = _mnist_rts(config, seed) if config.name == "mnist_rts" else _timm(config, transform)
+    splits = _digits_of(config, seed) if config.name in DISTORTIONS else _timm(config, transform)
     if len(splits.train) == 0:
         raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
     if config.max_batches is None:
@@ -101,7 +100,7 @@ def _count_classes(dataset: Any, config: Data) -> int:
     return len(class_to_idx)
 
 
-def _mnist_rts(config: Data, seed: int) -> Splits:
+def _digits_of(config: Data, seed: int) -> Splits:
     images, labels = _digits()
     train = DistortedDigits(images[:4000], labels[:4000], config, seed=seed, shuffle=True)
     copies = config.eval_copies
@@ -121,7 +120,7 @@ def _digits() -> Batch:
 
 
 class DistortedDigits:
-    """Images rotated, scaled and placed at random on a larger canvas, a whole batch at once.
+    """Images distorted at random on a larger canvas, a whole batch at once.
 
     With ``shuffle`` each epoch has a new order and new distortions, and drops the incomplete last batch;
     without, every epoch is the same.
@@ -148,21 +147,9 @@ class DistortedDigits:
             yield self._distort(self.images[index]), self.labels[index]
 
     def _distort(self, images: Tensor) -> Tensor:
-        batch, canvas = len(images), self.config.img_size
-        low, high = self.config.scale
-        angle = math.radians(self.config.rotation) * self._uniform(batch)
-        scale = low + (high - low) * (self._uniform(batch) + 1) / 2
-        # affine_grid maps the canvas [-1, 1] to the image [-1, 1]: the inverse of what happens to the digit.
-        zoom = canvas / images.shape[-1] / scale
-        turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
-        turn = turn * zoom[:, None, None]
-        room = (1 - 1 / zoom).clamp(min=0)  # how far the digit moves and stays on the canvas
-        shift = room[:, None] * self._uniform(batch, 2)
-        theta = torch.cat((turn, -turn @ shift[:, :, None]), 2)  # [N, 2, 3]
-        grid = F.affine_grid(theta, [batch, 1, canvas, canvas], align_corners=False)
+        rotation, scale = self.config.rotation, self.config.scale
+        images = distort(
+            self.config.name, images, self.config.img_size, self.generator, rotation=rotation, scale=scale
+        )
         # Mean and deviation of MNIST.
-        return (F.grid_sample(images, grid, align_corners=False) - 0.1307) / 0.3081
-
-    def _uniform(self, *shape: int) -> Tensor:
-        """Draw from [-1, 1)."""
-        return torch.rand(*shape, generator=self.generator) * 2 - 1
+        return (images - 0.1307) / 0.3081
