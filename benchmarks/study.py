@@ -128,7 +128,9 @@ def time_ratio(path: Path, overrides: list[str], epochs: int, rounds: int = 3) -
     for row in rows(path):
         if "ratio" in row:
             if row["of_epochs"] != epochs:
-                raise ValueError(f"{path} is of {row['of_epochs']} epochs, got {epochs=}: move it, or ask for as many")
+                raise ValueError(
+                    f"{path} is of {row['of_epochs']} epochs, got {epochs=}: move it, or ask for as many"
+                )
             return row["ratio"]
     times: dict[str, list[float]] = {"plain": [], "dcn": []}
     for i in range(rounds):

@@ -53,7 +53,9 @@ def link_photos(folder: Path) -> None:
     data = Path(str(importlib.resources.files("elpv_dataset"))) / "data"
     lines = [line.split() for line in (data / "labels.csv").read_text().splitlines()]
     for name in ("functional", "defective"):
-        photos = [data / path for path, probability, _ in lines if (float(probability) >= 0.5) == (name == "defective")]
+        photos = [
+            data / path for path, probability, _ in lines if (float(probability) >= 0.5) == (name == "defective")
+        ]
         order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0)).tolist()
         share = len(photos) / len(lines)
         train, evaluate = round(TRAIN * share), round(EVALUATE * share)

@@ -1,4 +1,5 @@
 """The table and the picture of the study."""
+
 from pathlib import Path
 
 

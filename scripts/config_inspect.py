@@ -18,7 +18,9 @@ class Visualize:
     before: str | None = None  # a checkpoint to compare receptive fields with; by default the network newly drawn
     data: Data = MISSING
     images: int = 4  # columns of the sampling picture
-    points: list[list[float]] = field(default_factory=lambda: [[0.5, 0.5], [0.3, 0.3], [0.3, 0.7]])  # (y, x) in [0, 1]
+    points: list[list[float]] = field(
+        default_factory=lambda: [[0.5, 0.5], [0.3, 0.3], [0.3, 0.7]]
+    )  # (y, x) in [0, 1]
     layer: str | None = None  # whose outputs are followed; by default the last whose map has 4 rows or more
     levels: int = 3  # how many layers a sample is followed through: 9^3 points for 3 x 3 filters
     field_images: int = 64  # that receptive fields and offsets are averaged over

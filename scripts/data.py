@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scripts.config import Data
-from scripts.distortions import DISTORTIONS, distort
+from scripts.distortions import DISTORTIONS, MNIST_MEAN, MNIST_STD, distort
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
 
@@ -151,5 +151,4 @@ class DistortedDigits:
         images = distort(
             self.config.name, images, self.config.img_size, self.generator, rotation=rotation, scale=scale
         )
-        # Mean and deviation of MNIST.
-        return (images - 0.1307) / 0.3081
+        return (images - MNIST_MEAN) / MNIST_STD

@@ -12,10 +12,17 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Range = tuple[float, float]
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 def distort(
-    name: str, images: Tensor, canvas: int, generator: Generator, *, rotation: float = 45.0, scale: Range = (0.7, 1.2)
+    name: str,
+    images: Tensor,
+    canvas: int,
+    generator: Generator,
+    *,
+    rotation: float = 45.0,
+    scale: Range = (0.7, 1.2),
 ) -> Tensor:
     """Distort a batch.
 

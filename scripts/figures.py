@@ -59,8 +59,8 @@ def sampling(
         for axis, image, where, weight in zip(row, images, samples, weights, strict=True):
             axis.imshow(picture(image), interpolation="nearest")
             colours = np.zeros((count, 4))
-            colours[:, 0], colours[:, 3] = 1.0, 0.08 + 0.72 * weight.numpy()
-            area = 28.0 if count <= 9 else 7.0 if count <= 81 else 3.0
+            colours[:, :3], colours[:, 3] = (1.0, 0.25, 0.2), 0.2 + 0.7 * weight.numpy()
+            area = 28.0 if count <= 9 else 10.0 if count <= 81 else 3.0
             axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, linewidths=0)
             axis.scatter([x], [y], s=55, c="lime", marker="+", linewidths=1.6)
             margin_y, margin_x = height / 8, width / 8
@@ -131,5 +131,26 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
                 axis.set_title(stage, fontsize=8)
         row[0].set_ylabel(network, fontsize=8)
     figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def confusion(counts: Tensor, title: str, path: Path) -> None:
+    """Draw a confusion matrix [classes, classes], each row as shares; numbers where they fit."""
+    plt = pyplot()
+    classes = len(counts)
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(12.0, 2.0 + 0.36 * classes)
+    figure, axis = plt.subplots(figsize=(side, side))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="answer", ylabel="class", title=title)
+    if classes <= 25:
+        axis.set_xticks(range(classes))
+        axis.set_yticks(range(classes))
+        for (row, column), count in np.ndenumerate(counts.numpy()):
+            if count:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axis.text(column, row, int(count), ha="center", va="center", fontsize=7, color=colour)
+    figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

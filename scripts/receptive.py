@@ -53,23 +53,23 @@ def effective_fields(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def spread(field: Tensor) -> float:
-    """Return the root mean square distance, in pixels, of the field [H, W] from its own centre."""
-    y, x = (torch.arange(size, dtype=field.dtype, device=field.device) for size in field.shape)
-    rows, columns = field.sum(1), field.sum(0)
-    centre_y, centre_x = (rows * y).sum(), (columns * x).sum()
-    square = (rows * (y - centre_y).square()).sum() + (columns * (x - centre_x).square()).sum()
+    """Return the root mean square distance, in pixels, of the field [H, W] from its centre of mass."""
+    (centre_y, centre_x), y, x = _centre(field)
+    square = (field.sum(1) * (y - centre_y).square()).sum() + (field.sum(0) * (x - centre_x).square()).sum()
     return square.sqrt().item()
 
 
 def side_of_half(field: Tensor) -> int:
-    """Return the side of the smallest square about the image's centre that holds half of the field [H, W]."""
-    height, width = field.shape
-    for radius in range(max(height, width)):
-        rows = slice(max(height // 2 - radius, 0), height // 2 + radius + 1)
-        columns = slice(max(width // 2 - radius, 0), width // 2 + radius + 1)
-        if field[rows, columns].sum() >= 0.5:
-            return 2 * radius + 1
-    return max(height, width)
+    """Return the side of the smallest square about its centre of mass that holds half of the field [H, W]."""
+    (centre_y, centre_x), y, x = _centre(field)
+    away = torch.maximum((y - centre_y.round()).abs()[:, None], (x - centre_x.round()).abs())
+    radius = next(r for r in range(max(field.shape) + 1) if field[away <= r].sum() >= 0.5)
+    return 2 * radius + 1
+
+
+def _centre(field: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    y, x = (torch.arange(size, dtype=field.dtype, device=field.device) for size in field.shape)
+    return ((field.sum(1) * y).sum(), (field.sum(0) * x).sum()), y, x
 
 
 @contextmanager
