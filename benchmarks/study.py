@@ -100,19 +100,20 @@ def photos(seeds: list[int], epochs: int) -> None:
     if not path.exists():
         append(path, {"of_epochs": epochs, **provenance(), "command": COMMAND})
 
-    def finish_all(variant: str, name: str, count: int) -> None:
-        for seed in seeds:
-            key = {"study": "photos", "data": "elpv", "variant": variant, "seed": seed}
-            finish(path, key, name, [*common, f"seed={seed}", f"optim.epochs={count}"], {})
+    def finish_one(variant: str, name: str, seed: int, count: int) -> None:
+        key = {"study": "photos", "data": "elpv", "variant": variant, "seed": seed}
+        finish(path, key, name, [*common, f"seed={seed}", f"optim.epochs={count}"], {})
 
-    finish_all("plain", "plain", epochs)
-    finish_all("dcnv2", "dcn", epochs)
+    for seed in seeds:
+        finish_one("plain", "plain", seed, epochs)
+        finish_one("dcnv2", "dcn", seed, epochs)
     # A calibration of its own would cost as much as a run: the runs themselves say how much longer one takes.
     seconds = {
         variant: statistics.median(row["cpu_seconds"] for row in rows(path) if row.get("variant") == variant)
         for variant in ("plain", "dcnv2")
     }
-    finish_all("longer", "plain", round(epochs * seconds["dcnv2"] / seconds["plain"]))
+    for seed in seeds:
+        finish_one("longer", "plain", seed, round(epochs * seconds["dcnv2"] / seconds["plain"]))
 
 
 def finish(path: Path, key: dict[str, Any], name: str, overrides: list[str], final: dict[str, Any]) -> None:

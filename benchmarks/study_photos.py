@@ -1,4 +1,4 @@
-"""Photos of solar cells and the ImageNet weights of EfficientNet-Lite0, both shipped by packages, for ``dcn-train``.
+"""Photos of solar cells and the ImageNet weights of EfficientNet-Lite0, both from packages, for ``dcn-train``.
 
 Photos: elpv-dataset 1.0, 2,624 electroluminescence images of 300 x 300 pixels (Deitsch et al., "Automatic
 classification of defective photovoltaic module cells in electroluminescence images", 2019; CC BY-NC-SA 4.0).
@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 
-TRAIN, EVALUATE = 640, 480  # photos, drawn once, with the same share of each class
+TRAIN, EVALUATE = 640, 400  # photos, drawn once, with the same share of each class
 
 
 def prepare(folder: Path, size: int = 112) -> list[str]:
@@ -31,9 +31,9 @@ def prepare(folder: Path, size: int = 112) -> list[str]:
         "data=folder",
         f"data.root={images.resolve()}",
         f"data.img_size={size}",
-        "data.batch_size=32",
+        "data.batch_size=16",
         "data.workers=0",
-        "optim.lr=1e-3",
+        "optim.lr=2e-3",
         "optim.warmup_epochs=0",
     ]
 

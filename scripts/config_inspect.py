@@ -1,5 +1,6 @@
 """The typed schema of ``conf/visualize.yaml`` and ``conf/evaluate.yaml``."""
 
+import functools
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
@@ -13,8 +14,8 @@ class Visualize:
     """``conf/visualize.yaml``."""
 
     checkpoint: str | None = None  # of dcn-train
-    model: str | None = None  # instead: a name of timm, such as resnet50 or resnet50_dcn
-    pretrained: bool = False  # of model
+    name: str | None = None  # instead: a name of timm, such as resnet50 or resnet50_dcn
+    pretrained: bool = False  # of name
     before: str | None = None  # a checkpoint to compare receptive fields with; by default the network newly drawn
     data: Data = MISSING
     images: int = 4  # columns of the sampling picture
@@ -45,6 +46,7 @@ class Evaluate:
     device: str = "auto"
 
 
+@functools.cache  # Hydra warns of a second time
 def register() -> None:
     """Put the schemas where ``conf/`` finds them."""
     store = ConfigStore.instance()

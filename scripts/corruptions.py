@@ -5,11 +5,14 @@ images of [0, 1] and the same shape. Lengths scale with the image, so that one t
 strengths are thus not ImageNet-C's, and numbers compare with those of this module alone.
 """
 
+import io
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Generator, Tensor
 
 Corruption = Callable[[Tensor, int, Generator], Tensor]
@@ -83,14 +86,18 @@ def _pixelate(images: Tensor, level: int, generator: Generator) -> Tensor:
 
 
 def _jpeg(images: Tensor, level: int, generator: Generator) -> Tensor:
-    from torchvision.io import decode_jpeg, encode_jpeg
-
     quality = (25, 18, 13, 9, 6)[level]
-    channels = images.shape[1]
-    if channels not in (1, 3):
+    if images.shape[1] not in (1, 3):
         raise ValueError(f"JPEG knows images of 1 or 3 channels, got {images.shape=}")
-    coded = [decode_jpeg(encode_jpeg(i, quality)) for i in images.clamp(0, 1).mul(255).round().byte().cpu()]
-    return torch.stack(coded).to(images) / 255
+    pixels = images.clamp(0, 1).mul(255).round().byte().cpu().permute(0, 2, 3, 1)
+    coded = torch.stack([_through_jpeg(image, quality) for image in pixels])  # [N, H, W, C]
+    return coded.permute(0, 3, 1, 2).to(images) / 255
+
+
+def _through_jpeg(image: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(2).numpy()).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file))).view(image.shape)
 
 
 def _rotate(images: Tensor, level: int, generator: Generator) -> Tensor:

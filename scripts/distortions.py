@@ -1,4 +1,4 @@
-"""The distortions of digits in "Spatial Transformer Networks" (Jaderberg et al., 2015, appendix A), a batch at once.
+"""The distortions of digits in "Spatial Transformer Networks" (Jaderberg et al., 2015, appendix), a batch at once.
 
 Every function maps images [N, C, H, W] to a canvas [N, C, S, S] by sampling, and draws from its generator alone.
 Points are (x, y) in pixels from the centre, of the image or of the canvas.
@@ -73,7 +73,7 @@ def _project(
     scale: Range,
     deviation: float = 5.0,
 ) -> Tensor:
-    """P: scaled, and every corner moved by a normal draw, in pixels; corners that are not convex are drawn again."""
+    """P: scaled, and each corner moved by a normal draw, in pixels; what is not convex is drawn again."""
     half = images.shape[-1] / 2
     corners = half * torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
     start = corners * _between(scale, _uniform(generator, len(images)))[:, None, None]  # [N, 4, 2]

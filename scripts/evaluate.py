@@ -132,7 +132,8 @@ def _check(name: str, model: nn.Module, num_classes: int, images: Tensor) -> Non
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     if channels != images.shape[1]:
         raise ValueError(
-            f"'{name}' reads {channels} channels, and the data have {images.shape[1]}: set data= to what it was trained on"
+            f"'{name}' reads {channels} channels, and the data have {images.shape[1]}: "
+            "set data= to what it was trained on"
         )
 
 
@@ -202,7 +203,7 @@ def _write(results: dict[str, Result], config: Evaluate, batch: int, folder: Pat
     }
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     for name, result in results.items():
-        stem = f"confusion-{Path(name).parent.name if '/' in name else name}"
+        stem = f"confusion-{name.strip('/').replace('/', '-')}"
         with (folder / f"{stem}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(result.confusion)
         figures.confusion(
@@ -214,9 +215,8 @@ def _write(results: dict[str, Result], config: Evaluate, batch: int, folder: Pat
 
 def _print(results: dict[str, Result], config: Evaluate, batch: int) -> None:
     console = Console(width=120)
-    table = Table(
-        title=f"{sum(map(sum, next(iter(results.values())).confusion)):,} images of {config.data.name or config.data.root}"
-    )
+    count = sum(map(sum, next(iter(results.values())).confusion))
+    table = Table(title=f"{count:,} images of {config.data.name or config.data.root}")
     columns = ("network", "top-1 %", "top-5 %", "worst class %", "parameters", f"images/s (batch {batch})")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scripts.offsets import LayerOffsets
-from scripts.sampling import Samples, bottom_of, cascade, to_image
+from scripts.sampling import Samples, cascade, chain, to_image
 
 DPI = 160
 
@@ -33,33 +33,30 @@ def picture(image: Tensor) -> np.ndarray:
 
 def sampling(
     images: Tensor, found: dict[str, Samples], layer: str, levels: int, points: list[list[float]], path: Path
-) -> int:
+) -> None:
     """Draw figure 6 of the DCNv1 paper: for chosen outputs (a cross), every sample that reaches them.
 
     One row per output, one column per image; the opacity of a sample is the product of the masks on its way.
-
-    Returns:
-        How many layers the samples were followed through.
     """
     plt = pyplot()
     height, width = images.shape[-2:]
-    size = (len(points), len(images))
-    figure, axes = plt.subplots(*size, figsize=(1.9 * size[1], 1.95 * size[0]), squeeze=False)
-    bottom = bottom_of(found, layer, levels)
-    count = 0
+    figure, axes = plt.subplots(
+        len(points), len(images), figsize=(1.9 * len(images), 1.95 * len(points)), squeeze=False
+    )
+    bottom = found[chain(found, layer, levels)[-1]]
     for row, at in zip(axes, points, strict=True):
         samples, weights = cascade(found, layer, levels, (at[0], at[1]))
-        samples = to_image(samples, bottom.input_size, (height, width)).cpu()
-        weights = (weights / weights.amax(1, keepdim=True).clamp(min=1e-6)).cpu()
+        positions = to_image(samples, bottom.input_size, (height, width)).cpu().numpy()
+        opacity = (weights / weights.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
         count = samples.shape[1]
         # The cross stands where the output itself is.
         map_size = found[layer].output_size
         index = [min(int(part * size), size - 1) for part, size in zip(at, map_size, strict=True)]
         y, x = to_image(torch.tensor(index, dtype=torch.float32), map_size, (height, width)).tolist()
-        for axis, image, where, weight in zip(row, images, samples, weights, strict=True):
+        for axis, image, where, weight in zip(row, images, positions, opacity, strict=True):
             axis.imshow(picture(image), interpolation="nearest")
             colours = np.zeros((count, 4))
-            colours[:, :3], colours[:, 3] = (1.0, 0.25, 0.2), 0.2 + 0.7 * weight.numpy()
+            colours[:, :3], colours[:, 3] = (1.0, 0.25, 0.2), 0.2 + 0.7 * weight
             area = 28.0 if count <= 9 else 10.0 if count <= 81 else 3.0
             axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, linewidths=0)
             axis.scatter([x], [y], s=55, c="lime", marker="+", linewidths=1.6)
@@ -69,7 +66,6 @@ def sampling(
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
-    return round(np.log(count) / np.log(found[layer].positions.shape[1]))
 
 
 def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:
@@ -124,7 +120,7 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
     for i, (row, (network, fields)) in enumerate(zip(axes, rows.items(), strict=True)):
         for axis, stage in zip(row, stages, strict=True):
             field = fields[stage].cpu()
-            axis.imshow((field / field.max()).sqrt(), cmap="magma", vmin=0, vmax=1)
+            axis.imshow((field / field.max()).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(notes[network][stage], fontsize=7)
             if i == 0:
@@ -142,7 +138,7 @@ def confusion(counts: Tensor, title: str, path: Path) -> None:
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(12.0, 2.0 + 0.36 * classes)
     figure, axis = plt.subplots(figsize=(side, side))
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="answer", ylabel="class", title=title)
     if classes <= 25:
         axis.set_xticks(range(classes))

@@ -65,6 +65,23 @@ def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
     return found
 
 
+def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
+    """Return the layers that a cascade goes through, from ``top`` down.
+
+    Raises:
+        ValueError: For a ``top`` that is no deformable layer.
+    """
+    if top not in found:
+        raise ValueError(f"expected a deformable layer, one of {', '.join(found)}, got {top=}")
+    below = list(found)[: list(found).index(top)][::-1]
+    names = [top]
+    for name in below[: levels - 1]:
+        if found[name].output_size != found[names[-1]].input_size:
+            break
+        names.append(name)
+    return names
+
+
 def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Follow one output of a layer through the layers below it, as figure 6 of the DCNv1 paper does.
 
@@ -81,38 +98,21 @@ def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, f
         Positions [N, K^L, 2] in pixels of the bottom layer's input, NaN where a sample left the map above and reads
         zeros, and the products of the masks [N, K^L].
     """
-    chain = _chain(found, top, levels)
-    first = found[chain[0]]
+    names = chain(found, top, levels)
+    first = found[names[0]]
     start = [min(int(part * size), size - 1) for part, size in zip(at, first.output_size, strict=True)]
     batch = len(first.positions)
     points = first.positions.new_tensor(start).expand(batch, 1, 2)
     weights = points.new_ones(batch, 1)
-    for name in chain:
+    for name in names:
         points, weights = _step(found[name], points, weights)
     return points, weights
-
-
-def bottom_of(found: dict[str, Samples], top: str, levels: int) -> Samples:
-    """Return the layer where the cascade of ``top`` ends."""
-    return found[_chain(found, top, levels)[-1]]
 
 
 def to_image(points: Tensor, input_size: tuple[int, int], image: tuple[int, int]) -> Tensor:
     """Turn positions [..., 2] in pixels of a map into pixels of the image, centre to centre."""
     scale = points.new_tensor([image[0] / input_size[0], image[1] / input_size[1]])
     return (points + 0.5) * scale - 0.5
-
-
-def _chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
-    if top not in found:
-        raise ValueError(f"expected a deformable layer, one of {', '.join(found)}, got {top=}")
-    names = list(found)[: list(found).index(top) + 1][::-1]
-    chain = [names[0]]
-    for name in names[1:levels]:
-        if found[name].output_size != found[chain[-1]].input_size:
-            break
-        chain.append(name)
-    return chain
 
 
 def _step(layer: Samples, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,10 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
         FileNotFoundError: For a checkpoint or a folder of images that is not there.
         ValueError: For a network without name, an unknown one, one that doesn't fit the data, or an unknown layer.
     """
+    if config.levels < 1:
+        raise ValueError(f"expected one level or more, got {config.levels=}")
+    if not config.points or any(len(at) != 2 or not 0 <= min(at) <= max(at) <= 1 for at in config.points):
+        raise ValueError(f"expected points (y, x) in [0, 1], got {config.points=}")
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     if config.device != "auto":
         device = torch.device(config.device)
@@ -64,17 +68,17 @@ def network(config: Visualize) -> nn.Module:
         FileNotFoundError: Where there is no such checkpoint.
         ValueError: For neither or both, or a name that timm doesn't have.
     """
-    if (config.checkpoint is None) == (config.model is None):
+    if (config.checkpoint is None) == (config.name is None):
         raise ValueError(
-            f"expected one of checkpoint=PATH and model=NAME, got {config.checkpoint=} and {config.model=}"
+            f"expected one of checkpoint=PATH and name=NAME, got {config.checkpoint=} and {config.name=}"
         )
     if config.checkpoint is not None:
         return checkpoint.load(existing(config.checkpoint))
-    assert config.model is not None
-    if not timm.is_model(config.model):
-        close = difflib.get_close_matches(config.model, timm.list_models(), n=5)
-        raise ValueError(f"timm has no model '{config.model}'; close names: {', '.join(close) or '-'}")
-    return timm.create_model(config.model, pretrained=config.pretrained, in_chans=config.data.in_chans)
+    assert config.name is not None
+    if not timm.is_model(config.name):
+        close = difflib.get_close_matches(config.name, timm.list_models(), n=5)
+        raise ValueError(f"timm has no model '{config.name}'; close names: {', '.join(close) or '-'}")
+    return timm.create_model(config.name, pretrained=config.pretrained, in_chans=config.data.in_chans)
 
 
 def existing(path: str) -> Path:
@@ -120,10 +124,9 @@ def _of_offsets(model: nn.Module, images: Tensor, config: Visualize, folder: Pat
     drawn = {"sampling": folder / "sampling.png", "offsets": folder / "offsets.png"}
     found = sampling.record(model, images[: config.images])
     layer = config.layer or _layer_to_follow(found)
-    levels = figures.sampling(
-        images[: config.images], found, layer, config.levels, config.points, drawn["sampling"]
-    )
-    print(f"{layer}: samples followed through {levels} layers")
+    followed = sampling.chain(found, layer, config.levels)
+    figures.sampling(images[: config.images], found, layer, config.levels, config.points, drawn["sampling"])
+    print(f"{layer}: samples followed through {len(followed)} layers, {' and '.join(followed)}")
     figures.offset_lengths(rows, lengths, drawn["offsets"])
     history = offsets.read(Path(config.checkpoint).parent) if config.checkpoint else {}
     if history:
