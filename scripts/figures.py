@@ -89,7 +89,7 @@ def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: P
 def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
     """Draw the mean length of the offsets over the epochs, a line per layer from the first to the last."""
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(5.2, 3.4))
+    figure, axis = plt.subplots(figsize=(6.2, 3.4))
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(history)))
     for (name, entries), colour in zip(history.items(), colours, strict=True):
         epochs, means, _ = zip(*entries, strict=True)
@@ -97,7 +97,7 @@ def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Pat
     axis.set(xlabel="epoch", ylabel="mean |offset|, pixels of the layer's input")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

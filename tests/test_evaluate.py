@@ -183,7 +183,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused(key: str, value: int, a
     ("arguments", "answer"),
     [
         ([], "error: which network? Say checkpoint="),
-        (["chekpoint=x"], "did you mean checkpoint?"),
+        (["rouns=1"], "did you mean rounds?"),
         (["checkpoint=nowhere.safetensors"], "error: no checkpoint 'nowhere.safetensors'"),
     ],
 )
