@@ -51,7 +51,7 @@ class Data:
     color_jitter: float = 0.4
     auto_augment: str | None = None  # randaugment, trivialaugment, autoaugment or augmix
     erasing: float = 0.0  # probability of a random rectangle
-    # Of mnist_rts alone: degrees either way, scale range, and how often each evaluation image is distorted.
+    # Of the distorted digits alone: degrees either way, scale range, and how often each image to evaluate is drawn.
     rotation: float = 45.0
     scale: tuple[float, float] = (0.7, 1.2)
     eval_copies: int = 5

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from scripts import images
 from scripts.config import Data
-from scripts.digits import MEAN, STD, TRAINED, DistortedDigits, digits
+from scripts.digits import TRAINED, DistortedDigits, digits
+from scripts.distortions import DISTORTIONS, MNIST_MEAN, MNIST_STD
 from scripts.sampling import Keyed, Keys, collate
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
@@ -39,7 +40,7 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
         ValueError: For a data set that doesn't say its number of classes, has other classes in one split than in
             the other, or has less than a batch to train on.
     """
-    splits = _mnist_rts(config, seed) if config.name == "mnist_rts" else _timm(config, transform, seed)
+    splits = _digits_of(config, seed) if config.name in DISTORTIONS else _timm(config, transform, seed)
     if len(splits.train) == 0:
         raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
     return splits
@@ -88,7 +89,7 @@ def _stream(dataset: Any, config: Data, training: bool) -> Loader:
     )
 
 
-def _mnist_rts(config: Data, seed: int) -> Splits:
+def _digits_of(config: Data, seed: int) -> Splits:
     pixels, labels = digits()
     limit = None if config.max_batches is None else config.max_batches * config.batch_size
     held = [x[TRAINED:].repeat(config.eval_copies, *[1] * (x.ndim - 1))[:limit] for x in (pixels, labels)]
@@ -97,7 +98,9 @@ def _mnist_rts(config: Data, seed: int) -> Splits:
     loaders = [_loader(d, len(d), config, seed, d is train, _batch) for d in (train, evaluate)]
     names = tuple(str(digit) for digit in range(10))
     size = (config.in_chans, config.img_size, config.img_size)
-    return Splits(loaders[0], loaders[1], 10, names, {"mean": (MEAN,), "std": (STD,), "input_size": size})
+    return Splits(
+        loaders[0], loaders[1], 10, names, {"mean": (MNIST_MEAN,), "std": (MNIST_STD,), "input_size": size}
+    )
 
 
 def _batch(batch: Batch) -> Batch:

@@ -1,19 +1,17 @@
 """The distorted digits of the default run."""
 
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from scripts.config import Data
+from scripts.distortions import MNIST_MEAN, MNIST_STD, distort
 from scripts.sampling import Key
 
-MEAN, STD = 0.1307, 0.3081  # of MNIST
 TRAINED = 4000  # of the 5,000 images
 
 
@@ -30,12 +28,12 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 class DistortedDigits(Dataset[tuple[Tensor, Tensor]]):
-    """Images rotated, scaled and placed at random on a larger canvas, a whole batch at once.
+    """Images distorted at random on a larger canvas, those of an epoch at once.
 
     Args:
         images: [N, 1, H, W].
         labels: [N].
-        config: Rotation, scale and the canvas, ``img_size``.
+        config: The distortion's name, rotation, scale and the canvas, ``img_size``.
         seed: What a distortion depends on, beside epoch and index; None for evaluation, the same for every seed.
     """
 
@@ -49,28 +47,16 @@ class DistortedDigits(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
         """Return images [N, 1, canvas, canvas] and labels [N] of keys of one epoch."""
         index = torch.tensor([index for _, index in keys])
-        return self._distort(self.images[index], self._draws(keys[0][0])[index]), self.labels[index]
+        return self._of_epoch(keys[0][0])[index], self.labels[index]
 
-    def _draws(self, epoch: int) -> Tensor:
-        """Return four numbers from [-1, 1) for each image, [N, 4]."""
+    def _of_epoch(self, epoch: int) -> Tensor:
         if self._drawn is None or self._drawn[0] != epoch:
             entropy = [2] if self.seed is None else [self.seed, epoch]
-            seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-            draws = torch.rand(len(self), 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-            self._drawn = (epoch, draws)
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            config = self.config
+            parts = [
+                distort(config.name, part, config.img_size, generator, rotation=config.rotation, scale=config.scale)
+                for part in self.images.split(500)
+            ]
+            self._drawn = (epoch, (torch.cat(parts) - MNIST_MEAN) / MNIST_STD)
         return self._drawn[1]
-
-    def _distort(self, images: Tensor, draws: Tensor) -> Tensor:
-        batch, canvas = len(images), self.config.img_size
-        low, high = self.config.scale
-        angle = math.radians(self.config.rotation) * draws[:, 0]
-        scale = low + (high - low) * (draws[:, 1] + 1) / 2
-        # affine_grid maps the canvas [-1, 1] to the image [-1, 1]: the inverse of what happens to the digit.
-        zoom = canvas / images.shape[-1] / scale
-        turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
-        turn = turn * zoom[:, None, None]
-        room = (1 - 1 / zoom).clamp(min=0)  # how far the digit moves and stays on the canvas
-        shift = room[:, None] * draws[:, 2:]
-        theta = torch.cat((turn, -turn @ shift[:, :, None]), 2)  # [N, 2, 3]
-        grid = F.affine_grid(theta, [batch, 1, canvas, canvas], align_corners=False)
-        return (F.grid_sample(images, grid, align_corners=False) - MEAN) / STD

@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3, accuracy
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from scripts import checkpoint, recipe, state
+from scripts import checkpoint, offset_statistics, recipe, state
 from scripts.config import Train
 from scripts.data import Splits
 from scripts.metrics import MetricLog, Metrics
@@ -78,6 +78,7 @@ class _Training:
     ) -> None:
         self.config, self.accelerator, self.folder, self.weights = config, accelerator, folder, weights
         self.model, self.title, self.path = model, folder.name, folder / state.NAME
+        self.probe = torch.empty(0)  # the first images of the evaluation, whose offsets are followed
         self.position, self.saved_at, self.stop = state.Position(), time.monotonic(), StopRequest()
         recipe.check(config.optim, config.data.batch_size, accelerator.num_processes)
         if accelerator.num_processes > 1 and isinstance(splits.train.dataset, IterableDataset):
@@ -125,6 +126,8 @@ class _Training:
                 self._keep(metrics["eval/top1"])
                 layers = zip(self.net.layers, offsets, strict=False)
                 log.write(epoch, metrics, {f"offset/{name}": value for name, value in layers})
+                if main and not self.accelerator.is_fsdp2:
+                    offset_statistics.log_epoch(self.model, self.probe, self.folder, log.board, epoch)
                 progress.update(
                     task,
                     description=f"{self.title} epoch {epoch + 1}/{epochs} "
@@ -272,8 +275,10 @@ class _Training:
         net.eval()
         count, loss, top1 = 0, 0.0, 0.0
         for images, labels in self.held:
+            images = images.to(memory_format=_memory_format(self.config))
+            self.probe = images if count == 0 else self.probe
             with self.accelerator.autocast():
-                out = net(images.to(memory_format=_memory_format(self.config)))
+                out = net(images)
             logits = (out if self.ema is not None else out[0]).float()
             logits, labels = self.accelerator.gather_for_metrics((logits, labels))
             count += len(labels)

@@ -1,0 +1,129 @@
+"""Where the filters of a converted network sample an image.
+
+Shapes: N images, K taps, L levels, Ho x Wo the output map of a layer. Positions are (y, x).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcn_ops import DeformConv2d
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What one layer did on one batch, for its first offset group."""
+
+    positions: Tensor  # [N, K, 2, Ho, Wo], in pixels of the layer's input
+    masks: Tensor  # [N, K, Ho, Wo], 1 where the layer has none
+    input_size: tuple[int, int]
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Ho, Wo."""
+        return self.positions.shape[3], self.positions.shape[4]
+
+
+def deformable_layers(model: nn.Module) -> dict[str, DeformConv2d]:
+    """Return the layers that predict their offsets, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, DeformConv2d) and m.predict_offsets}
+
+
+@contextmanager
+def watched(model: nn.Module, seen: Any) -> Iterator[None]:
+    """Call ``seen(name, layer, input)`` before each deformable layer runs."""
+
+    def hook(name: str) -> Any:
+        return lambda layer, args: seen(name, layer, args[0])
+
+    handles = [m.register_forward_pre_hook(hook(name)) for name, m in deformable_layers(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
+    """Return, by layer in the order of execution, where images [N, C, H, W] are sampled."""
+    found: dict[str, Samples] = {}
+
+    def seen(name: str, layer: DeformConv2d, input: Tensor) -> None:
+        positions = layer.sampling_positions(input)[:, 0]
+        _, mask = layer.offsets(input)
+        masks = torch.ones_like(positions[:, :, 0]) if mask is None else mask[:, : positions.shape[1]]
+        height, width = input.shape[-2:]
+        found[name] = Samples(positions=positions, masks=masks, input_size=(height, width))
+
+    with watched(model, seen):
+        model(images)
+    return found
+
+
+def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
+    """Return the layers that a cascade goes through, from ``top`` down.
+
+    Raises:
+        ValueError: For a ``top`` that is no deformable layer.
+    """
+    if top not in found:
+        raise ValueError(f"expected a deformable layer, one of {', '.join(found)}, got {top=}")
+    below = list(found)[: list(found).index(top)][::-1]
+    names = [top]
+    for name in below[: levels - 1]:
+        if found[name].output_size != found[names[-1]].input_size:
+            break
+        names.append(name)
+    return names
+
+
+def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Follow one output of a layer through the layers below it, as figure 6 of the DCNv1 paper does.
+
+    A sample of one layer lies between the outputs of the layer below: the nearest of them says where to go on.
+    Layers are taken as stacked, which leaves out the shortcuts of residual blocks.
+
+    Args:
+        found: Of ``record``.
+        top: The layer whose output is followed.
+        levels: Number of layers at most; fewer where the map below has another size than the samples above need.
+        at: (y, x) of the output, in [0, 1] of the map.
+
+    Returns:
+        Positions [N, K^L, 2] in pixels of the bottom layer's input, NaN where a sample left the map above and reads
+        zeros, and the products of the masks [N, K^L].
+    """
+    names = chain(found, top, levels)
+    first = found[names[0]]
+    start = [min(int(part * size), size - 1) for part, size in zip(at, first.output_size, strict=True)]
+    batch = len(first.positions)
+    points = first.positions.new_tensor(start).expand(batch, 1, 2)
+    weights = points.new_ones(batch, 1)
+    for name in names:
+        points, weights = _step(found[name], points, weights)
+    return points, weights
+
+
+def to_image(points: Tensor, input_size: tuple[int, int], image: tuple[int, int]) -> Tensor:
+    """Turn positions [..., 2] in pixels of a map into pixels of the image, centre to centre."""
+    scale = points.new_tensor([image[0] / input_size[0], image[1] / input_size[1]])
+    return (points + 0.5) * scale - 0.5
+
+
+def _step(layer: Samples, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace points [N, P, 2] of the output map by the samples [N, P * K, 2] that their outputs read."""
+    height, width = layer.output_size
+    nearest = points.round()
+    size = points.new_tensor([height, width])
+    inside = ((nearest >= 0) & (nearest < size)).all(2)  # [N, P], False for NaN
+    y, x = nearest.where(inside[..., None], 0).long().unbind(2)
+    image = torch.arange(len(points), device=points.device)[:, None]
+    samples = layer.positions.permute(0, 3, 4, 1, 2)[image, y, x]  # [N, P, K, 2]
+    samples = samples.where(inside[..., None, None], torch.nan)
+    masks = layer.masks.permute(0, 2, 3, 1)[image, y, x]  # [N, P, K]
+    return samples.flatten(1, 2), (weights[..., None] * masks).flatten(1)

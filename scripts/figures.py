@@ -1,0 +1,152 @@
+"""The pictures of dcn-visualize; every function writes one PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.cascade import Samples, cascade, chain, to_image
+from scripts.offset_statistics import LayerOffsets
+
+DPI = 160
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, drawing into files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """Turn a normalised image [C, H, W] into [H, W, 3] of [0, 1]: its least value black, its largest white."""
+    low, high = image.amin(), image.amax()
+    scaled = ((image - low) / (high - low).clamp(min=1e-6)).cpu()
+    scaled = scaled if scaled.shape[0] == 3 else scaled.mean(0, keepdim=True).expand(3, -1, -1)
+    return scaled.permute(1, 2, 0).numpy()
+
+
+def sampling(
+    images: Tensor, found: dict[str, Samples], layer: str, levels: int, points: list[list[float]], path: Path
+) -> None:
+    """Draw figure 6 of the DCNv1 paper: for chosen outputs (a cross), every sample that reaches them.
+
+    One row per output, one column per image; the opacity of a sample is the product of the masks on its way.
+    """
+    plt = pyplot()
+    height, width = images.shape[-2:]
+    figure, axes = plt.subplots(
+        len(points), len(images), figsize=(1.9 * len(images), 1.95 * len(points)), squeeze=False
+    )
+    bottom = found[chain(found, layer, levels)[-1]]
+    for row, at in zip(axes, points, strict=True):
+        samples, weights = cascade(found, layer, levels, (at[0], at[1]))
+        positions = to_image(samples, bottom.input_size, (height, width)).cpu().numpy()
+        opacity = (weights / weights.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
+        count = samples.shape[1]
+        # The cross stands where the output itself is.
+        map_size = found[layer].output_size
+        index = [min(int(part * size), size - 1) for part, size in zip(at, map_size, strict=True)]
+        y, x = to_image(torch.tensor(index, dtype=torch.float32), map_size, (height, width)).tolist()
+        for axis, image, where, weight in zip(row, images, positions, opacity, strict=True):
+            axis.imshow(picture(image), interpolation="nearest")
+            colours = np.zeros((count, 4))
+            colours[:, :3], colours[:, 3] = (1.0, 0.25, 0.2), 0.2 + 0.7 * weight
+            area = 28.0 if count <= 9 else 10.0 if count <= 81 else 3.0
+            axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, linewidths=0)
+            axis.scatter([x], [y], s=55, c="lime", marker="+", linewidths=1.6)
+            margin_y, margin_x = height / 8, width / 8
+            axis.set(xlim=(-margin_x, width + margin_x), ylim=(height + margin_y, -margin_y), xticks=[], yticks=[])
+            axis.set_facecolor("0.25")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:
+    """Draw the distribution of the offsets' lengths, a violin per layer."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(1.5 + 0.75 * len(rows), 3.2))
+    at = range(len(rows))
+    axis.violinplot([lengths[row.layer].numpy() for row in rows], positions=at, widths=0.85, showextrema=False)
+    axis.plot(at, [row.mean for row in rows], "o", color="black", markersize=4, label="mean")
+    axis.plot(at, [row.p95 for row in rows], "_", color="tab:red", markersize=12, label="95th percentile")
+    axis.set_xticks(at, [row.layer for row in rows], rotation=35, ha="right", fontsize=8)
+    axis.set_ylabel("|offset|, pixels of the layer's input")
+    axis.set_ylim(0, 1.25 * max(row.p95 for row in rows) + 1e-3)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
+    """Draw the mean length of the offsets over the epochs, a line per layer from the first to the last."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.2, 3.4))
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(history)))
+    for (name, entries), colour in zip(history.items(), colours, strict=True):
+        epochs, means, _ = zip(*entries, strict=True)
+        axis.plot([epoch + 1 for epoch in epochs], means, "o-", markersize=3, color=colour, label=name)
+    axis.set(xlabel="epoch", ylabel="mean |offset|, pixels of the layer's input")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[str, str]], path: Path) -> None:
+    """Draw effective receptive fields.
+
+    Args:
+        rows: By network, by stage, [H, W]; each is drawn relative to its own maximum, by its square root, so that
+            what is a hundredth as strong still shows.
+        notes: By network, by stage, what stands below.
+        path: The PNG.
+    """
+    plt = pyplot()
+    stages = list(next(iter(rows.values())))
+    figure, axes = plt.subplots(
+        len(rows), len(stages), figsize=(1.75 * len(stages) + 0.6, 2.05 * len(rows)), squeeze=False
+    )
+    for i, (row, (network, fields)) in enumerate(zip(axes, rows.items(), strict=True)):
+        for axis, stage in zip(row, stages, strict=True):
+            field = fields[stage].cpu()
+            axis.imshow((field / field.max()).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(notes[network][stage], fontsize=7)
+            if i == 0:
+                axis.set_title(stage, fontsize=8)
+        row[0].set_ylabel(network, fontsize=8)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def confusion(counts: Tensor, title: str, path: Path) -> None:
+    """Draw a confusion matrix [classes, classes], each row as shares; numbers where they fit."""
+    plt = pyplot()
+    classes = len(counts)
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(12.0, 2.0 + 0.36 * classes)
+    figure, axis = plt.subplots(figsize=(side, side))
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="answer", ylabel="class", title=title)
+    if classes <= 25:
+        axis.set_xticks(range(classes))
+        axis.set_yticks(range(classes))
+        for (row, column), count in np.ndenumerate(counts.numpy()):
+            if count:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axis.text(column, row, int(count), ha="center", va="center", fontsize=7, color=colour)
+    figure.tight_layout()
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
