@@ -1,5 +1,6 @@
 """Deformable convolution as a ``torch.library`` operator, in pure Python."""
 
+from dcn_ops import onnx, openvino
 from dcn_ops.export import decompositions, whole_operators
 from dcn_ops.functional import deform_conv2d
 from dcn_ops.nn import DeformConv2d
@@ -9,6 +10,8 @@ __all__ = [
     "DeformConv2d",
     "decompositions",
     "deform_conv2d",
+    "onnx",
+    "openvino",
     "set_workspace_limit",
     "whole_operators",
     "workspace_limit",
