@@ -30,11 +30,12 @@ def _translate(
 ) -> Any:
     """Build the node, for the exporter of ``torch.onnx.export(dynamo=True)``."""
     import onnx_ir
-    from onnxscript.onnx_opset import opset19 as op
+    from onnxscript.onnx_opset import opset19
 
+    op: Any = opset19
     if bias is None and mask is not None:  # TensorRT wants a bias where there is a mask
-        zeros = torch.zeros(weight.shape[0]).numpy()
-        bias = op.Cast(op.Constant(value=onnx_ir.tensor(zeros)), to=int(weight.dtype))
+        zeros: Any = onnx_ir.tensor(torch.zeros(weight.shape[0]).numpy())
+        bias = op.Cast(op.Constant(value=zeros), to=int(weight.dtype))
     # ONNX wants one dtype; under autocast positions are wider than features, and stay so.
     narrow = None if offset.dtype == input.dtype else int(input.dtype)
     if narrow is not None:
@@ -57,13 +58,26 @@ def _attributes(stride: Any, padding: Any, dilation: Any, groups: int, offset_gr
     }
 
 
-def _symbolic(graph: Any, input: Any, offset: Any, weight: Any, bias: Any, mask: Any, *integers: Any) -> Any:
+def _symbolic(
+    graph: Any,
+    input: Any,
+    offset: Any,
+    weight: Any,
+    bias: Any,
+    mask: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    offset_groups: int,
+) -> Any:
     """Build the node, for the exporter of ``torch.onnx.export(dynamo=False)``."""
     if bias.node().mustBeNone() and not mask.node().mustBeNone():
         zeros = torch.zeros(weight.type().sizes()[0], dtype=weight.type().dtype())
         bias = graph.op("Constant", value_t=zeros)
-    attributes = {f"{name}_i": value for name, value in _attributes(*integers).items()}
-    out = graph.op("DeformConv", input, weight, offset, bias, mask, **attributes)
+    attributes = _attributes(stride, padding, dilation, groups, offset_groups)
+    integers = {f"{name}_i": value for name, value in attributes.items()}
+    out = graph.op("DeformConv", input, weight, offset, bias, mask, **integers)
     return out.setType(input.type().with_sizes([None] * 4))
 
 
