@@ -12,11 +12,8 @@ from zoo import DCNConfig, fuse_batch_norm_, inject_
 
 NETWORKS = {
     "resnet18": ({"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, 0),
-    "efficientnet_lite0": ({"channel_multiplier": 0.25, "depth_multiplier": 0.25}, 0),
-    "tf_efficientnet_lite0": (
-        {"channel_multiplier": 0.25, "depth_multiplier": 0.25},
-        0,
-    ),  # pads by the image's size
+    "mobilenetv3_small_050": ({}, 0),
+    "tf_mobilenetv3_small_minimal_100": ({}, 0),  # pads by the size
     "densenet121": ({"block_config": (1, 1, 1, 1), "growth_rate": 8}, 8),  # norms before convolutions stay
     "resnet18d": ({"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 8}, 0),
 }

@@ -62,11 +62,13 @@ class _Uses(TorchDispatchMode):
 
 def _pairs(model: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Return each convolution with the norm that alone takes what it returns."""
+    uses = _Uses()
     returned: dict[nn.Module, list[Tensor]] = defaultdict(list)
     taken: dict[nn.Module, list[Tensor]] = defaultdict(list)
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         returned[module].append(output)
+        uses.count[id(output)] = 0  # an earlier tensor may have had this id, none has it from here on
 
     def before(module: nn.Module, args: Any) -> None:
         taken[module].append(args[0])
@@ -76,14 +78,12 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNo
     norms = [m for m in model.modules() if type(m) in _NORMS and _is_fixed(m)]
     hooks = [module.register_forward_hook(after) for module in convs]
     hooks += [module.register_forward_pre_hook(before) for module in norms]
-    uses = _Uses()
     try:
         with torch.no_grad(), uses:
             outputs = tree_leaves(model(images))
     finally:
         for hook in hooks:
             hook.remove()
-    # The tensors are alive until here, so that their ids are theirs.
     source = {id(results[0]): conv for conv, results in returned.items() if len(results) == 1}
     kept = {id(output) for output in outputs}
     inputs = {norm: id(args[0]) for norm, args in taken.items() if len(args) == 1}

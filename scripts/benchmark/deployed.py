@@ -17,7 +17,7 @@ TARGETS = ("compile", "aoti", "onnx", "openvino")
 
 
 def rows_of(name: str, batch: int, rounds: int, threads: int) -> list[Row]:
-    """Export a converted network, offsets of about a pixel, for one size; return a row for it and for the plain one.
+    """Export a converted network, offsets of about a pixel, for one size; return rows of it and of the plain one.
 
     Ratios are to the plain network in the same runtime, which was timed in turns with it.
     """

@@ -3,7 +3,8 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,13 @@ def check(name: str, dynamic: str, dtype: str, int8: bool) -> None:
         raise ImportError(f"{', '.join(missing)} not installed: pip install 'dcn-zoo[{target.extra}]'")
 
 
-class _quiet(warnings.catch_warnings[Any]):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keep what torch warns itself of away from the user."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        return entered
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def _compile(job: Job, file: Path) -> None:
@@ -119,7 +119,6 @@ def _torch_export(job: Job, file: Path) -> None:
 
 def _torchscript(job: Job, file: Path) -> None:
     with _quiet(), torch.no_grad():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         model = job.portable().module() if job.decompose else job.model
         traced = torch.jit.trace(model, job.images, check_trace=False)
         torch.jit.save(torch.jit.freeze(traced.eval()), file)
