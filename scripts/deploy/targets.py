@@ -172,7 +172,7 @@ def _executorch(job: Job, file: Path) -> None:
 TARGETS = {
     "compile": Target(".cache", _compile, dynamic=("none",), library="always"),
     "aoti": Target(".pt2", _aoti, int8=True),
-    "torch-export": Target(".export.pt2", _torch_export, int8=True, library="whole"),
+    "torch-export": Target(".export.pt2", _torch_export, library="whole"),
     "onnx": Target(".onnx", _onnx, ("onnx", "onnxruntime", "onnxscript"), int8=True),
     "openvino": Target(".xml", _openvino, ("openvino",)),
     "torchscript": Target(".pt", _torchscript, library="whole"),

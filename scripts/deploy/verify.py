@@ -58,8 +58,8 @@ def run(
         command = [sys.executable, "-W", "ignore", runtimes.__file__, str(here / "request.json")]
         done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            said = "\n".join(done.stderr.strip().splitlines()[-5:])
-            raise VerificationError(f"a fresh process can't run it (exit code {done.returncode}): {said}")
+            *before, last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise VerificationError("\n".join((f"a fresh process can't run it: {last}", *before[-5:])))
         times = json.loads((here / "times.json").read_text())
         with np.load(here / "outputs.npz") as outputs:
             tensors = [torch.from_numpy(outputs[str(i)]) for i in range(len(inputs))]
