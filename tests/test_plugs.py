@@ -82,6 +82,19 @@ def test_onnx_has_deform_conv(layer: str, dynamo: bool, tmp_path: Path) -> None:
     check_session(file, model)
 
 
+def test_translations_wait_for_the_exporter() -> None:
+    code = """
+import importlib.util, sys
+import torch, dcn_ops
+assert not {"onnxscript", "torch.onnx", "openvino"} & set(sys.modules)
+assert importlib.util.find_spec("torch.onnx") is not None  # looking for it is not importing it
+model = dcn_ops.DeformConv2d(2, 3, 3)
+program = torch.onnx.export(model.eval(), (torch.zeros(1, 2, 5, 5),), dynamo=True, verbose=False)
+assert "DeformConv" in [node.op_type for node in program.model.graph]
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 @pytest.mark.parametrize("layer", ["v2, no bias", "groups"])
 def test_before_opset_19_it_is_decomposed(layer: str, tmp_path: Path) -> None:
     model, file = net(**LAYERS[layer]), tmp_path / "model.onnx"
