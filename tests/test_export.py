@@ -86,7 +86,8 @@ def test_a_target_takes_every_size(target: str, trained: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("target", ["torchscript", "torch-export", "onnx"])
 def test_decomposed_files_need_no_library(target: str, trained: Path, tmp_path: Path) -> None:
-    row = rows_of(config(trained, tmp_path, target=target, decompose=True, plain=False))[target]
+    dynamic = "none" if target == "torchscript" else "batch"
+    row = rows_of(config(trained, tmp_path, target=target, decompose=True, dynamic=dynamic, plain=False))[target]
     assert row.reason is None
     assert not row.library
     assert row.relative <= 1e-3
@@ -157,6 +158,8 @@ def test_what_a_target_can_not_do_is_said_before(trained: Path, tmp_path: Path) 
     rows = rows_of(config(trained, tmp_path, target=["compile", "openvino"], int8=True, plain=False))
     assert "use dynamic=none" in rows["compile"].reason
     assert "int8 is exported to" in rows["openvino"].reason
+    rows = rows_of(config(trained, tmp_path, target="torchscript", decompose=True, plain=False))
+    assert "use dynamic=none" in rows["torchscript"].reason
 
 
 def test_the_command_fails_where_a_target_does(trained: Path, tmp_path: Path) -> None:

@@ -66,9 +66,13 @@ class Target:
     library: str = "never"  # when its process imports dcn_ops: "never", "whole" (unless decomposed), "always"
 
 
-def check(name: str, dynamic: str, dtype: str, int8: bool) -> None:
+def check(name: str, dynamic: str, dtype: str, int8: bool, decompose: bool) -> None:
     """Raise ValueError for what a target can't do, ImportError for what it needs."""
     target = TARGETS[name]
+    if name == "torchscript" and decompose and dynamic != "none":
+        raise ValueError(
+            f"traced in pieces, TorchScript has the sizes as constants: use dynamic=none, got {dynamic=}"
+        )
     if dynamic not in target.dynamic:
         raise ValueError(f"{name} compiles for the sizes it meets: use dynamic=none, got {dynamic=}")
     if dtype not in target.dtypes:
@@ -87,6 +91,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", category)
+        # Of torch.export.save, when parts of one tensor are constants.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
         yield
 
 
@@ -114,7 +120,9 @@ def _aoti(job: Job, file: Path) -> None:
 
 
 def _torch_export(job: Job, file: Path) -> None:
-    torch.export.save(job.portable() if job.decompose else job.program(), file)
+    program = job.portable() if job.decompose else job.program()
+    with _quiet():
+        torch.export.save(program, file)
 
 
 def _torchscript(job: Job, file: Path) -> None:
