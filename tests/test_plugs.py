@@ -116,7 +116,7 @@ def test_positions_wider_than_features_stay_so(tmp_path: Path) -> None:
             return dcn_ops.deform_conv2d(input, offset, torch.ones(2, 4, 1, 1, dtype=torch.float16))
 
     arguments = (torch.randn(1, 4, 5, 6).half(), torch.randn(1, 2, 5, 6))
-    program = torch.onnx.export(Wide(), arguments, dynamo=True, verbose=False)
+    program = torch.onnx.export(Wide().eval(), arguments, dynamo=True, verbose=False)
     node = next(node for node in program.model.graph if node.op_type == "DeformConv")
     assert {value.dtype.name for value in node.inputs if value is not None} == {"FLOAT"}
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())

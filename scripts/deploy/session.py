@@ -73,7 +73,7 @@ class Session:
             fused = zoo.fuse_batch_norm_(model, self.inputs[0])
             _log.info("%d BatchNorms fused into the convolutions before them", len(fused))
         if self.config.dtype != "float32":
-            model = source.Ported(model, getattr(torch, self.config.dtype))
+            model = source.Ported(model, getattr(torch, self.config.dtype)).eval()
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def _networks(self) -> list[nn.Module]:
