@@ -174,7 +174,7 @@ TIMMX = "import zoo; from timmx.cli import app; app()"
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "torch-export", "torchscript"])
 def test_timmx_exports_a_converted_network_and_verifies_it(form: str, tmp_path: Path) -> None:
-    zoo.save(backbone(), tmp_path / "hub")
+    zoo.save(zoo.inject_(timm.create_model("test_resnet", num_classes=5)), tmp_path / "hub")
     file = tmp_path / "model"
     command = [sys.executable, "-W", "ignore", "-c", TIMMX, "export", form, f"local-dir:{tmp_path / 'hub'}"]
     command += ["--pretrained", "--output", str(file), "--input-size", "3", "64", "64"]
