@@ -1,5 +1,6 @@
 """Deformable convolution as a ``torch.library`` operator, in pure Python."""
 
+from dcn_ops import onnx, openvino
 from dcn_ops.choice import implementation, set_implementation
 from dcn_ops.export import decompositions, whole_operators
 from dcn_ops.functional import deform_conv2d
@@ -11,6 +12,8 @@ __all__ = [
     "decompositions",
     "deform_conv2d",
     "implementation",
+    "onnx",
+    "openvino",
     "set_implementation",
     "set_workspace_limit",
     "whole_operators",

@@ -20,12 +20,13 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
     operator whole, into one that runs where this library is not installed. Positions lose some 1e-7 of the image's
     size by the scaling that ``grid_sampler_2d`` asks for. For inference: exported programs have no backward.
     """
-    return {torch.ops.dcn_ops.deform_conv2d.default: _decomposed}
+    return {torch.ops.dcn_ops.deform_conv2d.default: decompose}
 
 
-def _decomposed(
+def decompose(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
 ) -> Tensor:
+    """Compute the operator, its arguments in its own order, by core ATen."""
     conv = check_arguments(input, offset, weight, bias, mask, *integers)
     return portable.forward(input, offset, weight, bias, mask, conv)
 

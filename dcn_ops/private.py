@@ -4,10 +4,14 @@ Tried on torch 2.11 and 2.15.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -109,3 +113,50 @@ def tag_compile_caches(package: Path) -> None:
         digest.update(source.read_bytes())
     config = torch.compiler.config
     config.cache_key_tag = f"{config.cache_key_tag}dcn_ops:{digest.hexdigest()[:16]};"
+
+
+# The module that registers torch's own translations to ONNX, on the first export of a process. It imports
+# onnxscript, which takes a second.
+_ONNX_TRANSLATIONS = "torch.onnx._internal.exporter._torchlib.ops"
+
+
+def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, below: Callable[..., Any]) -> None:
+    """Give ``torch.onnx.export(dynamo=True)`` a translation from ``opset`` on, a decomposition below."""
+
+    def register(_: ModuleType) -> None:
+        from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
+
+        onnx_impl(op, trace_only=True, opset_introduced=opset)(translation)
+
+    # The exporter decomposes by this table what its registry lacks at the requested opset.
+    torch._decomp.decomposition_table[op] = below
+    after_import(_ONNX_TRANSLATIONS, register)
+
+
+def after_import(name: str, function: Callable[[ModuleType], None]) -> None:
+    """Call ``function`` with a module once that is imported: now, or whenever somebody imports it."""
+    if name in sys.modules:
+        function(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, function))
+
+
+class _AfterImport(MetaPathFinder):
+    def __init__(self, name: str, function: Callable[[ModuleType], None]) -> None:
+        self.name, self.function = name, function
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                sys.meta_path.remove(self)
+                self.function(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from scripts.benchmark import bounds, measure, memory, models, show
+from scripts.benchmark import bounds, deployed, measure, memory, models, show
 from scripts.benchmark.cases import MODELS, choose
 from scripts.benchmark.providers import PROVIDERS
 from scripts.config import Bench, check_overrides, register
@@ -41,13 +41,8 @@ def run(config: Bench) -> list[measure.Row]:
 
 
 def _measure(config: Bench, rows: list[measure.Row], console: Console) -> None:
-    if config.suite == "models":
-        torch.set_num_threads(config.threads[0])
-        for name in config.models or MODELS:
-            console.print(f"{name} ...")
-            rows += models.rows_of(
-                name, config.batch, config.rounds, config.device, compiled="compiled" in config.providers
-            )
+    if config.suite in ("models", "deploy"):
+        _measure_networks(config, rows, console)
         return
     for case in choose(config.suite, config.case):
         console.print(f"{case.name} ...")
@@ -63,6 +58,17 @@ def _measure(config: Bench, rows: list[measure.Row], console: Console) -> None:
                             row["peak"] = memory.peak_of(case.name, mode, row["provider"], config.offset_sigma)
                 rows += new
                 torch.compiler.reset()
+
+
+def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) -> None:
+    torch.set_num_threads(config.threads[0])
+    for name in config.models or (MODELS if config.suite == "models" else deployed.MODELS):
+        console.print(f"{name} ...")
+        if config.suite == "deploy":
+            rows += deployed.rows_of(name, config.batch, config.rounds, config.threads[0])
+        else:
+            compiled = "compiled" in config.providers
+            rows += models.rows_of(name, config.batch, config.rounds, config.device, compiled=compiled)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")

@@ -117,8 +117,8 @@ class Bench:
         default_factory=lambda: ["conv2d", "eager", "compiled", "torchvision", "onnxruntime", "openvino"]
     )
     modes: list[str] = field(default_factory=lambda: ["forward", "training"])
-    models: list[str] = field(default_factory=list)  # of suite=models; empty: all
-    batch: int = 8  # of suite=models
+    models: list[str] = field(default_factory=list)  # of suite=models and deploy; empty: all
+    batch: int = 8  # of these two
     rounds: int = 9
     threads: list[int] = field(default_factory=lambda: [2])
     offset_sigma: float = 1.0  # standard deviation of the offsets, in pixels
@@ -129,11 +129,39 @@ class Bench:
     strict: bool = False  # exit 1 where a bound is missed
 
 
+@dataclass
+class Export:
+    """``conf/export.yaml``."""
+
+    checkpoint: str | None = None  # of dcn-train
+    model: str | None = None  # instead: a folder of zoo.save, or a name of timm
+    target: Any = "all"  # a target, or a list of them
+    folder: str = "exports"
+    dynamic: str = "batch"  # "none", "batch", or "size": batch, height and width
+    dtype: str = "float32"
+    int8: bool = False  # the ordinary convolutions; deformable ones and their predictors stay float
+    decompose: bool = False  # torch-export, torchscript: leave no dcn_ops operator; the others need none
+    opset: int = 20  # of onnx
+    fuse: bool = True  # BatchNorms into the convolutions before them
+    channels_last: bool = True
+    size: list[int] | None = None  # height and width, or one for both; default: what the network was made for
+    batch: int = 1  # that is timed
+    images: str | None = None  # a folder; default: the photos of scikit-image
+    max_images: int = 64
+    plain: bool = True  # export and time the plain network beside
+    rounds: int = 20
+    threads: int | None = None
+    tolerance: float | None = None  # largest error over the largest score; default: by dtype
+    markdown: str | None = None  # put the table into this file, between the marks of ...
+    block: str = "targets"
+
+
 def register() -> None:
     """Put the schema where ``conf/`` finds it."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="bench_schema", node=Bench)
+    store.store(name="export_schema", node=Export)
 
 
 def compose_train(*overrides: str) -> Train:

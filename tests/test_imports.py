@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-STRANGERS = {"timm", "hydra", "omegaconf", "triton", "torchvision"}
+STRANGERS = {"timm", "hydra", "omegaconf", "triton", "torchvision", "onnx", "onnxscript", "openvino"}
 
 
 def modules_after(statement: str) -> set[str]:

@@ -1,9 +1,21 @@
 """Deformable convolutions for timm networks: one verb, ``inject_``, and its preview, ``plan``."""
 
 import dcn_ops.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
+from zoo.batchnorm import fuse_batch_norm_
 from zoo.config import DCNConfig, Folding, Injection
 from zoo.fold import fold_
 from zoo.inject import inject_, plan
 from zoo.registry import list_models, load, save
 
-__all__ = ["DCNConfig", "Folding", "Injection", "fold_", "inject_", "list_models", "load", "plan", "save"]
+__all__ = [
+    "DCNConfig",
+    "Folding",
+    "Injection",
+    "fold_",
+    "fuse_batch_norm_",
+    "inject_",
+    "list_models",
+    "load",
+    "plan",
+    "save",
+]

@@ -58,7 +58,7 @@ def fold_(model: nn.Module, batches: Iterable[Any], tolerance: float = 1e-3) -> 
     seen = calibrate(model, layers, batches)
     tied = _tied(model)
     reasons = {layer: _reason(layer, seen[layer], tolerance, tied) for layer in layers}
-    plain = {layer: _plain(layer) for layer, reason in reasons.items() if reason is None}
+    plain = {layer: to_plain(layer) for layer, reason in reasons.items() if reason is None}
     scales = {layer: _scale(layer, seen[layer], tied) for layer in plain}
     before = _parameters(model)
     for layer, conv in plain.items():
@@ -158,7 +158,8 @@ def _scale(layer: DeformConv2d, seen: Predicted, tied: set[nn.Parameter]) -> Ten
     return by_group.repeat_interleave(layer.out_channels // groups, 0)
 
 
-def _plain(layer: DeformConv2d) -> nn.Conv2d:
+def to_plain(layer: DeformConv2d) -> nn.Conv2d:
+    """Return the convolution that a layer was made from, with its very Parameters, hooks and mode."""
     cls = type(layer).converts
     conv = cls.__new__(cls)
     # The very dicts of the hooks, not copies, so that their handles still remove them.

@@ -45,6 +45,10 @@ BOUNDS = [
         for mode in ("inference", "training")
     ),
 ]
+BOUNDS += [
+    Bound(cases=("*",), mode="deployed", provider=provider, peer="eager", limit=1.0)
+    for provider in ("compile", "aoti")
+]
 # On a GPU, beside cuDNN's convolution and the peers; a bfloat16 case meets torchvision's float16 (see ``_gpu``).
 _WIDE = ("*x256x*", "*x512x*")
 GPU_BOUNDS = [
@@ -59,6 +63,7 @@ GPU_BOUNDS = [
     ),
 ]
 GPU_MEMORY = 1.2  # peak, of the plain convolution's
+BEST_DEPLOYED = 1.25  # times the plain network, each in the runtime that is its fastest
 MEMORY_BUDGET = 64 * 2**20  # bytes beyond the plain convolution's peak
 
 
@@ -75,7 +80,7 @@ def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
                     {"case": case, "mode": mode, "provider": provider, "peer": bound.peer, "limit": bound.limit}
                     | {"ratio": ratio, "met": ratio <= bound.limit}
                 )
-    return found + _half(measured) + _memory(rows)
+    return found + _half(measured) + _deployed(rows) + _memory(rows)
 
 
 def gpu_verdicts(rows: list[Row]) -> list[dict[str, Any]]:
@@ -118,6 +123,19 @@ def _half(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str, An
         if case.endswith("-bfloat16") and provider in ("eager", "compiled") and wide:
             row = {"case": case, "mode": mode, "provider": provider, "peer": "float32", "limit": 1.0}
             found.append({**row, "ratio": value / wide, "met": value <= wide})
+    return found
+
+
+def _deployed(rows: list[Row]) -> list[dict[str, Any]]:
+    found = []
+    for case in dict.fromkeys(r["case"] for r in rows if r["mode"] == "deployed"):
+        times = {r["provider"]: r["ms"] for r in rows if r["case"] == case and r.get("ms")}
+        plain, dcn = ({n: t for n, t in times.items() if n.startswith("plain ") == k} for k in (True, False))
+        if plain and dcn and case.startswith("resnet50 "):
+            best, floor = min(dcn, key=dcn.__getitem__), min(plain, key=plain.__getitem__)
+            ratio = dcn[best] / plain[floor]
+            row = {"case": case, "mode": "deployed", "provider": best, "peer": floor, "limit": BEST_DEPLOYED}
+            found.append({**row, "ratio": ratio, "met": ratio <= BEST_DEPLOYED})
     return found
 
 

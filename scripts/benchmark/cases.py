@@ -126,7 +126,7 @@ def choose(suite: str, pattern: str) -> list[Case]:
         ValueError: For an unknown suite, and for a pattern that matches nothing.
     """
     if suite not in SUITES:
-        raise ValueError(f"expected suite to be one of {', '.join((*SUITES, 'models'))}, got {suite=}")
+        raise ValueError(f"expected suite to be one of {', '.join((*SUITES, 'models', 'deploy'))}, got {suite=}")
     chosen = [case for case in SUITES[suite] if fnmatch.fnmatch(case.name, pattern)]
     if not chosen:
         raise ValueError(f"no case of {suite=} matches {pattern!r}; there are {[c.name for c in SUITES[suite]]}")

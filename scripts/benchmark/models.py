@@ -37,7 +37,7 @@ def _step(name: str, variant: str, batch: int, mode: str, device: str) -> Step:
     torch.manual_seed(0)
     model = timm.create_model(name)
     if not variant.startswith("plain"):
-        _perturb(inject_(model), sampling=variant != "predictors")
+        perturb(inject_(model), sampling=variant != "predictors")
     model = model.to(device).to(memory_format=torch.channels_last).train(mode == "training")
     size = resolve_data_config(model=model)["input_size"][-1]
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
@@ -60,8 +60,8 @@ def _infer(model: Any, images: Tensor) -> None:
         model(images)
 
 
-def _perturb(model: nn.Module, sampling: bool) -> None:
-    # Offsets of a pixel or so, as after training: zero offsets would read memory in order.
+def perturb(model: nn.Module, sampling: bool) -> None:
+    """Draw predictors with offsets of a pixel or so, as after training: zero offsets would read memory in order."""
     for module in model.modules():
         if isinstance(module, dcn_ops.DeformConv2d):
             for parameter in module.predictor_parameters():

@@ -25,7 +25,8 @@ def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) ->
         if note := row.get("wrong") or row.get("refused"):
             table.add_row(*head, "wrong" if "wrong" in row else "-", note, "", "")
             continue
-        ms = [f"{row['ms']:.2f}", "{:.2f}-{:.2f}".format(*row["quartiles"])] if "ms" in row else ["", ""]
+        quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"]) if "quartiles" in row else ""
+        ms = [f"{row['ms']:.2f}" if "ms" in row else "", quartiles]
         ratio = f"{row['ratio']:.2f}" if row.get("ratio") else ""
         table.add_row(*head, *ms, ratio, f"{row['peak'] / 2**20:.1f}" if row.get("peak") is not None else "")
     console.print(table)
@@ -39,13 +40,13 @@ def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) ->
         console.print(f"{sum(v['met'] for v in verdicts)} of {len(verdicts)} bounds met")
 
 
-def provenance() -> dict[str, Any]:
+def provenance(command: str = "dcn-bench") -> dict[str, Any]:
     """Return what a number needs beside it."""
     run = partial(subprocess.run, capture_output=True, text=True, check=False)
     cpu = [line for line in run(["lscpu"]).stdout.splitlines() if line.startswith(("Model name", "CPU(s)", "L3"))]
     packages = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
     return {
-        "command": " ".join(["dcn-bench", *sys.argv[1:]]),
+        "command": " ".join([command, *sys.argv[1:]]),
         "commit": run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent).stdout.strip(),
         "machine": [" ".join(line.split()) for line in cpu] or [platform.processor()],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -1,0 +1,1 @@
+"""dcn-export: targets, the runner that verifies them, and the report."""

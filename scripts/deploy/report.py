@@ -1,0 +1,92 @@
+"""The table, the JSON and the matrix in a Markdown file."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_START, _END = "<!-- {} -->", "<!-- /{} -->"
+
+
+@dataclass
+class Row:
+    """One target; what failed has a reason and no file."""
+
+    target: str
+    file: str | None = None
+    bytes: int | None = None
+    error: float | None = None  # against eager in float32, largest
+    relative: float | None = None  # the same over the largest score
+    top1: float | None = None  # share of the images with eager's class
+    accuracy: tuple[float, float] | None = None  # eager's and the export's, where the images have classes
+    ms: float | None = None  # median, for a batch
+    plain_ms: float | None = None  # the plain network's, in turns
+    first_s: float | None = None  # from loading to the first result
+    export_s: float | None = None
+    dynamic: str = ""
+    library: bool = False  # whether the process imported dcn_ops
+    reason: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Time over the plain network's."""
+        return self.ms / self.plain_ms if self.ms and self.plain_ms else None
+
+
+_COLUMNS = ("target", "works", "max error", "top-1", "ms", "x plain", "first s", "MB", "dynamic", "needs dcn_ops")
+
+
+def _cells(row: Row) -> list[str]:
+    if row.reason is not None:
+        return [row.target, f"no: {row.reason}", *[""] * (len(_COLUMNS) - 2)]
+    top1 = "" if row.top1 is None else f"{100 * row.top1:.0f} %"
+    if row.accuracy is not None:
+        top1 += f" ({100 * row.accuracy[0]:.1f} → {100 * row.accuracy[1]:.1f})"
+    return [
+        row.target,
+        "yes",
+        "" if row.error is None else f"{row.error:.1e}",
+        top1,
+        "" if row.ms is None else f"{row.ms:.1f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        "" if row.first_s is None else f"{row.first_s:.1f}",
+        "" if row.bytes is None else f"{row.bytes / 1e6:.1f}",
+        row.dynamic,
+        "yes" if row.library else "no",
+    ]
+
+
+def show(rows: list[Row], title: str, console: Console) -> None:
+    """Print the table."""
+    table = Table(*_COLUMNS, title=title)
+    for row in rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+
+
+def save(rows: list[Row], about: dict[str, Any], path: Path) -> None:
+    """Write the JSON, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    values = [{**asdict(row), "ratio": row.ratio} for row in rows]
+    temporary.write_text(json.dumps({**about, "rows": values}, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def write_matrix(rows: list[Row], title: str, path: Path, block: str) -> None:
+    """Put the table between ``<!-- block -->`` and ``<!-- /block -->`` of a Markdown file.
+
+    Raises:
+        ValueError: For a file without these marks.
+    """
+    text = path.read_text()
+    start, end = _START.format(block), _END.format(block)
+    if start not in text or end not in text:
+        raise ValueError(f"expected the lines {start!r} and {end!r} in {path}")
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *(_cells(row) for row in rows)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head, _, rest = text.partition(start)
+    tail = rest.partition(end)[2]
+    path.write_text(f"{head}{start}\n{title}\n\n{table}\n{end}{tail}")

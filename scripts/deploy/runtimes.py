@@ -1,0 +1,152 @@
+"""Runs exported networks in the runtime of their target, in a process that knows nothing else.
+
+    python runtimes.py REQUEST.json
+
+The request names the target, the files (that of the network and, to be timed beside it, that of the plain one), the
+inputs (.npz of float32 [N, C, H, W]), where to write the outputs and times, threads and rounds. This file imports
+nothing of the project, and a runtime only where it is asked for: what it runs is what a deployed program would.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def _of_torch(function: Callable[..., Any]) -> Run:
+    import torch
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        return function(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def _pickled(file: Path) -> Any:
+    import torch
+
+    return torch.load(file.with_suffix(".module"), weights_only=False)
+
+
+def _eager(file: Path, threads: int) -> Run:
+    return _of_torch(_pickled(file))
+
+
+def _compile(file: Path, threads: int) -> Run:
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch.compiler.load_cache_artifacts(file.read_bytes())
+    run = _of_torch(torch.compile(_pickled(file), fullgraph=True, dynamic=False))
+
+    def warm(images: np.ndarray) -> np.ndarray:
+        out = run(images)
+        misses = counters["inductor"]["fxgraph_cache_miss"] + counters["aot_autograd"]["autograd_cache_miss"]
+        if misses:
+            raise RuntimeError(f"{misses} graphs for images of shape {images.shape} were not in {file.name}")
+        return out
+
+    return warm
+
+
+def _aoti(file: Path, threads: int) -> Run:
+    import torch
+
+    return _of_torch(torch._inductor.aoti_load_package(str(file)))
+
+
+def _torch_export(file: Path, threads: int) -> Run:
+    import torch
+
+    return _of_torch(torch.export.load(file).module())
+
+
+def _torchscript(file: Path, threads: int) -> Run:
+    import torch
+
+    return _of_torch(torch.jit.load(file))
+
+
+def _onnx(file: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _openvino(file: Path, threads: int) -> Run:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.compile_model(file, "CPU", settings).create_infer_request()
+    return lambda images: request.infer([images])[0].copy()
+
+
+def _executorch(file: Path, threads: int) -> Run:
+    import torch
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(file).load_method("forward")
+    return lambda images: method.execute([torch.from_numpy(images)])[0].numpy()
+
+
+RUNTIMES: dict[str, Callable[[Path, int], Run]] = {
+    "eager": _eager,
+    "compile": _compile,
+    "aoti": _aoti,
+    "torch-export": _torch_export,
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "torchscript": _torchscript,
+    "executorch": _executorch,
+}
+_OF_TORCH = {"eager", "compile", "aoti", "torch-export", "torchscript", "executorch"}
+
+
+def main(request: dict[str, Any]) -> None:
+    """Answer a request: run every input, then time the first one, file by file in turns."""
+    target, threads = request["target"], request["threads"]
+    if target in _OF_TORCH:
+        import torch
+
+        torch.set_num_threads(threads)
+    if request["library"]:
+        import dcn_ops  # noqa: F401  (registers the operator)
+    start = time.perf_counter()
+    runs = [RUNTIMES[target](Path(file), threads) for file in request["files"]]
+    with np.load(request["inputs"]) as file:
+        inputs = [file[str(i)] for i in range(len(file))]
+    runs[0](inputs[0])
+    first = time.perf_counter() - start
+    outputs = [runs[0](images) for images in inputs]
+    if "dcn_ops" in sys.modules and not request["library"]:
+        raise RuntimeError("the artifact was to run without dcn_ops, and imported it")
+    milliseconds = _timed(runs, inputs[0], request["rounds"])
+    np.savez(request["outputs"], **{str(i): output for i, output in enumerate(outputs)})  # type: ignore[arg-type]
+    Path(request["times"]).write_text(json.dumps({"ms": milliseconds, "first_s": first}))
+
+
+def _timed(runs: list[Run], images: np.ndarray, rounds: int) -> list[float]:
+    times: list[list[float]] = [[] for _ in runs]
+    for i in range(rounds + 2):  # two to warm up
+        for run, values in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run(images)
+            if i >= 2:
+                values.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(values) for values in times]
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,165 @@
+"""What all targets of a run share: the network, its images, and what eager says to them."""
+
+import copy
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import zoo
+from scripts.config import Export
+from scripts.deploy import images, source, targets, verify
+from scripts.deploy.report import Row
+
+_log = logging.getLogger(__name__)
+# Of the largest score: what rounding may do in a deep network.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 2e-1}
+INT8_TOLERANCE = 0.3  # what it costs is in the report; this finds kernels that are wrong
+_SIZES = {"none": "-", "batch": "batch", "size": "batch, height, width"}
+
+
+class Session:
+    """One network on its way to several targets.
+
+    Raises:
+        ValueError: For an unknown dtype, or a network whose own scores are not finite.
+    """
+
+    def __init__(self, config: Export) -> None:
+        if config.dtype not in TOLERANCE:
+            raise ValueError(f"expected dtype to be one of {', '.join(TOLERANCE)}, got {config.dtype!r}")
+        self.config = config
+        self.source = source.load(config.checkpoint, config.model, config.size)
+        self.threads = config.threads or torch.get_num_threads()
+        self.photos = images.read(config.images, config.max_images)
+        self.inputs = self._inputs()
+        with torch.inference_mode():
+            self.expected = [self.source.model(batch) for batch in self.inputs]
+        if not all(bool(scores.isfinite().all()) for scores in self.expected):
+            raise ValueError("the network's own scores are not finite: nothing can be verified against them")
+        self.network = self._prepared(self.source.model)
+        plain = source.plain(self.source.model) if config.plain else None
+        self.plain = None if plain is None else self._prepared(plain)
+
+    def title(self) -> str:
+        """Return what the numbers of the report are about."""
+        config, size = self.config, "x".join(map(str, self.source.size))
+        kind = config.dtype + (", int8" if config.int8 else "")
+        return f"{self.source.name}, {kind}, batch {config.batch} of {size}, {self.threads} threads"
+
+    def _inputs(self) -> list[Tensor]:
+        """Return the batch that is timed, then every image, then a batch of another shape if that is dynamic."""
+        batch, (channels, height, width) = self.config.batch, self.source.size
+        count, model = max(8, len(self.photos.images)), self.source.model
+
+        def draw(n: int, h: int, w: int) -> Tensor:
+            return images.batch(self.photos.images, n, (channels, h, w), model)
+
+        if self.config.dynamic == "none":
+            whole = draw(-(-count // batch) * batch, height, width)
+            return [whole[:batch], *whole.split(batch)]
+        more = 32 if self.config.dynamic == "size" else 0
+        return [draw(batch, height, width), draw(count, height, width), draw(3, height + more, width + 2 * more)]
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """Fuse, cast and lay out a copy."""
+        model = copy.deepcopy(model).requires_grad_(False)
+        if self.config.fuse:
+            fused = zoo.fuse_batch_norm_(model, self.inputs[0])
+            _log.info("%d BatchNorms fused into the convolutions before them", len(fused))
+        if self.config.dtype != "float32":
+            model = source.Ported(model, getattr(torch, self.config.dtype)).eval()
+        return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
+
+    def _networks(self) -> list[nn.Module]:
+        """Return the network and, to be timed beside it, the plain one."""
+        return [self.network] if self.plain is None else [self.network, self.plain]
+
+    def eager(self) -> Row:
+        """Time the network as it is, in a process of its own too: what the targets are to beat."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"{i}.eager" for i, _ in enumerate(self._networks())]
+            for file, network in zip(files, self._networks(), strict=True):
+                torch.save(network, file.with_suffix(".module"))
+            return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), files)
+
+    def export(self, name: str, folder: Path) -> Row:
+        """Write, verify and name the file of one target; leave no file where that fails."""
+        target, config = targets.TARGETS[name], self.config
+        targets.check(name, config.dynamic, config.dtype, config.int8, config.decompose)
+        kinds = (config.dtype if config.dtype != "float32" else "", "int8" if config.int8 else "")
+        file_name = "-".join(filter(None, (self.source.name, *kinds))) + target.suffix
+        library = target.library == "always" or (target.library == "whole" and not config.decompose)
+        row = Row(name, dynamic=_SIZES[config.dynamic], library=library)
+        with _workplace(folder, name) as places:
+            start, files = time.perf_counter(), [place / file_name for place in places[: len(self._networks())]]
+            for file, network in zip(files, self._networks(), strict=True):
+                target.write(self._job(network), file)
+                if name == "compile":  # the caches are of a network that the process builds itself
+                    torch.save(network, file.with_suffix(".module"))
+            row.export_s = time.perf_counter() - start
+            self._verified(row, files)
+            files[0].with_suffix(".module").unlink(missing_ok=True)
+            written = sorted(places[0].iterdir())
+            row.bytes = sum(path.stat().st_size for path in written)
+            for path in written:
+                path.replace(folder / path.name)
+            row.file = str(folder / file_name)
+        return row
+
+    def _job(self, network: nn.Module) -> targets.Job:
+        return targets.Job(
+            model=network,
+            images=self.inputs[0],
+            inputs=self.inputs,
+            calibration=self.inputs[1] if self.config.dynamic != "none" else torch.cat(self.inputs[1:]),
+            dynamic=self.config.dynamic,
+            decompose=self.config.decompose,
+            opset=self.config.opset,
+            int8=self.config.int8,
+        )
+
+    def _verified(self, row: Row, files: list[Path]) -> Row:
+        """Run the files, hold the network's against eager, and fill the row in."""
+        rounds = self.config.rounds
+        result = verify.run(
+            row.target, files, self.inputs, library=row.library, threads=self.threads, rounds=rounds
+        )
+        agreement = verify.agreement(result.outputs, self.expected)
+        row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.top1
+        row.accuracy = self._accuracy(result.outputs)
+        row.ms, row.first_s = result.ms[0], result.first_s
+        row.plain_ms = result.ms[1] if len(result.ms) > 1 else None
+        agreement.check(self._tolerance())
+        return row
+
+    def _tolerance(self) -> float:
+        if self.config.tolerance is not None:
+            return self.config.tolerance
+        return INT8_TOLERANCE if self.config.int8 else TOLERANCE[self.config.dtype]
+
+    def _accuracy(self, outputs: list[Tensor]) -> tuple[float, float] | None:
+        labels = self.photos.labels
+        if labels is None or self.expected[0].shape[1] != self.photos.classes:
+            return None
+
+        def share(scores: list[Tensor]) -> float:
+            whole = scores[1] if self.config.dynamic != "none" else torch.cat(scores[1:])
+            return float((whole.argmax(1)[: len(labels)] == torch.tensor(labels)).float().mean())
+
+        return share(self.expected), share(outputs)
+
+
+@contextmanager
+def _workplace(folder: Path, name: str) -> Iterator[list[Path]]:
+    """Yield two empty folders, for network and plain, on the file system of ``folder``: naming is a rename."""
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
+        places = [Path(temporary) / place for place in ("network", "plain")]
+        for place in places:
+            place.mkdir()
+        yield places

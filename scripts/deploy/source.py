@@ -1,0 +1,94 @@
+"""The network to deploy: a checkpoint of dcn-train, a folder of zoo.save, or a name of timm."""
+
+import copy
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+import zoo
+from dcn_ops import DeformConv2d
+from scripts import checkpoint
+from zoo.fold import to_plain
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network in eval mode, and the shape of its images."""
+
+    name: str
+    model: nn.Module
+    size: tuple[int, int, int]  # C, H, W
+
+
+def load(path: str | None, model: str | None, size: list[int] | None) -> Source:
+    """Load the network of a checkpoint, or of a folder or timm name.
+
+    Args:
+        path: A checkpoint of dcn-train.
+        model: A folder of ``zoo.save``, or a name for ``timm.create_model`` such as "resnet50_dcn".
+        size: Height and width, or one number for both; by default what the network was made for.
+
+    Raises:
+        ValueError: Where both or neither are given, for an unknown name, or another number of sizes.
+        FileNotFoundError: Where there is no such checkpoint.
+    """
+    if (path is None) == (model is None):
+        raise ValueError("expected checkpoint=FILE of dcn-train, or model=FOLDER of zoo.save or a timm name")
+    if path is not None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"expected a checkpoint of dcn-train, such as last.safetensors, got {path!r}")
+        name, network = _stem(Path(path)), checkpoint.load(path)
+    else:
+        name, network = _named(str(model))
+    if size is not None and len(size) not in (1, 2):
+        raise ValueError(f"expected size=[HEIGHT, WIDTH] or size=[SIDE], got {size}")
+    channels = _channels(network)
+    default = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    height, width = default[1:] if size is None else (size[0], size[-1])
+    return Source(name, network.eval(), (channels, height, width))
+
+
+def _stem(path: Path) -> str:
+    # runs/train/<time>/dcn/last.safetensors: "dcn" says more than "last"
+    return path.parent.name if path.stem in ("last", "best") and path.parent.name else path.stem
+
+
+def _named(model: str) -> tuple[str, nn.Module]:
+    if (Path(model) / "config.json").is_file():
+        return Path(model).name, zoo.load(model)
+    if not timm.is_model(model.partition(".")[0]):
+        close = difflib.get_close_matches(model, timm.list_models(), n=5)
+        raise ValueError(f"no folder with a config.json and no network of timm: '{model}'; close: {close}")
+    return model, timm.create_model(model)
+
+
+def _channels(network: nn.Module) -> int:
+    return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+def plain(model: nn.Module) -> nn.Module | None:
+    """Return a copy with the convolutions that were converted, or None where none was."""
+    if not any(isinstance(m, DeformConv2d) for m in model.modules()):
+        return None
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, DeformConv2d):
+            model.set_submodule(name, to_plain(layer))
+    return model
+
+
+class Ported(nn.Module):
+    """A network in another dtype that takes and returns float32, as the images and their scores are."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model.to(dtype), dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the scores of images [N, C, H, W]."""
+        scores: torch.Tensor = self.model(images.to(self.dtype)).float()
+        return scores

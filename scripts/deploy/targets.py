@@ -1,0 +1,186 @@
+"""The targets: how the file of each is written."""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dcn_ops
+from dcn_ops.onnx import OPSET
+from scripts.deploy import quantize
+
+DYNAMIC = {"none": (), "batch": (0,), "size": (0, 2, 3)}
+_NAMES = {0: "batch", 2: "height", 3: "width"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be exported."""
+
+    model: nn.Module  # takes and returns float32
+    images: Tensor  # [N, C, H, W], an example
+    inputs: list[Tensor]  # every shape that will be verified
+    calibration: Tensor  # real images, for int8
+    dynamic: str  # a key of DYNAMIC
+    decompose: bool  # so that the file runs without dcn_ops
+    opset: int
+    int8: bool
+
+    def program(self, largest: int | None = None) -> torch.export.ExportedProgram:
+        """Return the model's program, its operators whole; ``largest`` bounds the dynamic sizes."""
+        example, axes = self.images, DYNAMIC[self.dynamic]
+        if axes and len(example) == 1:  # a size of 1 would be taken for a constant
+            example = torch.cat((example, example))
+        if self.int8:
+            return quantize.program(self.model, example, self.calibration, axes)
+        dims: dict[int, Any] = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+        if largest is not None:
+            dims = {axis: torch.export.Dim(_NAMES[axis], max=largest) for axis in axes}
+        with _quiet():
+            return torch.export.export(self.model, (example,), dynamic_shapes=(dims,))
+
+    def portable(self, largest: int | None = None) -> torch.export.ExportedProgram:
+        """Return the program in core ATen."""
+        with _quiet():
+            return self.program(largest).run_decompositions(dcn_ops.decompositions())
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target: its file's suffix, how it is written, and what it can."""
+
+    suffix: str
+    write: Callable[[Job, Path], None]
+    packages: tuple[str, ...] = ()  # to be installed for it
+    extra: str = "export"  # of pyproject.toml, that installs them
+    dynamic: tuple[str, ...] = ("none", "batch", "size")
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    int8: bool = False
+    library: str = "never"  # when its process imports dcn_ops: "never", "whole" (unless decomposed), "always"
+
+
+def check(name: str, dynamic: str, dtype: str, int8: bool, decompose: bool) -> None:
+    """Raise ValueError for what a target can't do, ImportError for what it needs."""
+    target = TARGETS[name]
+    if name == "torchscript" and decompose and dynamic != "none":
+        raise ValueError(
+            f"traced in pieces, TorchScript has the sizes as constants: use dynamic=none, got {dynamic=}"
+        )
+    if dynamic not in target.dynamic:
+        raise ValueError(f"{name} compiles for the sizes it meets: use dynamic=none, got {dynamic=}")
+    if dtype not in target.dtypes:
+        raise ValueError(f"{name} is exported in {', '.join(target.dtypes)}, got {dtype=}")
+    if int8 and not target.int8:
+        able = [other for other, value in TARGETS.items() if value.int8]
+        raise ValueError(f"int8 is exported to {', '.join(able)}, got target={name}")
+    packages = (*target.packages, *(("torchao",) if int8 and name != "onnx" else ()))
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise ImportError(f"{', '.join(missing)} not installed: pip install 'dcn-zoo[{target.extra}]'")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch warns itself of away from the user."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
+            warnings.simplefilter("ignore", category)
+        # Of torch.export.save, when parts of one tensor are constants.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        yield
+
+
+def _compile(job: Job, file: Path) -> None:
+    """The caches of torch.compile: ``torch.compiler.load_cache_artifacts`` makes another process start warm."""
+    torch.compiler.reset()
+    model = job.model
+    run = torch.compile(model, fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        for images in job.inputs:
+            run(images)
+    saved = torch.compiler.save_cache_artifacts()
+    if saved is None:
+        raise RuntimeError("torch.compile left nothing in its caches; are they switched off?")
+    file.write_bytes(saved[0])
+
+
+def _aoti(job: Job, file: Path) -> None:
+    program = job.portable() if job.decompose else job.program()
+    # Not with freezing: on torch 2.15 the package then computes something else.
+    with _quiet(), torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+
+
+def _torch_export(job: Job, file: Path) -> None:
+    program = job.portable() if job.decompose else job.program()
+    with _quiet():
+        torch.export.save(program, file)
+
+
+def _torchscript(job: Job, file: Path) -> None:
+    with _quiet(), torch.no_grad():
+        model = job.portable().module() if job.decompose else job.model
+        traced = torch.jit.trace(model, job.images, check_trace=False)
+        torch.jit.save(torch.jit.freeze(traced.eval()), file)
+
+
+def _onnx(job: Job, file: Path) -> None:
+    axes = {axis: _NAMES[axis] for axis in DYNAMIC[job.dynamic]}
+    example = torch.cat((job.images, job.images)) if len(job.images) == 1 and axes else job.images
+    model: Any = job.model
+    if job.decompose and job.opset >= OPSET:
+        model = Job(**{**vars(job), "int8": False}).portable()
+    # Its warnings are of the conversion to another opset, and of the names of dynamic axes.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _quiet():
+        torch.onnx.export(
+            model,
+            (example,),
+            file,
+            dynamo=True,
+            verbose=False,
+            opset_version=job.opset,
+            dynamic_shapes=(axes,),
+            external_data=False,
+            input_names=["images"],
+            output_names=["scores"],
+        )
+    if job.int8:
+        quantize.onnx(file, job.calibration)
+
+
+def _openvino(job: Job, file: Path) -> None:
+    import openvino
+
+    program = job.portable() if job.decompose else job.program()
+    with _quiet():
+        model = openvino.convert_model(program, extension=dcn_ops.openvino.extension())
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def _executorch(job: Job, file: Path) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    # Memory is planned for the largest images: those that will be verified, or as large as the example twice over.
+    largest = max(2 * max(job.images.shape), *(max(images.shape) for images in job.inputs))
+    with _quiet():
+        edge = to_edge_transform_and_lower(job.portable(largest), partitioner=[XnnpackPartitioner()])
+        file.write_bytes(edge.to_executorch().buffer)
+
+
+TARGETS = {
+    "compile": Target(".cache", _compile, dynamic=("none",), library="always"),
+    "aoti": Target(".pt2", _aoti, int8=True),
+    "torch-export": Target(".export.pt2", _torch_export, library="whole"),
+    "onnx": Target(".onnx", _onnx, ("onnx", "onnxruntime", "onnxscript"), int8=True),
+    "openvino": Target(".xml", _openvino, ("openvino",)),
+    "torchscript": Target(".pt", _torchscript, library="whole"),
+    "executorch": Target(".pte", _executorch, ("executorch",), "executorch", dtypes=("float32",)),
+}

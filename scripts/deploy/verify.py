@@ -1,0 +1,98 @@
+"""Loads an export in a fresh process in its own runtime, and holds it against eager."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.deploy import runtimes
+
+
+class VerificationError(Exception):
+    """The export doesn't compute what the network does."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the fresh process measured."""
+
+    outputs: list[Tensor]
+    ms: list[float]  # a batch of the first input, for each file
+    first_s: float  # from the start of loading to the first result
+
+
+def run(
+    target: str, files: list[Path], inputs: list[Tensor], *, library: bool, threads: int, rounds: int
+) -> Result:
+    """Run files in the runtime of a target, in a process of its own with caches of its own.
+
+    Raises:
+        VerificationError: If the process fails; the message has the end of what it said.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        np.savez(here / "inputs.npz", **{str(i): images.numpy() for i, images in enumerate(inputs)})  # type: ignore[arg-type]
+        request = {
+            "target": target,
+            "files": [str(file.resolve()) for file in files],
+            "library": library,
+            "threads": threads,
+            "rounds": rounds,
+            **{name: str(here / name) for name in ("inputs.npz", "outputs.npz", "times.json")},
+        }
+        request |= {
+            name.partition(".")[0]: request.pop(name) for name in ("inputs.npz", "outputs.npz", "times.json")
+        }
+        (here / "request.json").write_text(json.dumps(request))
+        environment = os.environ | {
+            "TORCHINDUCTOR_CACHE_DIR": str(here / "caches"),
+            "OMP_NUM_THREADS": str(threads),
+        }
+        command = [sys.executable, "-W", "ignore", runtimes.__file__, str(here / "request.json")]
+        done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            *before, last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise VerificationError("\n".join((f"a fresh process can't run it: {last}", *before[-5:])))
+        times = json.loads((here / "times.json").read_text())
+        with np.load(here / "outputs.npz") as outputs:
+            tensors = [torch.from_numpy(outputs[str(i)]) for i in range(len(inputs))]
+    return Result(tensors, times["ms"], times["first_s"])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far outputs are from eager's."""
+
+    error: float  # largest, absolute
+    relative: float  # to the largest score
+    top1: float  # share of images with the same best class
+
+    def check(self, tolerance: float) -> None:
+        """Raise VerificationError for outputs that are further away than ``tolerance`` of the largest score."""
+        if not self.relative <= tolerance:  # NaN is wrong
+            raise VerificationError(
+                f"outputs are off by {self.error:.2g}, {self.relative:.1e} of the largest score; {tolerance:.0e} "
+                f"allowed; {100 * self.top1:.0f} % of the images keep their class; allow more with tolerance=..."
+            )
+
+
+def agreement(outputs: list[Tensor], expected: list[Tensor]) -> Agreement:
+    """Compare outputs with eager's.
+
+    Raises:
+        VerificationError: For another shape.
+    """
+    for output, target in zip(outputs, expected, strict=True):
+        if output.shape != target.shape:
+            raise VerificationError(f"expected scores of shape {list(target.shape)}, got {list(output.shape)}")
+    error = max(float((o - e).abs().max()) for o, e in zip(outputs, expected, strict=True))
+    largest = max(float(e.abs().max()) for e in expected)
+    same = torch.cat([o.argmax(1) == e.argmax(1) for o, e in zip(outputs, expected, strict=True)])
+    return Agreement(error, error / largest, float(same.float().mean()))

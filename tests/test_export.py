@@ -1,0 +1,263 @@
+"""dcn-export: every target that CI has, from a checkpoint to a file that its own runtime runs; and the examples."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cmake
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import zoo
+from dcn_ops import DeformConv2d
+from scripts import checkpoint, export
+from scripts.config import Export
+from scripts.deploy import images, quantize, runtimes, source, targets, verify
+from scripts.deploy.report import Row
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+REPOSITORY = Path(__file__).parents[1]
+SIZE = 48
+RECIPE = {
+    "create_model": {
+        "model_name": "resnet18",
+        "layers": (1, 1, 1, 1),
+        "channels": (8, 8, 16, 16),
+        "num_classes": 7,
+    },
+    "dcn": {"stages": (2, 3, 4)},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a checkpoint of a small network whose layers deform, and whose classes differ."""
+    torch.manual_seed(0)
+    model = checkpoint.build(RECIPE).eval()
+    for module in model.modules():
+        if isinstance(module, DeformConv2d):
+            nn.init.normal_(module.offset_weight, std=0.1)
+            nn.init.normal_(module.offset_bias)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    path = tmp_path_factory.mktemp("run") / "small.safetensors"
+    checkpoint.save(model, RECIPE, path)
+    return path
+
+
+def config(trained: Path, folder: Path, **changes: object) -> Export:
+    return Export(checkpoint=str(trained), folder=str(folder), size=[SIZE], rounds=1, threads=1, **changes)
+
+
+def rows_of(configuration: Export) -> dict[str, Row]:
+    return {row.target: row for row in export.run(configuration)}
+
+
+def assert_works(row: Row, tolerance: float = 1e-3) -> None:
+    assert row.reason is None
+    assert row.relative <= tolerance
+    assert row.top1 == 1
+    assert Path(row.file).stat().st_size > 0
+    assert row.ms > 0
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "torchscript", "torch-export"])
+def test_a_target_takes_every_size(target: str, trained: Path, tmp_path: Path) -> None:
+    row = rows_of(config(trained, tmp_path, target=target, dynamic="size", plain=target == "onnx"))[target]
+    assert_works(row)
+    assert (row.ratio is not None) == (target == "onnx")
+    assert row.dynamic == "batch, height, width"
+    saved = json.loads((tmp_path / "small.json").read_text())
+    assert [r["target"] for r in saved["rows"]] == ["eager", target]
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "small.json",
+        Path(row.file).name,
+        "small.bin",
+    }, "something is left over"
+
+
+@pytest.mark.parametrize("target", ["torchscript", "torch-export", "onnx"])
+def test_decomposed_files_need_no_library(target: str, trained: Path, tmp_path: Path) -> None:
+    dynamic = "none" if target == "torchscript" else "batch"
+    row = rows_of(config(trained, tmp_path, target=target, decompose=True, dynamic=dynamic, plain=False))[target]
+    assert row.reason is None
+    assert not row.library
+    assert row.relative <= 1e-3
+
+
+def test_half_precision_takes_and_gives_float32(trained: Path, tmp_path: Path) -> None:
+    row = rows_of(config(trained, tmp_path, target="onnx", dtype="float16", plain=False))["onnx"]
+    assert row.reason is None
+    assert 1e-7 < row.relative <= 2e-2
+    assert Path(row.file).name == "small-float16.onnx"
+
+
+@pytest.mark.slow
+def test_int8_leaves_deformable_layers_and_their_predictors_alone(trained: Path, tmp_path: Path) -> None:
+    import onnx
+
+    row = rows_of(config(trained, tmp_path, target="onnx", int8=True))["onnx"]
+    assert row.reason is None
+    assert row.top1 >= 0.75
+    graph = onnx.load(row.file).graph
+    makers = {output: node for node in graph.node for output in node.output}
+    quantised = {
+        n.name: makers[n.input[0]].op_type == "DequantizeLinear" for n in graph.node if n.op_type == "Conv"
+    }
+    assert any(quantised.values())
+    assert not any(quantised[name] for name in quantize._predictors(onnx.load(row.file)))
+    (weights,) = {makers.get(n.input[1]) is None for n in graph.node if n.op_type == "DeformConv"}
+    assert weights, "a deformable layer's weight is quantised"
+
+
+def test_a_wrong_export_leaves_no_file(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(job: targets.Job, file: Path) -> None:
+        torch.jit.save(torch.jit.trace(nn.Sequential(job.model, nn.ReLU()), job.images), file)
+
+    wrong = targets.Target(".pt", write, library="always")
+    monkeypatch.setitem(targets.TARGETS, "torchscript", wrong)
+    row = rows_of(config(trained, tmp_path, target="torchscript", plain=False))["torchscript"]
+    assert "outputs are off by" in row.reason
+    assert row.file is None
+    assert [path.name for path in tmp_path.iterdir()] == ["small.json"]
+
+
+def test_a_file_that_its_runtime_refuses_is_an_error(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(verify.VerificationError, match="a fresh process can't run it"):
+        verify.run("onnx", [tmp_path / "model.onnx"], [torch.ones(1)], library=False, threads=1, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "onx"}, "expected target=all, one of compile"),
+        ({"dynamic": "sizes"}, "expected dynamic to be one of none, batch, size"),
+        ({"dtype": "fp16"}, "expected dtype to be one of float32"),
+        ({"size": [1, 2, 3]}, "expected size="),
+        ({"model": "resnet50_dcn"}, "expected checkpoint=FILE"),
+        ({"checkpoint": None, "model": "resnet50_dnc"}, "resnet50_dcn"),
+        ({"batch": 0}, "at least one image"),
+    ],
+)
+def test_mistakes_name_the_mend(changes: dict, message: str, trained: Path, tmp_path: Path) -> None:
+    arguments = {"checkpoint": str(trained), "folder": str(tmp_path), "size": [SIZE]} | changes
+    with pytest.raises(ValueError, match=message):
+        export.run(Export(**arguments))
+
+
+def test_what_a_target_can_not_do_is_said_before(trained: Path, tmp_path: Path) -> None:
+    rows = rows_of(config(trained, tmp_path, target=["compile", "openvino"], int8=True, plain=False))
+    assert "use dynamic=none" in rows["compile"].reason
+    assert "int8 is exported to" in rows["openvino"].reason
+    rows = rows_of(config(trained, tmp_path, target="torchscript", decompose=True, plain=False))
+    assert "use dynamic=none" in rows["torchscript"].reason
+
+
+def test_the_command_fails_where_a_target_does(trained: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "scripts.export", f"checkpoint={trained}", f"size=[{SIZE}]"]
+    command += [f"folder={tmp_path}", "target=compile", "dynamic=batch", "rounds=1", "plain=false"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: no file for compile" in done.stderr
+
+
+def test_a_folder_of_classes_gives_the_accuracy(tmp_path: Path) -> None:
+    for name, grey in (("bright", 200), ("dark", 20)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (9, 7), (grey, grey, grey)).save(tmp_path / name / f"{i}.png")
+    photos = images.read(str(tmp_path), 64)
+    assert (photos.labels, photos.classes) == ([0, 0, 1, 1], 2)
+    assert images.batch(photos.images, 5, (1, 8, 6), nn.Identity()).shape == (5, 1, 8, 6)
+
+
+def test_a_saved_network_and_its_plain_twin(tmp_path: Path) -> None:
+    zoo.save(zoo.inject_(timm.create_model("test_resnet")), tmp_path / "saved")
+    loaded = source.load(None, str(tmp_path / "saved"), [SIZE])
+    assert (loaded.name, loaded.size) == ("saved", (3, SIZE, SIZE))
+    plain = source.plain(loaded.model)
+    assert not any(isinstance(m, DeformConv2d) for m in plain.modules())
+    assert any(isinstance(m, DeformConv2d) for m in loaded.model.modules())
+    assert source.plain(plain) is None
+
+
+# Inductor's compiler and C++
+
+
+@pytest.fixture(scope="module")
+def deployed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed")
+    rows = rows_of(config(trained, folder, target=["aoti", "onnx"], dynamic="size", plain=False))
+    assert {name: row.reason for name, row in rows.items()} == dict.fromkeys(("eager", "aoti", "onnx"))
+    assert not rows["aoti"].library
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.ppm"
+    images.read(None, 1).images[0].resize((96, 80)).save(path)
+    return path
+
+
+def best(printed: str) -> tuple[list[int], Tensor]:
+    lines = [line.split() for line in printed.splitlines()]
+    return [int(index) for index, _ in lines], torch.tensor([float(score) for _, score in lines])
+
+
+@pytest.mark.slow
+def test_the_cpp_example_classifies_as_eager_does(
+    deployed: Path, trained: Path, photo: Path, tmp_path: Path
+) -> None:
+    tool = Path(cmake.CMAKE_BIN_DIR) / "cmake"
+    root = f"-DTORCH_ROOT={torch.__path__[0]}"
+    subprocess.run([tool, "-S", REPOSITORY / "examples/cpp", "-B", tmp_path, root], check=True, capture_output=True)
+    subprocess.run([tool, "--build", tmp_path], check=True, capture_output=True)
+    command = [tmp_path / "classify", deployed / "small.pt2", photo, str(SIZE), "0.5", "0.25,0.25,0.25"]
+    classes, scores = best(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)[None] / 255
+    pixels = nn.functional.interpolate(pixels, (SIZE, SIZE), mode="bilinear", antialias=True)
+    expected = checkpoint.load(trained)((pixels - 0.5) / 0.25)[0].topk(5)
+    assert classes == expected.indices.tolist()
+    torch.testing.assert_close(scores, expected.values, rtol=1e-3, atol=1e-3)
+    broken = subprocess.run(
+        [*command[:2], "nowhere.ppm", *command[3:]], check=False, capture_output=True, text=True
+    )
+    assert broken.returncode == 1
+    assert "can't open nowhere.ppm" in broken.stderr
+
+
+@pytest.mark.slow
+def test_the_python_example_classifies_as_eager_does(deployed: Path, trained: Path, photo: Path) -> None:
+    command = [sys.executable, REPOSITORY / "examples/onnxruntime_classify.py", deployed / "small.onnx", photo]
+    command += ["--size", str(SIZE), "--mean", "0.5", "--std", "0.25"]
+    classes, scores = best(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    image = Image.open(photo).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    expected = checkpoint.load(trained)((pixels - 0.5) / 0.25)[0].topk(5)
+    assert classes == expected.indices.tolist()
+    torch.testing.assert_close(scores, expected.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_caches_start_another_process_warm(trained: Path, tmp_path: Path) -> None:
+    row = rows_of(config(trained, tmp_path, target="compile", dynamic="none", plain=False))["compile"]
+    assert row.reason is None
+    assert row.relative <= 1e-3
+
+
+def test_the_runner_knows_nothing_of_the_project() -> None:
+    source_code = Path(runtimes.__file__).read_text()
+    assert "import scripts" not in source_code
+    assert "from scripts" not in source_code
+    assert "import zoo" not in source_code
