@@ -59,7 +59,7 @@ def forward(
 ) -> Tensor:
     """Return [N, C, Ho, Wo] in channels_last; the arguments are the operator's, checked."""
     neighbours, table = _neighbours(input, conv), _table(input, offset, mask, conv)
-    filters, row = _filters(weight, conv, wide_dtype(input)), table.row.view(-1, conv.offset_groups, conv.taps)
+    filters, row = _filters(weight, conv, wide_dtype(input)), _by_group(table.row, conv)
     weights = [w.view(row.shape)[..., None] for w in table.weights()]
     out = None
     for k in range(conv.taps):
@@ -84,19 +84,20 @@ def backward(
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     wide, size = wide_dtype(input), input.shape[2:]
     neighbours, table = _neighbours(input, conv), _table(input, offset, mask, conv)
-    filters, row = _filters(weight, conv, wide), table.row.view(-1, conv.offset_groups, conv.taps)
-    grad_rows = _stored(grad.permute(0, 2, 3, 1).to(wide).reshape(*row.shape[:2], -1))  # [M, G, D]
+    filters, row = _filters(weight, conv, wide), _by_group(table.row, conv)
+    depth = _depth(input, conv)
+    grad_rows = _stored(grad.permute(0, 2, 3, 1).to(wide).reshape(*row.shape[:2], depth))  # [M, G, D]
     grad_offset = grad_mask = grad_weight = grad_input = None
     if need_offset or need_mask:
         of_samples = grad_rows[:, :, None] * filters.transpose(0, 1)  # [M, G, K, D]
         of_weights = [_stored((of_samples * _rows_at(n, [row])).sum(-1)).view_as(table.y) for n in neighbours]
-        grad_offset, grad_mask = _table_backward(of_weights, table, offset, conv)
+        grad_offset, grad_mask = _table_backward(of_weights, table, offset, mask)
     if need_weight:
         weights = [w.view(row.shape)[..., None] for w in table.weights()]
         samples = sum(_rows_at(n, [row]) * w for n, w in zip(neighbours, weights, strict=True))  # [M, G, K, D]
         # First within rows of the output, which stay in the cache.
         products = (samples * grad_rows[:, :, None]).view(
-            -1, offset.shape[3], conv.offset_groups, *samples.shape[2:]
+            input.shape[0] * offset.shape[2], offset.shape[3], *samples.shape[1:]
         )
         of_filters = _stored(products.sum(1)).sum(0)  # [G, K, D]
         grad_weight = of_filters.transpose(1, 2).reshape(weight.shape).to(weight.dtype).contiguous()
@@ -121,7 +122,7 @@ def _stored(tensor: Tensor) -> Tensor:
 
 def _neighbours(input: Tensor, conv: Conv) -> list[Tensor]:
     """Return four views [.., D] of the padded rows: what the four neighbours of a row's index are in each."""
-    rows = _stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).view(-1, _depth(input, conv)))
+    rows = _stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
     steps = _steps(input, conv)
     count = rows.shape[0] - steps[-1]
     return [rows.as_strided((count, rows.shape[1]), rows.stride(), step * rows.shape[1]) for step in steps]
@@ -131,6 +132,11 @@ def _steps(input: Tensor, conv: Conv) -> tuple[int, ...]:
     """Return how many rows after the upper left neighbour the four lie."""
     below = (input.shape[3] + BORDER) * conv.offset_groups
     return 0, conv.offset_groups, below, below + conv.offset_groups
+
+
+def _by_group(samples: Tensor, conv: Conv) -> Tensor:  # [N, P] -> [M, G, K]
+    positions = samples.shape[0] * (samples.shape[1] // (conv.offset_groups * conv.taps))
+    return samples.view(positions, conv.offset_groups, conv.taps)
 
 
 def _depth(input: Tensor, conv: Conv) -> int:
@@ -143,9 +149,9 @@ def _filters(weight: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:  # [C, 1
 
 def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _Table:
     wide, groups = wide_dtype(input), conv.offset_groups
-    (batch, _, height, width), (ho, wo) = input.shape, offset.shape[2:]
+    (batch, _, height, width), (maps, ho, wo) = input.shape, offset.shape[1:]
     # [N, Ho, Wo, G, kh, kw, (y, x)], flat but for images and coordinates: long loops without division.
-    positions = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, -1, 2)
+    positions = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2, 2)
     lower, distance = [], []
     for axis, (grid, size) in enumerate(
         zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)
@@ -157,7 +163,7 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _T
         lower.append(position.floor())
         distance.append(position - lower[-1])
     if mask is not None:
-        mask = mask.permute(0, 2, 3, 1).to(wide).reshape(batch, -1)
+        mask = mask.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2)
     return _Table(_row(lower[0], lower[1], input, conv), distance[0], distance[1], mask)
 
 
@@ -171,23 +177,28 @@ def _row(upper: Tensor, left: Tensor, input: Tensor, conv: Conv) -> Tensor:
     row = upper.to(integer) * width + left.to(integer) + image[:, None]
     if groups > 1:
         group = torch.arange(groups, dtype=integer, device=device)[:, None].expand(-1, conv.taps)
-        row = row.view(row.shape[0], -1, groups, conv.taps) * groups + group
+        row = row.view(row.shape[0], row.shape[1] // (groups * conv.taps), groups, conv.taps) * groups + group
     return _stored(row.view(upper.shape))
 
 
-def _table_backward(of_weights: list[Tensor], table: _Table, offset: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
+def _table_backward(
+    of_weights: list[Tensor], table: _Table, offset: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     of_y, of_x, of_mask = sample_backward(of_weights, table.y, table.x, table.mask)
-    n, _, ho, wo = offset.shape
-    maps = torch.stack((of_y, of_x), -1), of_mask
-    of_offset, of_mask = (of_map.view(n, ho, wo, -1).permute(0, 3, 1, 2).to(offset.dtype) for of_map in maps)
-    return torch.empty_like(offset).copy_(of_offset), of_mask
+    of_offset = _as_maps(torch.stack((of_y, of_x), -1), offset)
+    return of_offset, None if mask is None else _as_maps(of_mask, mask)
+
+
+def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # [N, P, ..] -> [N, *, Ho, Wo]
+    n, channels, ho, wo = like.shape
+    return torch.empty_like(like).copy_(samples.reshape(n, ho, wo, channels).permute(0, 3, 1, 2))
 
 
 def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
     """Return the gradient of the padded rows, [R, C], tap by tap or some taps at a time."""
     groups, taps = conv.offset_groups, conv.taps
     padded = padded_count(input.shape[0], input.shape[2:])
-    row, weights = table.row.view(-1, groups, taps), [w.view(-1, groups, taps) for w in table.weights()]
+    row, weights = _by_group(table.row, conv), [_by_group(w, conv) for w in table.weights()]
     step = 1
     if all(isinstance(size, int) for size in (*input.shape, *grad_rows.shape)):
         step = even_step(taps, chunk_bytes() // (padded * input.shape[1] * grad_rows.dtype.itemsize))

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from scripts.benchmark import bounds, deployed, measure, memory, models, show
+from scripts.benchmark import bounds, deployed, measure, memory, models, picture, show
 from scripts.benchmark.cases import MODELS, choose
 from scripts.benchmark.providers import PROVIDERS
 from scripts.config import Bench, check_overrides, register
@@ -76,7 +76,7 @@ def _main(config: DictConfig) -> None:
     bench = cast(Bench, OmegaConf.to_object(config))
     if bench.plot:
         target = Path("docs/img") / f"{Path(bench.plot).stem}.png"
-        show.plot(Path(bench.plot), target)
+        picture.plot(Path(bench.plot), target)
         print(f"drawn: {target}")
         return
     run(bench)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scripts import bench
-from scripts.benchmark import bounds, cases, measure, memory, providers, show
+from scripts.benchmark import bounds, cases, measure, memory, picture, providers
 from scripts.config import Bench
 
 TINY = cases.Case(batch=2, channels=4, filters=4, height=6, width=5)
@@ -112,8 +112,21 @@ def test_a_run_writes_a_report_and_a_picture(tiny: None, tmp_path: Path) -> None
     assert {(r["mode"], r["provider"]) for r in report["rows"]} == {(m, p) for m in measure.MODES for p in TORCH}
     floors = {r["mode"]: r["ms"] for r in report["rows"] if r["provider"] == "conv2d"}
     assert all(r["ratio"] == pytest.approx(r["ms"] / floors[r["mode"]]) for r in report["rows"])
-    show.plot(path, tmp_path / "picture.png")
+    picture.plot(path, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_what_grows_is_drawn_as_lines(tmp_path: Path) -> None:
+    sizes = [row("eager", ms, case) for ms, case in ((1.0, "1x8x4x4"), (3.0, "2x8x4x8"))]
+    assert picture.scaling(sizes) == ("output pixels of the batch", {"forward": {"eager": {16: 1.0, 64: 3.0}}})
+    threads = [{**row("eager", ms, "1x8x4x4"), "threads": n} for ms, n in ((2.0, 1), (1.0, 2))]
+    assert picture.scaling(threads) == ("threads", {"forward": {"eager 1x8x4x4": {1: 2.0, 2: 1.0}}})
+    unlike = [row("eager", 1.0, case) for case in ("1x8x4x4", "1x16x4x4")]
+    assert picture.scaling(unlike) == ("", {})
+    report = {"rows": sizes, "machine": [], "device": "cpu", "versions": {"torch": "2"}, "commit": "x"}
+    (tmp_path / "size.json").write_text(json.dumps(report))
+    picture.plot(tmp_path / "size.json", tmp_path / "size.png")
+    assert (tmp_path / "size.png").stat().st_size > 10_000
 
 
 def test_an_interruption_keeps_what_was_measured(

@@ -1,11 +1,10 @@
-"""The tables, the JSON with its provenance, and the pictures."""
+"""The tables, and the JSON with its provenance."""
 
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,45 +67,3 @@ def save(rows: list[Row], verdicts: list[dict[str, Any]], path: Path) -> None:
     partial_file = path.with_suffix(".partial")
     partial_file.write_text(json.dumps({**provenance(), "rows": rows, "bounds": verdicts}, indent=1) + "\n")
     partial_file.replace(path)
-
-
-def plot(source: Path, target: Path) -> None:
-    """Draw the ratios to the floor in a JSON file: bars by case, a panel a mode."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    report = json.loads(source.read_text())
-    panels: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in report["rows"]:
-        if row.get("ratio"):
-            case = (
-                row["case"]
-                if len({r["threads"] for r in report["rows"]}) == 1
-                else f"{row['case']} t{row['threads']}"
-            )
-            panels[row["mode"]][row["provider"]][case] = row["ratio"]
-    if not panels:
-        raise ValueError(f"{source} has no times to draw")
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 8), squeeze=False, sharey=True)
-    for axis, (mode, providers) in zip(axes[0], panels.items(), strict=True):
-        cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
-        for i, (provider, ratios) in enumerate(providers.items()):
-            at = [cases.index(case) + i / (len(providers) + 1) for case in ratios]
-            axis.barh(at, list(ratios.values()), height=1 / (len(providers) + 1), label=provider)
-        axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", title=mode, xlabel="time / floor")
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.legend(fontsize="small")
-    axes[0][0].invert_yaxis()
-    figure.suptitle(
-        f"{_processor(report)}, torch {report['versions']['torch']}, {report['commit']}", fontsize="small"
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
-
-
-def _processor(report: dict[str, Any]) -> str:
-    return next((line for line in report["machine"] if line.startswith("Model name")), report["device"])

@@ -1,0 +1,94 @@
+"""The pictures of dcn-bench: ratios to the floor as bars, times as lines where size or threads grow."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmark.measure import Row
+
+Panels = dict[str, dict[str, dict[Any, float]]]  # by mode and provider, what to draw over what
+
+
+def plot(source: Path, target: Path) -> None:
+    """Draw a JSON file of dcn-bench, a panel a mode.
+
+    Raises:
+        ValueError: For a file without times.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    report = json.loads(source.read_text())
+    label, lines = scaling([row for row in report["rows"] if "ms" in row])
+    panels = lines or _ratios(report["rows"])
+    if not panels:
+        raise ValueError(f"{source} has no times to draw")
+    height = 5 if lines else 8
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), height), squeeze=False, sharey=True)
+    for axis, (mode, providers) in zip(axes[0], panels.items(), strict=True):
+        if lines:
+            _draw_lines(axis, providers, label)
+        else:
+            _draw_bars(axis, providers)
+        axis.set_title(mode)
+        axis.legend(fontsize="small")
+    if not lines:
+        axes[0][0].invert_yaxis()
+    about = f"{_processor(report)}, torch {report['versions']['torch']}, {report['commit']}"
+    figure.suptitle(about, fontsize="small")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def scaling(rows: list[Row]) -> tuple[str, Panels]:
+    """Return what grows over the rows, and milliseconds over it; nothing where they are unlike cases.
+
+    It is the number of threads where that differs, else the output pixels of cases that differ in nothing else.
+    """
+    panels: Panels = defaultdict(lambda: defaultdict(dict))
+    if len({row["threads"] for row in rows}) > 1:
+        for row in rows:
+            panels[row["mode"]][f"{row['provider']} {row['case']}"][row["threads"]] = row["ms"]
+        return "threads", panels
+    shapes = {row["case"]: row["case"].split("-", 1) for row in rows}
+    # batch x channels x height x width, and what else there is to the case
+    if len({(shape.split("x")[1], *rest) for shape, *rest in shapes.values()}) != 1 or len(shapes) < 2:
+        return "", {}
+    for row in rows:
+        batch, _, height, width = (int(size) for size in shapes[row["case"]][0].split("x"))
+        panels[row["mode"]][row["provider"]][batch * height * width] = row["ms"]
+    return "output pixels of the batch", panels
+
+
+def _ratios(rows: list[Row]) -> Panels:
+    panels: Panels = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row.get("ratio"):
+            panels[row["mode"]][row["provider"]][row["case"]] = row["ratio"]
+    return panels
+
+
+def _draw_lines(axis: Any, providers: dict[str, dict[Any, float]], label: str) -> None:
+    for provider, times in providers.items():
+        at = sorted(times)
+        axis.plot(at, [times[x] for x in at], marker="o", label=provider)
+    axis.set(xscale="log", yscale="log", xlabel=label, ylabel="ms")
+    axis.grid(alpha=0.3)
+
+
+def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]]) -> None:
+    cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
+    for i, (provider, ratios) in enumerate(providers.items()):
+        at = [cases.index(case) + i / (len(providers) + 1) for case in ratios]
+        axis.barh(at, list(ratios.values()), height=1 / (len(providers) + 1), label=provider)
+    axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel="time / floor")
+    axis.axvline(1, color="black", linewidth=0.8)
+
+
+def _processor(report: dict[str, Any]) -> str:
+    return next((line for line in report["machine"] if line.startswith("Model name")), report["device"])
