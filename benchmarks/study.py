@@ -65,7 +65,6 @@ def train(variant: str, overrides: list[str], folder: Path, final: dict[str, Any
         right = torch.cat([model(images).argmax(1) == labels for images, labels in splits.evaluate])
     parameters = sum(p.numel() for p in model.parameters())
     return {
-        "overrides": overrides,
         "top1": 100 * right.double().mean().item(),
         "parameters": parameters,
         "epochs": config.optim.epochs,
@@ -120,7 +119,9 @@ def finish(path: Path, key: dict[str, Any], name: str, overrides: list[str], fin
     if any(key.items() <= row.items() for row in rows(path)):
         return
     folder = RUNS / "-".join(str(value) for value in key.values())
-    append(path, {**key, **train(name, overrides, folder, final)})
+    row = train(name, overrides, folder, final)
+    here = f"{Path.cwd()}/"
+    append(path, {**key, **row, "overrides": [override.replace(here, "") for override in overrides]})
 
 
 def time_ratio(path: Path, overrides: list[str], epochs: int, rounds: int = 3) -> float:
