@@ -179,7 +179,7 @@ def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> 
     arguments = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     for override in OverridesParser.create().parse_overrides(arguments):
         key = override.key_or_group
-        if key.split("/")[0] in groups or key.split(".")[0] == "hydra":
+        if key.split("/")[0] in (*groups, "hydra") or key.split(".")[0] == "hydra":
             continue
         if problem := _unknown(key, schema):
             sys.exit(f"error: {problem}")

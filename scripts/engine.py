@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import broadcast_object_list
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.utils import ModelEmaV3, accuracy
+from timm.utils import accuracy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 
 from scripts import checkpoint, offset_statistics, recipe, state
@@ -91,7 +92,7 @@ class _Training:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
         self.frozen = recipe.freeze(model, config.optim.freeze)
-        self.ema = _create_ema(model, config, accelerator)
+        self.ema = recipe.create_ema(model, config.optim.ema, accelerator.is_fsdp2)
         self.mixup = recipe.create_mixup(config.optim, splits.num_classes)
         self.net = WithOffsets(model)
         called: nn.Module = self.net
@@ -126,7 +127,7 @@ class _Training:
                 self._keep(metrics["eval/top1"])
                 layers = zip(self.net.layers, offsets, strict=False)
                 log.write(epoch, metrics, {f"offset/{name}": value for name, value in layers})
-                if main and not self.accelerator.is_fsdp2:
+                if main and not any(isinstance(p, DTensor) for p in self.model.parameters()):
                     offset_statistics.log_epoch(self.model, self.probe, self.folder, log.board, epoch)
                 progress.update(
                     task,
@@ -285,15 +286,6 @@ class _Training:
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             top1 += accuracy(logits, labels)[0].item() * len(labels)
         return {"eval/loss": loss / count, "eval/top1": top1 / count}
-
-
-def _create_ema(model: nn.Module, config: Train, accelerator: Accelerator) -> ModelEmaV3 | None:
-    if config.optim.ema is None:
-        return None
-    if accelerator.is_fsdp2:
-        raise ValueError("optim.ema keeps the whole average in each process, which FSDP2 avoids; drop one of them")
-    # Of the first steps it averages fewer, so that it doesn't remember where the training began.
-    return ModelEmaV3(model, config.optim.ema, use_warmup=True)
 
 
 def _memory_format(config: Train) -> torch.memory_format:

@@ -10,6 +10,7 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from scripts.config import Optim
@@ -106,3 +107,17 @@ def check(config: Optim, batch_size: int, processes: int) -> None:
         )
     if (config.mixup or config.cutmix) and batch_size // processes % 2:
         raise ValueError(f"mixup and cutmix pair the images of a process, got {batch_size // processes} of them")
+
+
+def create_ema(model: nn.Module, decay: float | None, sharded: bool) -> ModelEmaV3 | None:
+    """Return the average of the weights, or None without a decay.
+
+    Raises:
+        ValueError: Where the weights are spread over processes.
+    """
+    if decay is None:
+        return None
+    if sharded:
+        raise ValueError("optim.ema keeps the whole average in each process, which FSDP2 avoids; drop one of them")
+    # Of the first steps it averages fewer, so that it doesn't remember where the training began.
+    return ModelEmaV3(model, decay, use_warmup=True)

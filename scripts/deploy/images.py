@@ -47,7 +47,12 @@ def read(folder: str | None, limit: int) -> Photos:
     # Evenly over the sorted names, so that all classes take part.
     chosen = files[:: -(-len(files) // limit)]
     labels = [classes.index(path.parent) for path in chosen] if Path(folder) not in classes else None
-    return Photos([Image.open(path) for path in chosen], labels, len(classes))
+    return Photos([_opened(path) for path in chosen], labels, len(classes))
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.copy()
 
 
 def _photos() -> Iterator[Image.Image]:
@@ -68,7 +73,7 @@ def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], mo
     if not images:
         _log.warning("no images (give images=FOLDER or install scikit-image): verifying on random ones")
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
-    config = resolve_data_config(pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
+    config = resolve_data_config({"input_size": shape}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     mean, std = (_for(config[name], channels) for name in ("mean", "std"))
     steps: list[nn.Module] = [
         v2.Grayscale(channels) if channels == 1 else v2.RGB(),
