@@ -92,6 +92,7 @@ def backward(
     output, wide = grad.shape[2:], wide_dtype(input)
     dtype = _contraction_dtype(input, output[1], conv)
     kernel = _contraction_weight(weight.to(dtype), conv)
+    kernel_of_samples = _kernel_of_samples(kernel, conv) if need_samples else kernel
     image_gradient = _ImageGradient(input, output[0], conv) if need_input else None
     # All chunks add up in the weight: in the wider dtype.
     grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
@@ -113,7 +114,7 @@ def backward(
                     del samples  # before their gradient takes as much
                 if not need_samples:
                     continue
-                samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
+                samples = _samples_backward(grad_out, kernel_of_samples, conv).to(wide).reshape(-1, rows.shape[1])
                 if of_weight is not None:
                     of_weight[entries] = weight_backward(samples, rows, row)
                 if image_gradient is not None:
@@ -270,7 +271,14 @@ def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Co
         total += columns.T @ grad
 
 
+def _kernel_of_samples(kernel: Tensor, conv: Conv) -> Tensor:
+    return kernel.transpose(0, 1).contiguous() if conv.groups == 1 else kernel
+
+
 def _samples_backward(grad: Tensor, kernel: Tensor, conv: Conv) -> Tensor:  # -> [n, height, width, channels]
-    # Windows don't overlap: the transposed convolution is the gradient, in the layout of the unrolled image.
-    stride = _contraction_stride(conv)
-    return F.conv_transpose2d(grad, kernel, stride=stride, groups=conv.groups).permute(0, 2, 3, 1)
+    if conv.groups == 1:  # conv_transpose2d too is this, but on one thread torch has a slow one, with a copy
+        samples = F.conv2d(grad, kernel)
+    else:
+        # Windows don't overlap: the transposed convolution is the gradient, in the layout of the unrolled image.
+        samples = F.conv_transpose2d(grad, kernel, stride=conv.kernel, groups=conv.groups)
+    return samples.permute(0, 2, 3, 1)

@@ -26,7 +26,8 @@ def set_workspace_limit(size: int) -> None:
 def chunk_bytes() -> int:
     """Return the bytes of an unrolled piece.
 
-    A quarter: its gradient is as large, and so is what the table, its sort and the contraction take. With the
-    default it stays near the last-level cache, and is large enough that starting threads does not show.
+    A fifth: its gradient is as large, so is what the table, its sort and the contraction take, and the allocator
+    leaves holes. With the default it stays near the last-level cache, and is large enough that starting threads
+    does not show.
     """
-    return _limit // 4
+    return _limit // 5

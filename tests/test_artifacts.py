@@ -137,7 +137,8 @@ def test_a_process_with_changed_kernels_compiles_them(train: Trainer, compiled: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
-def test_whole_operators_are_another_entry_of_the_caches(train: Trainer) -> None:
+def test_whole_operators_are_another_entry_of_the_caches(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")  # where Inductor takes no whole operator that torch has a decomposition of
     results, eager, counts = train(whole=True)
     assert HIT not in counts
     assert counts.get(MISS)

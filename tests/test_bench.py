@@ -171,8 +171,9 @@ def test_the_peak_is_that_of_the_process() -> None:
 
 
 @pytest.mark.slow
-def test_the_operator_needs_little_more_than_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # on one thread torch's own products take more: docs/performance.md
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_the_operator_needs_little_more_than_the_convolution(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     case = "8x64x56x56"  # unrolled as a whole: 55 MiB, and as much again for its gradient
     plain, ours = (memory.peak_of(case, "training", provider) for provider in ("conv2d", "eager"))
     assert plain is not None
