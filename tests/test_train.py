@@ -184,7 +184,8 @@ def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_training_equals_eager(tmp_path: Path) -> None:
     tiny = ["data.batch_size=8", "variants=[dcn]", "report=false", "optim.opt=sgd", "optim.lr=0.01"]
-    tiny += ["dcn.include=[layer3.0.conv2]", "optim.offset_lr_scale=10"]  # the more layers, the longer it compiles
+    # The more layers, the longer it compiles.
+    tiny += ["dcn.include=[layer3.0.conv2]", "optim.offset_lr_scale=10"]
     run(composed(*QUICK, *tiny), tmp_path / "eager")
     run(composed(*QUICK, *tiny, "compile=true"), tmp_path / "compiled")
     eager, compiled = (load_file(tmp_path / name / "dcn" / "last.safetensors") for name in ("eager", "compiled"))
