@@ -140,8 +140,6 @@ class _Training:
 
     def restore(self) -> None:
         """Go on from the saved state."""
-        if self.accelerator.is_fsdp2:
-            raise ValueError(f"resume={self.config.resume} is not for FSDP2, which would go on otherwise; use DDP")
         ema = None if self.ema is None else self.ema.module
         self.position = state.load(self.path, self.accelerator, self.model, self.optimizer.optimizer, ema)
         if self.position.step == self.position.steps:

@@ -26,7 +26,6 @@ from scripts.config import check_overrides
 from scripts.config_inspect import Evaluate
 from scripts.corruptions import CORRUPTIONS, corrupt
 from scripts.data import Batch, Loader, create_splits
-from scripts.distortions import DISTORTIONS, MNIST_MEAN, MNIST_STD
 from scripts.visualize import existing
 
 
@@ -81,11 +80,11 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     paths = [existing(path) for path in (config.checkpoint, *config.against)]
     models = {name: checkpoint.load(path, device) for name, path in _named(paths).items()}
     first = next(iter(models.values()))
-    transform = resolve_data_config({}, model=first)
-    splits = create_splits(config.data, transform, config.seed)
+    splits = create_splits(config.data, resolve_data_config({}, model=first), config.seed)
     for name, model in models.items():
         _check(name, model, splits.num_classes, next(iter(splits.evaluate))[0])
-    normalisation = _normalisation(config, transform, device)
+    mean, std = (torch.tensor(splits.transform[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+    normalisation = Normalisation(mean, std)
     results = {}
     for (name, model), path in zip(models.items(), paths, strict=True):
         call = _prepared(model, config)
@@ -135,12 +134,6 @@ def _check(name: str, model: nn.Module, num_classes: int, images: Tensor) -> Non
             f"'{name}' reads {channels} channels, and the data have {images.shape[1]}: "
             "set data= to what it was trained on"
         )
-
-
-def _normalisation(config: Evaluate, transform: dict[str, Any], device: torch.device) -> Normalisation:
-    digits = config.data.name in DISTORTIONS
-    mean, std = ((MNIST_MEAN,), (MNIST_STD,)) if digits else (transform["mean"], transform["std"])
-    return Normalisation(*(torch.tensor(value, device=device).view(-1, 1, 1) for value in (mean, std)))
 
 
 def _prepared(model: nn.Module, config: Evaluate) -> Any:

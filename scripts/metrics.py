@@ -1,6 +1,7 @@
 """What a training writes once an epoch: a row of ``metrics.csv``, and TensorBoard events."""
 
 import csv
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -25,10 +26,7 @@ class MetricLog:
         if quiet:
             return
         self.board = SummaryWriter(folder, purge_step=epoch)
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
-            atomically(self.path, lambda temporary: _append(temporary, rows))
+        drop_from(self.path, epoch)
 
     def __enter__(self) -> Self:
         return self
@@ -41,16 +39,25 @@ class MetricLog:
         """Append a row; ``details`` go to TensorBoard alone."""
         if self.quiet:
             return
-        _append(self.path, [{"epoch": str(epoch), **{key: str(value) for key, value in metrics.items()}}])
+        append(self.path, [{"epoch": epoch, **metrics}])
         for key, value in {**metrics, **details}.items():
             self.board.add_scalar(key, value, epoch)
         self.board.flush()
 
 
-def _append(path: Path, rows: list[dict[str, str]]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Append rows to a CSV, whose first row names its columns."""
     with path.open("a", newline="") as file:
         for row in rows:
             writer = csv.DictWriter(file, row)
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def drop_from(path: Path, epoch: int) -> None:
+    """Drop the rows of this epoch and later ones: a run that goes on comes by an epoch twice."""
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+        atomically(path, lambda temporary: append(temporary, rows))

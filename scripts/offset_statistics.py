@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
+from scripts import metrics
 from scripts.cascade import watched
 
 if TYPE_CHECKING:
@@ -88,15 +89,8 @@ def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWri
     rows, lengths = measure(model, [images])
     if not rows:
         return
-    path = folder / FILE
-    with path.open("a+", newline="") as file:
-        file.seek(0)
-        # A run that goes on after an interruption may come by an epoch twice.
-        before = [line for line in csv.DictReader(file) if int(line["epoch"]) < epoch]
-        file.truncate(0)
-        writer = csv.DictWriter(file, ["epoch", *asdict(rows[0])])
-        writer.writeheader()
-        writer.writerows([*before, *({"epoch": epoch, **asdict(row)} for row in rows)])
+    metrics.drop_from(folder / FILE, epoch)
+    metrics.append(folder / FILE, ({"epoch": epoch, **asdict(row)} for row in rows))
     for row in rows:
         board.add_histogram(f"offsets/{row.layer}", lengths[row.layer], epoch)
         board.add_scalar(f"offset_mean/{row.layer}", row.mean, epoch)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import nn
+from accelerate.utils import broadcast_object_list, recursively_apply
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -98,6 +98,9 @@ def load(
             raise ValueError(f"{path} is no training state of dcn-train: {error}") from error
         if (state["ema"] is None) != (ema is None) or (state["scaler"] is None) != (accelerator.scaler is None):
             raise ValueError(f"optim.ema or precision differ from those of {path}; start anew, without resume")
+        if accelerator.num_processes > 1:
+            # Sent is the memory as it lies, which the others take for contiguous: channels_last would be scrambled.
+            state = recursively_apply(Tensor.contiguous, state)
     common: list[dict[str, Any]] = [{key: state.get(key) for key in ("position", "scaler")}]
     broadcast_object_list(common)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
 
 import conf
-from scripts import checkpoint
-from scripts.config import Data, Train, check_overrides
+from scripts import checkpoint, config_inspect
+from scripts.config import Data, Train, check_overrides, register
 from scripts.config import compose_train as composed
 from scripts.data import create_splits
 from scripts.train import run
@@ -47,6 +48,17 @@ def test_a_mistyped_key_is_answered_with_the_right_ones(
     with pytest.raises(SystemExit) as error:
         check_overrides(Train)
     assert answer in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["train", "visualize", "evaluate"])
+def test_runs_that_start_within_a_second_have_folders_of_their_own(command: str) -> None:
+    register()
+    config_inspect.register()
+    folders = set()
+    for _ in range(2):
+        with initialize_config_module("conf", version_base="1.3"):
+            folders.add(compose(command, return_hydra_config=True).hydra.run.dir)
+    assert len(folders) == 2
 
 
 def test_right_keys_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +184,8 @@ def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_training_equals_eager(tmp_path: Path) -> None:
     tiny = ["data.batch_size=8", "variants=[dcn]", "report=false", "optim.opt=sgd", "optim.lr=0.01"]
+    # The more layers, the longer it compiles.
+    tiny += ["dcn.include=[layer3.0.conv2]", "optim.offset_lr_scale=10"]
     run(composed(*QUICK, *tiny), tmp_path / "eager")
     run(composed(*QUICK, *tiny, "compile=true"), tmp_path / "compiled")
     eager, compiled = (load_file(tmp_path / name / "dcn" / "last.safetensors") for name in ("eager", "compiled"))

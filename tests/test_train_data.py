@@ -87,7 +87,7 @@ def test_a_torchvision_data_set_is_read(root: Path) -> None:
 
 def test_a_hugging_face_data_set_is_read(root: Path) -> None:
     pytest.importorskip("datasets", reason="the hf extra is not installed")
-    config = folder_config(root, name=f"hfds/{root}", root=str(root.parent / "cache"))
+    config = folder_config(root.parent / "cache", name=f"hfds/{root}")
     splits = create_splits(config, TRANSFORM, seed=0)
     assert splits.num_classes == 2
     assert images.count_classes(splits.train.dataset) == {0: 4, 1: 4}

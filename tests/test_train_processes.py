@@ -58,7 +58,6 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes=2"]
 
 
 @pytest.mark.slow
@@ -87,7 +86,7 @@ def crash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_of_one_process_goes_on_in_two(tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash(tmp_path, monkeypatch)
     overrides = [f"resume={tmp_path}", "optim.accumulate=2", f"hydra.run.dir={tmp_path / 'log'}"]
-    done = launch([*ACCELERATE, "-m", "scripts.train"], *overrides)
+    done = launch([*TORCHRUN, "-m", "scripts.train"], *overrides)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, alone)
 
@@ -98,7 +97,7 @@ import sys
 from pathlib import Path
 
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
-from scripts import train
+from scripts import state, train
 from scripts.config import compose_train
 
 
@@ -110,18 +109,41 @@ def sharded(config):
     return accelerator
 
 
+def save_and_crash(*args):
+    save(*args)
+    raise KeyboardInterrupt
+
+
 create, train.create_accelerator = train.create_accelerator, sharded
-train.run(compose_train(*sys.argv[2:]), Path(sys.argv[1]))
+save, state.save = state.save, save_and_crash
+config, folder = compose_train(*sys.argv[2:]), Path(sys.argv[1])
+try:
+    train.run(config, folder)
+except KeyboardInterrupt:
+    state.save = save
+train.run(config, folder)
 """
 
 
 @pytest.mark.slow
-def test_pieces_give_the_losses_of_one_process(tmp_path: Path, alone: Path) -> None:
+def test_a_run_of_one_process_goes_on_in_pieces_and_pieces_go_on(
+    tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash(tmp_path, monkeypatch)
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    done = launch([*TORCHRUN, str(script), str(tmp_path)])
+    done = launch([*TORCHRUN, str(script), str(tmp_path)], f"resume={tmp_path}", "checkpoint_every=4")
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it(tmp_path: Path, alone: Path) -> None:
+    launcher = ["accelerate.commands.launch", "--cpu", "--mixed_precision=bf16", "-m", "scripts.train"]
+    done = launch(launcher, "optim.epochs=1", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path)[0] == pytest.approx(losses(alone)[0], rel=0.05)
+    assert losses(tmp_path)[0] != pytest.approx(losses(alone)[0], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -65,24 +65,26 @@ def test_the_regulariser_keeps_offsets_small(tmp_path: Path) -> None:
     assert 0 < kept < 0.5 * free
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiled", [False, True])
 def test_offsets_are_seen_without_changing_the_output(compiled: bool) -> None:
-    model = converted()
-    x = torch.randn(2, 3, 64, 64)
+    model = nn.Sequential(*(DeformConv2d(3, 3, 3, padding=1) for _ in range(2)))
+    for layer in model:
+        nn.init.normal_(layer.offset_weight, std=0.1)
+    x = torch.randn(2, 3, 16, 16)
     expected = model(x)
-    layer = model.layer4[0].conv2
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(module.offsets(args[0])[0]))
     model(x)
     handle.remove()
     net = WithOffsets(model)
-    called = torch.compile(net, fullgraph=True) if compiled else net
-    logits, sizes, squares = called(x)
-    assert_close(logits, expected, rtol=1e-3, atol=1e-4)
-    index = list(net.layers).index("layer4.0.conv2")
-    assert_close(sizes[index], seen[0].abs().mean(), rtol=1e-3, atol=1e-4)
-    assert_close(squares[index], seen[0].square().mean(), rtol=1e-3, atol=1e-4)
-    gradient = torch.autograd.grad(squares.sum(), layer.offset_weight)[0]
+    # The graph alone: what Inductor makes of it, test_compiled_training_equals_eager sees.
+    called = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
+    output, sizes, squares = called(x)
+    assert_close(output, expected, rtol=1e-3, atol=1e-4)
+    assert list(net.layers) == ["0", "1"]
+    assert_close(sizes[1], seen[0].abs().mean(), rtol=1e-3, atol=1e-4)
+    assert_close(squares[1], seen[0].square().mean(), rtol=1e-3, atol=1e-4)
+    gradient = torch.autograd.grad(squares[1], layer.offset_weight)[0]
     assert_close(
         gradient, torch.autograd.grad(seen[0].square().mean(), layer.offset_weight)[0], rtol=1e-3, atol=1e-4
     )

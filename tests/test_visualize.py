@@ -120,6 +120,9 @@ def test_an_epoch_is_logged_and_read_back(tmp_path: Path) -> None:
     assert [entry[:2] for entry in offset_statistics.read(tmp_path)["0"]] == [
         (epoch, pytest.approx(epoch * 2**0.5)) for epoch in range(3)
     ]
+    with SummaryWriter(tmp_path) as board:  # of a run that goes on from its second epoch
+        offset_statistics.log_epoch(model, images, tmp_path, board, 1)
+    assert [entry[0] for entry in offset_statistics.read(tmp_path)["0"]] == [0, 1]
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert offset_statistics.read(tmp_path / "elsewhere") == {}
 
