@@ -65,7 +65,7 @@ def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) 
     for name in config.models or (MODELS if config.suite == "models" else deployed.MODELS):
         console.print(f"{name} ...")
         if config.suite == "deploy":
-            rows += deployed.rows_of(name, config.batch, config.rounds, config.threads[0])
+            rows += deployed.rows_of(name, config)
         else:
             compiled = "compiled" in config.providers
             rows += models.rows_of(name, config.batch, config.rounds, config.device, compiled=compiled)

@@ -260,13 +260,21 @@ def test_folder_has_the_hubs_shape_and_no_pickle(tmp_path):
     assert config["num_classes"] == 10
     assert config["num_features"] == 64
     assert config["model_args"]["base"] == "resnet18"
-    assert config["model_args"]["layers"] == arguments(model)
+    assert config["model_args"]["deformable"] == arguments(model)
     assert config["model_args"]["channels"] == [8, 16, 32, 64]
     cfg = config["pretrained_cfg"]
     assert cfg["num_classes"] == 10
     assert tuple(cfg["mean"]) == model.pretrained_cfg["mean"]
     # Nothing that leads timm to the plain network's weights.
     assert not {"url", "hf_hub_id", "file", "source"} & set(cfg)
+
+
+def test_number_of_blocks_is_kept(tmp_path):
+    model = inject_(perturbed("resnet18", layers=(1, 2, 1, 1), **NARROW))
+    randomise_offsets(model)
+    zoo.save(model, tmp_path / "once")
+    zoo.save(zoo.load(tmp_path / "once"), tmp_path / "twice")
+    assert_same(zoo.load(tmp_path / "twice"), model, images())
 
 
 def test_data_config_of_a_default_network_is_kept(tmp_path):
@@ -306,7 +314,7 @@ def test_refuses_a_missing_folder(tmp_path):
 def test_refuses_layers_that_the_base_lacks(tmp_path):
     saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["model_args"]["layers"]["layer9.conv"] = config["model_args"]["layers"]["layer4.0.conv1"]
+    config["model_args"]["deformable"]["layer9.conv"] = config["model_args"]["deformable"]["layer4.0.conv1"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"expected a convolution at 'layer9\.conv' of ResNet, got None"):
         zoo.load(tmp_path)

@@ -16,7 +16,8 @@ from zoo.inject import inject_, rebuild_
 from zoo.presets import PRESETS
 
 _SUFFIX = "_dcn"
-_NOT_SAVED = {"num_classes", "in_chans", "global_pool", "img_size", "base", "dcn", "layers"}
+# Not "layers", which is an argument of timm's ResNets.
+_NOT_SAVED = {"num_classes", "in_chans", "global_pool", "img_size", "base", "dcn", "deformable"}
 
 
 def list_models(filter: str = "*") -> list[str]:
@@ -47,13 +48,13 @@ def save(model: nn.Module, folder: str | Path) -> None:
     timm_model: Any = model
     recorded = getattr(model, "_model_args", {})
     try:
-        # What timm reads off the network itself may have changed since, and ``layers`` says what was converted.
+        # What timm reads off the network itself may have changed since, and ``deformable`` says what was converted.
         timm_model._model_args = {k: v for k, v in recorded.items() if k not in _NOT_SAVED}
         save_for_hf(
             model,
             str(folder),
             model_config={"architecture": "dcn"},
-            model_args={**timm_model._model_args, "base": base, "layers": layers},
+            model_args={**timm_model._model_args, "base": base, "deformable": layers},
             safe_serialization=True,
         )
     finally:
@@ -81,7 +82,7 @@ def dcn(
     *,
     base: str,
     dcn: DCNConfig | dict[str, Any] | None = None,
-    layers: dict[str, LayerArguments] | None = None,
+    deformable: dict[str, LayerArguments] | None = None,
     pretrained_cfg: Any = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -92,24 +93,24 @@ def dcn(
             ``pretrained_cfg`` is that of a saved network, the converted one's after it.
         base: Its name in timm.
         dcn: What to convert; by default the preset of the base, or ``DCNConfig()``.
-        layers: The very layers instead, by name, with their arguments.
+        deformable: The very layers instead, by name, with their arguments.
         pretrained_cfg: As of ``timm.create_model``.
         **kwargs: As of ``timm.create_model``.
     """
     kwargs.pop("pretrained_model_args", None)
-    if dcn is not None and layers is not None:
+    if dcn is not None and deformable is not None:
         raise ValueError(f"a saved network has its layers, but got {dcn=}; build it with timm.create_model(base)")
     model: Any
     if not pretrained or pretrained_cfg is None or isinstance(pretrained_cfg, str):
         model = timm.create_model(base, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
-        return _converted(model, base, dcn, layers)
+        return _converted(model, base, dcn, deformable)
     # Weights of a converted network, from a folder or a hub.
     if kwargs.get("features_only"):
         raise ValueError("a saved network loads whole, without features_only; it has forward_intermediates")
     cfg = pretrained_cfg if isinstance(pretrained_cfg, dict) else asdict(pretrained_cfg)
     cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in cfg.items()}  # of JSON
     model = timm.create_model(base, pretrained_cfg={**cfg, "architecture": base}, **kwargs)
-    _converted(model, base, dcn, layers)
+    _converted(model, base, dcn, deformable)
     load_pretrained(model, cfg, model.num_classes, kwargs.get("in_chans", 3))
     return model
 
@@ -118,10 +119,10 @@ def _converted(
     model: nn.Module,
     base: str,
     dcn: DCNConfig | dict[str, Any] | None,
-    layers: dict[str, LayerArguments] | None,
+    deformable: dict[str, LayerArguments] | None,
 ) -> nn.Module:
-    if layers is not None:
-        rebuild_(model, layers)
+    if deformable is not None:
+        rebuild_(model, deformable)
         return model
     config = dcn if dcn is not None else PRESETS.get(base.partition(".")[0], DCNConfig())
     return inject_(model, config if isinstance(config, DCNConfig) else DCNConfig(**config))

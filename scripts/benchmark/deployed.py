@@ -1,5 +1,6 @@
 """Whole networks in the runtimes that dcn-export writes for, beside the plain network in each."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -9,33 +10,48 @@ import torch
 import zoo
 from scripts.benchmark.measure import Row
 from scripts.benchmark.models import perturb
-from scripts.config import Export
+from scripts.config import Bench, Export
+from scripts.deploy import report
 from scripts.deploy.session import Session
 
 MODELS = ("resnet50", "efficientnet_b0")
 TARGETS = ("compile", "aoti", "onnx", "openvino")
 
 
-def rows_of(name: str, batch: int, rounds: int, threads: int) -> list[Row]:
+def rows_of(name: str, config: Bench) -> list[Row]:
     """Export a converted network, offsets of about a pixel, for one size; return rows of it and of the plain one.
 
-    Ratios are to the plain network in the same runtime, which was timed in turns with it.
+    Ratios are to the plain network in the same runtime, which was timed in turns with it. Exports take minutes and
+    every core; with ``config.exports`` they stay, so that a second run on a quiet machine times alone.
     """
     torch.manual_seed(0)
     model = zoo.inject_(timm.create_model(name)).eval()
     perturb(model, sampling=True)
-    found: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        zoo.save(model, Path(folder) / name)
-        config = Export(model=f"{folder}/{name}", dynamic="none", batch=batch, rounds=rounds, threads=threads)
-        session = Session(config)
+    batch, threads, found = config.batch, config.threads[0], list[Row]()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, rounds = f"{temporary}/{name}", config.rounds
+        zoo.save(model, folder)
+        session = Session(Export(model=folder, dynamic="none", batch=batch, threads=threads, rounds=rounds))
+        kept = Path(config.exports or temporary) / f"{name}-batch{batch}-threads{threads}"
         for target in ("eager", *TARGETS):
             head = {"case": f"{name} batch {batch}", "mode": "deployed", "threads": threads}
             try:
-                row = session.eager() if target == "eager" else session.export(target, Path(folder))
+                row = session.eager() if target == "eager" else _exported(session, target, kept)
             except Exception as error:  # a runtime that fails is reported as such, and the others go on
                 found.append({**head, "provider": target, "refused": f"{type(error).__name__}: {error}"[:200]})
                 continue
             found.append({**head, "provider": target, "ms": row.ms, "ratio": row.ratio})
             found.append({**head, "provider": f"plain {target}", "ms": row.plain_ms, "ratio": 1.0})
     return found
+
+
+def _exported(session: Session, target: str, kept: Path) -> report.Row:
+    networks = ("network", "plain")
+    if not (kept / target).is_dir():
+        new = kept / f"{target}.partial"
+        shutil.rmtree(new, ignore_errors=True)
+        for network in networks:
+            (new / network).mkdir(parents=True)
+        session.write(target, [new / network for network in networks])
+        new.rename(kept / target)
+    return session.verified(target, session.files(target, [kept / target / network for network in networks]))

@@ -35,7 +35,9 @@ class Session:
             raise ValueError(f"expected dtype to be one of {', '.join(TOLERANCE)}, got {config.dtype!r}")
         self.config = config
         self.source = source.load(config.checkpoint, config.model, config.size)
-        self.threads = config.threads or torch.get_num_threads()
+        if config.threads is not None:  # Inductor writes the number into its code
+            torch.set_num_threads(config.threads)
+        self.threads = torch.get_num_threads()
         self.photos = images.read(config.images, config.max_images)
         self.inputs = self._inputs()
         with torch.inference_mode():
@@ -90,27 +92,50 @@ class Session:
 
     def export(self, name: str, folder: Path) -> Row:
         """Write, verify and name the file of one target; leave no file where that fails."""
-        target, config = targets.TARGETS[name], self.config
-        targets.check(name, config.dynamic, config.dtype, config.int8, config.decompose)
-        kinds = (config.dtype if config.dtype != "float32" else "", "int8" if config.int8 else "")
-        file_name = "-".join(filter(None, (self.source.name, *kinds))) + target.suffix
-        library = target.library == "always" or (target.library == "whole" and not config.decompose)
-        row = Row(name, dynamic=_SIZES[config.dynamic], library=library)
         with _workplace(folder, name) as places:
-            start, files = time.perf_counter(), [place / file_name for place in places[: len(self._networks())]]
-            for file, network in zip(files, self._networks(), strict=True):
-                target.write(self._job(network), file)
-                if name == "compile":  # the caches are of a network that the process builds itself
-                    torch.save(network, file.with_suffix(".module"))
-            row.export_s = time.perf_counter() - start
-            self._verified(row, files)
+            start = time.perf_counter()
+            files = self.write(name, places)
+            export_s = time.perf_counter() - start
+            row = self.verified(name, files)
             files[0].with_suffix(".module").unlink(missing_ok=True)
             written = sorted(places[0].iterdir())
-            row.bytes = sum(path.stat().st_size for path in written)
+            row.export_s, row.bytes = export_s, sum(path.stat().st_size for path in written)
             for path in written:
                 path.replace(folder / path.name)
-            row.file = str(folder / file_name)
+            row.file = str(folder / files[0].name)
         return row
+
+    def write(self, name: str, places: list[Path]) -> list[Path]:
+        """Write the file of one target into the first folder and, for the plain network, into the second.
+
+        Raises:
+            ValueError: For what the target can't do.
+            ImportError: For a package that it needs.
+        """
+        target, config = targets.TARGETS[name], self.config
+        targets.check(name, config.dynamic, config.dtype, config.int8, config.decompose)
+        files = self.files(name, places)
+        for file, network in zip(files, self._networks(), strict=True):
+            target.write(self._job(network), file)
+            if name == "compile":  # the caches are of a network that the process builds itself
+                torch.save(network, file.with_suffix(".module"))
+        return files
+
+    def files(self, name: str, places: list[Path]) -> list[Path]:
+        """Return what ``write`` writes into these folders."""
+        kinds = (self.config.dtype if self.config.dtype != "float32" else "", "int8" if self.config.int8 else "")
+        stem = "-".join(filter(None, (self.source.name, *kinds)))
+        return [place / (stem + targets.TARGETS[name].suffix) for place in places[: len(self._networks())]]
+
+    def verified(self, name: str, files: list[Path]) -> Row:
+        """Run the files of a target, hold the network's against eager, time both, and return the row.
+
+        Raises:
+            VerificationError: For files that don't run, or compute something else.
+        """
+        target = targets.TARGETS[name]
+        library = target.library == "always" or (target.library == "whole" and not self.config.decompose)
+        return self._verified(Row(name, dynamic=_SIZES[self.config.dynamic], library=library), files)
 
     def _job(self, network: nn.Module) -> targets.Job:
         return targets.Job(
