@@ -52,7 +52,7 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
             lambda: convolution([False, True, False]),
         ),
         "gradient of the samples": (
-            lambda: cpu._samples_backward(grad, kernel, conv),
+            lambda: cpu._samples_backward(grad, cpu._kernel_of_samples(kernel, conv), conv),
             lambda: convolution([True, False, False]),
         ),
         "scatter (sort and bag)": (
