@@ -1,6 +1,8 @@
 """How much memory the operator may take beside its inputs and outputs."""
 
 _limit = 64 * 2**20
+# An unrolled piece, its gradient, what the table, its sort and the contraction take, and the allocator's holes.
+CHUNKS = 5
 
 
 def workspace_limit() -> int:
@@ -26,8 +28,6 @@ def set_workspace_limit(size: int) -> None:
 def chunk_bytes() -> int:
     """Return the bytes of an unrolled piece.
 
-    A fifth: its gradient is as large, so is what the table, its sort and the contraction take, and the allocator
-    leaves holes. With the default it stays near the last-level cache, and is large enough that starting threads
-    does not show.
+    With the default it stays near the last-level cache, and is large enough that starting threads does not show.
     """
-    return _limit // 5
+    return _limit // CHUNKS

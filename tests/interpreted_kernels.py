@@ -127,7 +127,7 @@ def test_parts_of_the_batch_do_not_show(images: int, monkeypatch: pytest.MonkeyP
     whole = gradients(inputs, case)
     launched, original = [], launch._launch
     monkeypatch.setattr(launch, "_launch", lambda kernel, *args: launched.append(kernel) or original(kernel, *args))
-    monkeypatch.setattr(workspace, "_limit", 4 * images * 4 * inputs.input[0].numel())
+    monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * images * 4 * inputs.input[0].numel())
     assert all(map(torch.equal, gradients(inputs, case), whole))
     assert launched.count("samples") == -(-3 // images)
 

@@ -101,7 +101,7 @@ def test_pieces_do_not_show(
     case = Case(batch=3, size=(20, 4), groups=groups)
     inputs, unrolled, original = make_inputs(case), [], cpu.gather
     monkeypatch.setattr(cpu, "gather", lambda *args: unrolled.append(args) or original(*args))
-    monkeypatch.setattr(workspace, "_limit", 4 * rows * case.size[1] * case.conv.taps * case.channels * 4)
+    monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * rows * case.size[1] * case.conv.taps * case.channels * 4)
     actual = run(op, inputs, **case.integers)
     assert len(unrolled) == 2 * pieces if table_bytes == 1 else len(unrolled) >= 2 * pieces
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
@@ -119,7 +119,7 @@ def test_pieces_of_a_depthwise_convolution_do_not_show(
     inputs, made, original = make_inputs(case), [], depthwise._table
     monkeypatch.setattr(depthwise, "_table", lambda *args: made.append(args) or original(*args))
     bytes_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
-    monkeypatch.setattr(workspace, "_limit", int(4 * copies * bytes_of_a_row_of_taps))
+    monkeypatch.setattr(workspace, "_limit", int(workspace.CHUNKS * copies * bytes_of_a_row_of_taps))
     actual = run(op, inputs, **case.integers)
     assert len(made) == 2 * tables
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))

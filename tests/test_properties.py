@@ -34,7 +34,7 @@ def implementation(chunk_bytes: int | None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "MAX_WORK", 2**62 if chunk_bytes is None else -1)
         if chunk_bytes is not None:
-            patch.setattr(workspace, "_limit", 4 * chunk_bytes)
+            patch.setattr(workspace, "_limit", workspace.CHUNKS * chunk_bytes)
         yield
 
 
