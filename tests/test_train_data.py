@@ -1,5 +1,8 @@
 """dcn-train: what it reads, and what it says of data that can't be trained on."""
 
+import gc
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform as timm_transform
 
+from dcn_ops import DeformConv2d
 from scripts import checkpoint, images
 from scripts.config import Data, compose_train
 from scripts.data import create_splits
@@ -92,6 +96,45 @@ def test_a_hugging_face_data_set_is_read(root: Path) -> None:
     assert splits.num_classes == 2
     assert images.count_classes(splits.train.dataset) == {0: 4, 1: 4}
     assert next(iter(splits.train))[0].shape == (3, 3, 32, 32)
+
+
+@pytest.fixture
+def shards(root: Path) -> Path:
+    """Pack the images of each split into one tar file, as WebDataset has them."""
+    for split in ("train", "validation"):
+        with tarfile.open(root / f"{split}-0.tar", "w") as tar:
+            for path in sorted((root / split).glob("*/*.png")):
+                label = str(int(path.parent.name == "dog")).encode()
+                for suffix, content in ((".cls", label), (".png", path.read_bytes())):
+                    entry = tarfile.TarInfo(f"{path.parent.name}{path.stem}{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves closing to the collector
+def test_a_run_on_web_dataset_shards(shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="the wds extra is not installed")
+    overrides = [
+        "data=wds", f"data.root={shards}", "data.train_split='train-{0..0}.tar|8'", "data.batch_size=4",
+        "data.eval_split='validation-{0..0}.tar|6'", "data.num_classes=2", "data.img_size=32", "data.workers=0",
+        "model=timm", "model.name=test_resnet", "optim.epochs=2", "variants=[plain]", "report=false",
+    ]  # fmt: skip
+    run(compose_train(*overrides), tmp_path / "out")
+    gc.collect()
+    state = torch.load(tmp_path / "out" / "plain" / "state.pt", weights_only=True)
+    assert (state["position"]["epoch"], state["position"]["step"]) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "convnext_tiny", "efficientnet_b0"])
+def test_a_preset_trains(name: str, root: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"experiment=finetune_{name}", "model.pretrained=false", f"data.root={root}", "data.img_size=64",
+        "data.batch_size=4", "data.workers=0", "optim.epochs=1", "optim.offset_warmup_steps=0", "report=false",
+    ]  # fmt: skip
+    run(compose_train(*overrides), tmp_path / "out")
+    model = checkpoint.load(tmp_path / "out" / "dcn" / "last.safetensors")
+    assert any(isinstance(module, DeformConv2d) for module in model.modules())
 
 
 def test_a_run_on_a_folder_keeps_its_classes_and_preprocessing(root: Path, tmp_path: Path) -> None:
