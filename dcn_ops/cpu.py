@@ -38,7 +38,7 @@ from dcn_ops.bags import (
     wide_dtype,
 )
 from dcn_ops.geometry import Conv, Pair
-from dcn_ops.private import has_fast_half
+from dcn_ops.private import has_fast_half, is_functional
 from dcn_ops.workspace import chunk_bytes
 
 _TABLE_BYTES = 64  # of a sample: rows, weights, their gradients, and what they are made of
@@ -64,7 +64,7 @@ def forward(
     ho, wo = conv.output_size(size)
     dtype = _contraction_dtype(input, wo, conv)
     kernel, bias = _contraction_weight(weight.to(dtype), conv), None if bias is None else bias.to(dtype)
-    out = input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2)
+    out = _Assembled(input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2))
     for images, chunks in _blocks(input, (ho, wo), conv):
         rows = _rows(images, conv)
         for chunk, pieces in chunks:
@@ -73,8 +73,9 @@ def forward(
                 entries = _entries(piece, chunk, conv, wo)
                 samples = gather(rows, table.row[entries], table.weight[entries]).to(dtype)
                 unrolled = _as_image(samples, piece, wo, conv)
-                piece.of(out).copy_(F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups))
-    return out
+                part = F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups)
+                out.add(part, piece)
+    return out.whole()
 
 
 def backward(
@@ -96,14 +97,14 @@ def backward(
     image_gradient = _ImageGradient(input, output[0], conv) if need_input else None
     # All chunks add up in the weight: in the wider dtype.
     grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
-    grad_offset = torch.empty_like(offset) if need_offset else None
-    grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
+    grad_offset = _Assembled(torch.empty_like(offset)) if need_offset else None
+    grad_mask = _Assembled(torch.empty_like(mask)) if mask is not None and need_mask else None
 
     for images, chunks in _blocks(input, output, conv) if need_samples or need_weight else ():
         rows = _rows(images, conv)
         for chunk, pieces in chunks:
             table = _table(chunk, offset, mask, input, conv)
-            of_weight = torch.empty_like(table.weight) if need_offset or need_mask else None
+            of_weight: list[Tensor] = []
             for piece in pieces:
                 entries = _entries(piece, chunk, conv, output[1])
                 row, entry_weight = table.row[entries], table.weight[entries]
@@ -115,49 +116,71 @@ def backward(
                 if not need_samples:
                     continue
                 samples = _samples_backward(grad_out, kernel_of_samples, conv).to(wide).reshape(-1, rows.shape[1])
-                if of_weight is not None:
-                    of_weight[entries] = weight_backward(samples, rows, row)
+                if need_offset or need_mask:
+                    of_weight.append(weight_backward(samples, rows, row))
                 if image_gradient is not None:
                     image_gradient.add(samples, row, entry_weight, piece, piece.n0 - chunk.n0)
                 del samples
-            if of_weight is not None:
-                for total, part in zip((grad_offset, grad_mask), table_backward(of_weight, table), strict=True):
-                    _put(total, part, chunk)
+            if of_weight:
+                parts = table_backward(torch.cat(of_weight), table)
+                for total, part in zip((grad_offset, grad_mask), parts, strict=True):
+                    if total is not None:
+                        total.add(part, chunk)
             del table
 
     return (
-        None if image_gradient is None else image_gradient.total,
-        grad_offset,
+        None if image_gradient is None else image_gradient.total.whole(),
+        None if grad_offset is None else grad_offset.whole(),
         None if grad_kernel is None else _weight_from_contraction(grad_kernel, weight, conv),
         grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
-        grad_mask,
+        None if grad_mask is None else grad_mask.whole(),
     )
 
 
-def _put(total: Tensor | None, part: Tensor, chunk: Chunk) -> None:
-    if total is not None:
-        chunk.of(total).copy_(part)
+class _Assembled:
+    """A tensor [N, *, H, W] of chunks that come in order: copied into it, or for a compiler concatenated.
+
+    Of copies into parts of a tensor Inductor makes a choice among all the parts, for every element.
+    """
+
+    def __init__(self, total: Tensor) -> None:
+        self.total, self.traced = total, is_functional(total)
+        self.parts: list[Tensor] = []
+
+    def add(self, part: Tensor, chunk: Chunk) -> None:
+        """Add the next chunk, [n, *, h, W]."""
+        if self.traced:
+            self.parts.append(part.to(self.total.dtype).permute(0, 2, 3, 1).flatten(0, 2))
+        else:
+            chunk.of(self.total).copy_(part)
+
+    def whole(self) -> Tensor:
+        """Return the tensor; concatenated, it is channels_last."""
+        if not self.parts:
+            return self.total
+        batch, channels, height, width = self.total.shape
+        return torch.cat(self.parts).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class _ImageGradient:
     """The gradient of the input, from pieces that come image by image, or row by row of one image."""
 
     def __init__(self, input: Tensor, output_height: int, conv: Conv) -> None:
-        self.total = _empty_channels_last(input)
+        self.total = _Assembled(_empty_channels_last(input))
         self.output_height, self.conv = output_height, conv
         self.rows: Tensor | None = None  # of the images at hand, padded
 
     def add(self, samples: Tensor, row: Tensor, weight: Tensor, piece: Chunk, before: int) -> None:
         """Add the gradient of a piece's samples, [S, D], whose rows count from so many images before its own."""
-        images, (height, width) = piece.n1 - piece.n0, self.total.shape[2:]
+        images, (_, channels, height, width) = piece.n1 - piece.n0, self.total.total.shape
         if before:
             row = row - before * (height + BORDER) * (width + BORDER) * self.conv.offset_groups
         count = padded_count(images, (height, width)) * self.conv.offset_groups
         rows = scatter(samples, row, weight, count)
         self.rows = rows if piece.h0 == 0 or self.rows is None else self.rows.add_(rows)
         if piece.h1 == self.output_height:
-            image = unpadded(self.rows.view(-1, self.total.shape[1]), images, (height, width))
-            self.total[piece.n0 : piece.n1].copy_(image.permute(0, 3, 1, 2))
+            image = unpadded(self.rows.view(-1, channels), images, (height, width))
+            self.total.add(image.permute(0, 3, 1, 2), Chunk(piece.n0, piece.n1, 0, height))
 
 
 def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[Chunk, list[Chunk]]]]]:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 try:
-    from torch._subclasses.functional_tensor import FunctionalTensorMode
+    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 except ImportError:  # without it the compiler sees an opaque operator, which still runs
-    FunctionalTensorMode = None  # type: ignore[assignment, misc]
+    FunctionalTensor = FunctionalTensorMode = None  # type: ignore[assignment, misc]
 
 
 without_autograd = torch._C._AutoDispatchBelowAutograd
@@ -40,6 +40,11 @@ _PLAIN_CPU_BITS = _PLAIN_CPU.raw_repr()
 def is_plain_cpu(keyset: Any) -> bool:
     """Tell whether the CPU kernel follows the Autograd key at once: no mode, subclass or transform between."""
     return keyset.raw_repr() == _PLAIN_CPU_BITS
+
+
+def is_functional(tensor: torch.Tensor) -> bool:
+    """Tell whether a compiler traces what is done with the tensor."""
+    return FunctionalTensor is not None and isinstance(tensor, FunctionalTensor)
 
 
 def is_transforming() -> bool:
