@@ -33,7 +33,7 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     samples = gather(rows, table.row, table.weight)
     of_weight = weight_backward(samples, rows, table.row)
     unrolled = cpu._as_image(samples, chunk, case.width, conv)
-    part = images.permute(0, 3, 1, 2)[:, :, chunk.h0 : chunk.h1]
+    part = chunk.of(input)
     grad = torch.randn_like(F.conv2d(unrolled, kernel))
     total = cpu._zero_kernel(kernel, torch.float32, conv)
     entries = torch.cat((table.weight, table.weight))  # as many bytes as rows and weights

@@ -1,6 +1,7 @@
 """dcn-bench: what it reports can be trusted."""
 
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -187,3 +188,12 @@ def test_inputs_are_channels_last_and_offsets_as_wide_as_asked() -> None:
     assert tensors["input"].is_contiguous(memory_format=torch.channels_last)
     out = providers.conv2d(cases.Case(batch=4, channels=8, filters=8, height=32, width=32), tensors)()
     assert torch.equal(out, F.conv2d(tensors["input"], tensors["weight"], padding=1))
+
+
+def test_phases_of_the_dense_path_run() -> None:
+    phases = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "phases.py"))["phases"]
+    # Three images of a piece each: what a piece reads is a part of the batch.
+    found = phases(cases.Case(batch=3, channels=256, filters=4, height=40, width=40))
+    assert {"table", "contract", "scatter (sort and bag)"} <= set(found)
+    for phase, floor in found.values():
+        phase(), floor()  # raise where the two are not of one shape
