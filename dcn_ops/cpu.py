@@ -97,8 +97,7 @@ def backward(
     image_gradient = _ImageGradient(input, output[0], conv) if need_input else None
     # All chunks add up in the weight: in the wider dtype.
     grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
-    grad_offset = _Assembled(torch.empty_like(offset)) if need_offset else None
-    grad_mask = _Assembled(torch.empty_like(mask)) if mask is not None and need_mask else None
+    grad_offset, grad_mask = _gradient_of(offset, need_offset), _gradient_of(mask, need_mask)
 
     for images, chunks in _blocks(input, output, conv) if need_samples or need_weight else ():
         rows = _rows(images, conv)
@@ -122,18 +121,15 @@ def backward(
                     image_gradient.add(samples, row, entry_weight, piece, piece.n0 - chunk.n0)
                 del samples
             if of_weight:
-                parts = table_backward(torch.cat(of_weight), table)
-                for total, part in zip((grad_offset, grad_mask), parts, strict=True):
-                    if total is not None:
-                        total.add(part, chunk)
+                _add_table_gradient((grad_offset, grad_mask), torch.cat(of_weight), table, chunk)
             del table
 
     return (
-        None if image_gradient is None else image_gradient.total.whole(),
-        None if grad_offset is None else grad_offset.whole(),
+        _whole(image_gradient),
+        _whole(grad_offset),
         None if grad_kernel is None else _weight_from_contraction(grad_kernel, weight, conv),
         grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
-        None if grad_mask is None else grad_mask.whole(),
+        _whole(grad_mask),
     )
 
 
@@ -162,6 +158,22 @@ class _Assembled:
         return torch.cat(self.parts).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+def _gradient_of(tensor: Tensor | None, needed: bool) -> _Assembled | None:
+    return _Assembled(torch.empty_like(tensor)) if tensor is not None and needed else None
+
+
+def _whole(gradient: "_Assembled | _ImageGradient | None") -> Tensor | None:
+    return None if gradient is None else gradient.whole()
+
+
+def _add_table_gradient(
+    totals: tuple[_Assembled | None, ...], of_weight: Tensor, table: Table, chunk: Chunk
+) -> None:
+    for total, part in zip(totals, table_backward(of_weight, table), strict=True):
+        if total is not None:
+            total.add(part, chunk)
+
+
 class _ImageGradient:
     """The gradient of the input, from pieces that come image by image, or row by row of one image."""
 
@@ -181,6 +193,9 @@ class _ImageGradient:
         if piece.h1 == self.output_height:
             image = unpadded(self.rows.view(-1, channels), images, (height, width))
             self.total.add(image.permute(0, 3, 1, 2), Chunk(piece.n0, piece.n1, 0, height))
+
+    def whole(self) -> Tensor:
+        return self.total.whole()
 
 
 def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[Chunk, list[Chunk]]]]]:

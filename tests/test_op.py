@@ -101,7 +101,8 @@ def test_pieces_do_not_show(
     case = Case(batch=3, size=(20, 4), groups=groups)
     inputs, unrolled, original = make_inputs(case), [], cpu.gather
     monkeypatch.setattr(cpu, "gather", lambda *args: unrolled.append(args) or original(*args))
-    monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * rows * case.size[1] * case.conv.taps * case.channels * 4)
+    bytes_of_a_row = case.size[1] * case.conv.taps * case.channels * 4
+    monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * rows * bytes_of_a_row)
     actual = run(op, inputs, **case.integers)
     assert len(unrolled) == 2 * pieces if table_bytes == 1 else len(unrolled) >= 2 * pieces
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
