@@ -127,7 +127,7 @@ def test_a_second_process_starts_warm(train: Trainer, compiled: Results) -> None
 def test_a_process_with_changed_kernels_compiles_them(train: Trainer, compiled: Results, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "dcn_ops", tmp_path / "dcn_ops")
     source = tmp_path / "dcn_ops" / "cpu.py"
-    before, after = "return out\n\n\ndef backward", "return 2 * out\n\n\ndef backward"
+    before, after = "return out.whole()\n\n\ndef backward", "return 2 * out.whole()\n\n\ndef backward"
     assert before in source.read_text()
     source.write_text(source.read_text().replace(before, after))
     results, _, counts = train(packages=tmp_path)
