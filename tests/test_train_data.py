@@ -130,11 +130,14 @@ def test_a_run_on_web_dataset_shards(shards: Path, tmp_path: Path) -> None:
 def test_a_preset_trains(name: str, root: Path, tmp_path: Path) -> None:
     overrides = [
         f"experiment=finetune_{name}", "model.pretrained=false", f"data.root={root}", "data.img_size=64",
-        "data.batch_size=4", "data.workers=0", "optim.epochs=1", "optim.offset_warmup_steps=0", "report=false",
+        "data.batch_size=4", "data.workers=0", "optim.epochs=1", "optim.warmup_epochs=0",
+        "optim.offset_warmup_steps=0", "report=false",
     ]  # fmt: skip
     run(compose_train(*overrides), tmp_path / "out")
     model = checkpoint.load(tmp_path / "out" / "dcn" / "last.safetensors")
-    assert any(isinstance(module, DeformConv2d) for module in model.modules())
+    layers = [module for module in model.modules() if isinstance(module, DeformConv2d)]
+    assert layers
+    assert any(p.any() for layer in layers for p in layer.predictor_parameters())  # they start at zero
 
 
 def test_a_run_on_a_folder_keeps_its_classes_and_preprocessing(root: Path, tmp_path: Path) -> None:
