@@ -114,7 +114,7 @@ class Bench:
     suite: str = "quick"
     case: str = "*"  # a shell pattern of the suite's cases
     providers: list[str] = field(
-        default_factory=lambda: ["conv2d", "eager", "compiled", "torchvision", "onnxruntime", "openvino"]
+        default_factory=lambda: ["conv2d", "copy", "eager", "compiled", "torchvision", "onnxruntime", "openvino"]
     )
     modes: list[str] = field(default_factory=lambda: ["forward", "training"])
     models: list[str] = field(default_factory=list)  # of suite=models and deploy; empty: all

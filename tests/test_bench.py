@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import dcn_ops.workspace
 from scripts import bench
 from scripts.benchmark import bounds, cases, measure, memory, picture, providers
 from scripts.config import Bench
@@ -94,6 +95,22 @@ def test_bounds_take_the_cases_that_they_name() -> None:
     assert [(v["peer"], v["met"]) for v in half] == [("float32", True)]
 
 
+def test_grouped_convolutions_are_held_to_copies_of_the_unrolled_image() -> None:
+    copy = row("copy", 2.0, "8x96x56x56-dw")
+    rows = [copy, row("eager", 3.0, "8x96x56x56-dw"), row("compiled", 9.1, "8x96x56x56-dw", mode="training")]
+    found = [(v["peer"], v["ratio"], v["met"]) for v in bounds.verdicts(rows)]
+    assert found == [("copy x 1", 1.5, True), ("copy x 3", pytest.approx(9.1 / 6), False)]
+    assert not bounds.verdicts([row("copy", 2.0), row("eager", 9.0)])
+
+
+def test_the_copy_is_of_the_unrolled_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+    monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(source.numel()))
+    providers.copy(TINY, {"input": torch.ones(4, 8, 512, 512)})()
+    assert sum(copied) == 9 * 4 * 8 * 512 * 512
+    assert max(copied) * 4 <= dcn_ops.workspace.chunk_bytes()
+
+
 def test_memory_bounds_count_from_the_plain_convolution() -> None:
     rows = [row("conv2d", 1.0, "x", peak=2**20), row("eager", 1.0, "x", peak=2**20 + 65 * 2**20)]
     assert [(v["mode"], v["met"]) for v in bounds.verdicts(rows)] == [("forward memory", False)]
@@ -151,7 +168,7 @@ def test_an_interruption_keeps_what_was_measured(
     [
         (Bench(suite="dens"), "expected suite to be one of gpu, op, dense"),
         (Bench(case="5x*"), "no case of suite='quick' matches '5x.'; there are .'4x256x28x28'"),
-        (Bench(providers=["eagre"]), "expected providers among conv2d, eager"),
+        (Bench(providers=["eagre"]), "expected providers among conv2d, copy, eager"),
         (Bench(modes=["backward"]), "expected modes among forward, training"),
     ],
 )

@@ -62,6 +62,8 @@ GPU_BOUNDS = [
         for m in ("forward", "training")
     ),
 ]
+TRAFFIC = 1.5  # times the copies of the unrolled image that grouped and depthwise convolutions cannot do without
+COPIES = {"forward": 1, "training": 3}  # forward; again in the backward; its gradient
 GPU_MEMORY = 1.2  # peak, of the plain convolution's
 BEST_DEPLOYED = 1.25  # times the plain network, each in the runtime that is its fastest
 MEMORY_BUDGET = 64 * 2**20  # bytes beyond the plain convolution's peak
@@ -80,7 +82,7 @@ def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
                     {"case": case, "mode": mode, "provider": provider, "peer": bound.peer, "limit": bound.limit}
                     | {"ratio": ratio, "met": ratio <= bound.limit}
                 )
-    return found + _half(measured) + _deployed(rows) + _memory(rows)
+    return found + _half(measured) + _traffic(measured) + _deployed(rows) + _memory(rows)
 
 
 def gpu_verdicts(rows: list[Row]) -> list[dict[str, Any]]:
@@ -123,6 +125,19 @@ def _half(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str, An
         if case.endswith("-bfloat16") and provider in ("eager", "compiled") and wide:
             row = {"case": case, "mode": mode, "provider": provider, "peer": "float32", "limit": 1.0}
             found.append({**row, "ratio": value / wide, "met": value <= wide})
+    return found
+
+
+def _traffic(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str, Any]]:
+    """Grouped and depthwise convolutions are held to the bytes that they move, and not to the plain convolution."""
+    found = []
+    for (case, mode, provider, threads), value in measured.items():
+        copy, grouped = measured.get((case, "forward", "copy", threads)), "-dw" in case or "-g" in case
+        if copy and grouped and provider in ("eager", "compiled"):
+            copies = COPIES[mode]
+            row = {"case": case, "mode": mode, "provider": provider, "peer": f"copy x {copies}", "limit": TRAFFIC}
+            ratio = value / (copies * copy)
+            found.append({**row, "ratio": ratio, "met": ratio <= TRAFFIC})
     return found
 
 

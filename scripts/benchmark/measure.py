@@ -15,7 +15,7 @@ from torch import Tensor
 from dcn_ops import reference
 from scripts.benchmark import gpu
 from scripts.benchmark.cases import Case
-from scripts.benchmark.providers import PROVIDERS, UnsupportedError
+from scripts.benchmark.providers import FLOORS, PROVIDERS, UnsupportedError
 
 Row = dict[str, Any]
 Step = Callable[[], Any]
@@ -36,7 +36,7 @@ def steps_of(
         row = {"case": case.name, "mode": mode, "provider": name}
         try:
             step = _step(PROVIDERS[name](case, tensors), tensors, mode)
-            if name != "conv2d":
+            if name not in FLOORS:
                 exact = exact or _exact(case, tensors, mode)
                 _check(step(), exact, TOLERANCE[case.dtype])
             steps[name] = step

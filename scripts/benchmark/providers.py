@@ -1,4 +1,4 @@
-"""Who computes a case: the plain convolution, this library, torchvision, ONNX Runtime and OpenVINO.
+"""Who computes a case: two floors (the plain convolution, a copy), this library, torchvision and two runtimes.
 
 A provider takes a case and its tensors and returns a function of nothing that computes the output, a Tensor. The
 runtimes get contiguous arrays, their own layout; torch gets channels_last.
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dcn_ops
+import dcn_ops.workspace
 from scripts.benchmark.cases import Case
 
 Tensors = Mapping[str, Tensor]
@@ -30,6 +31,26 @@ def conv2d(case: Case, tensors: Tensors) -> Function:
     return lambda: F.conv2d(
         tensors["input"], tensors["weight"], None, conv.stride, conv.padding, groups=conv.groups
     )
+
+
+def copy(case: Case, tensors: Tensors) -> Function:
+    """The floor of what is not dense: writing and reading the unrolled image, K times the input, once in float32.
+
+    A copy of as many bytes, in pieces as large as the composition's own.
+    """
+    if tensors["input"].requires_grad:
+        raise UnsupportedError("a copy has no backward; that is held against three of them")
+    source = torch.ones(dcn_ops.workspace.chunk_bytes() // 4, device=tensors["input"].device)
+    target = torch.empty_like(source)
+    pieces, rest = divmod(tensors["input"].numel() * case.conv.taps, len(source))
+
+    def function() -> Tensor:
+        for _ in range(pieces):
+            target.copy_(source)
+        target[:rest].copy_(source[:rest])
+        return target
+
+    return function
 
 
 def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors, implementation: str = "auto") -> Function:
@@ -166,8 +187,10 @@ def deformops(case: Case, tensors: Tensors) -> Function:
     return _call(operator, case, tensors)
 
 
+FLOORS = ("conv2d", "copy")  # what is no deformable convolution
 PROVIDERS: dict[str, Callable[[Case, Any], Function]] = {
     "conv2d": conv2d,
+    "copy": copy,
     "eager": eager,
     "compiled": compiled,
     "composition": composition,
