@@ -46,13 +46,16 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
         "pad the image": (lambda: padded_rows(images), lambda: images.contiguous().clone()),
         "table": (lambda: cpu._table(chunk, offset, mask, input, conv), lambda: entries.clone()),
         "unroll (bag)": (lambda: gather(rows, table.row, table.weight), lambda: samples.clone()),
-        "contract": (lambda: F.conv2d(unrolled, kernel), lambda: F.conv2d(part, weight, padding=1)),
+        "contract": (
+            lambda: cpu._contract(unrolled, kernel, None, conv),
+            lambda: F.conv2d(part, weight, padding=1),
+        ),
         "gradient of the weight": (
             lambda: cpu._add_kernel_gradient(total, grad, unrolled, conv),
             lambda: convolution([False, True, False]),
         ),
         "gradient of the samples": (
-            lambda: cpu._samples_backward(grad, cpu._kernel_of_samples(kernel, conv), conv),
+            lambda: cpu._samples_backward(grad, kernel, conv),
             lambda: convolution([True, False, False]),
         ),
         "scatter (sort and bag)": (

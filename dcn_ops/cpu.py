@@ -41,6 +41,7 @@ from dcn_ops.geometry import Conv, Pair
 from dcn_ops.private import has_fast_half, is_functional
 from dcn_ops.workspace import chunk_bytes
 
+_LARGE = 2**18  # filters' elements, from which the 1x1 convolution takes longer to reorder them than it saves
 _TABLE_BYTES = 64  # of a sample: rows, weights, their gradients, and what they are made of
 ATOMIC = False  # the order of additions is the same in every run
 
@@ -72,9 +73,7 @@ def forward(
             for piece in pieces:
                 entries = _entries(piece, chunk, conv, wo)
                 samples = gather(rows, table.row[entries], table.weight[entries]).to(dtype)
-                unrolled = _as_image(samples, piece, wo, conv)
-                part = F.conv2d(unrolled, kernel, bias, _contraction_stride(conv), groups=conv.groups)
-                out.add(part, piece)
+                out.add(_contract(_as_image(samples, piece, wo, conv), kernel, bias, conv), piece)
     return out.whole()
 
 
@@ -93,7 +92,6 @@ def backward(
     output, wide = grad.shape[2:], wide_dtype(input)
     dtype = _contraction_dtype(input, output[1], conv)
     kernel = _contraction_weight(weight.to(dtype), conv)
-    kernel_of_samples = _kernel_of_samples(kernel, conv) if need_samples else kernel
     image_gradient = _ImageGradient(input, output[0], conv) if need_input else None
     # All chunks add up in the weight: in the wider dtype.
     grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
@@ -114,7 +112,7 @@ def backward(
                     del samples  # before their gradient takes as much
                 if not need_samples:
                     continue
-                samples = _samples_backward(grad_out, kernel_of_samples, conv).to(wide).reshape(-1, rows.shape[1])
+                samples = _samples_backward(grad_out, kernel, conv).to(wide).reshape(-1, rows.shape[1])
                 if need_offset or need_mask:
                     of_weight.append(weight_backward(samples, rows, row))
                 if image_gradient is not None:
@@ -251,8 +249,8 @@ def _empty_channels_last(like: Tensor) -> Tensor:
     return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)
 
 
-# A dense convolution reads the unrolled image as [n, G*K*D, h, Wo], 1x1: a matrix product. With groups
-# it reads [n, C, h*kh, Wo*kw], stride = kernel, for which the library has grouped kernels.
+# A dense convolution reads the unrolled image as [n, G*K*D, h, Wo]: a 1x1 convolution, or a matrix product. With
+# groups it reads [n, C, h*kh, Wo*kw], stride = kernel, for which the library has grouped kernels.
 
 
 def _order(conv: Conv) -> tuple[int, ...]:
@@ -294,8 +292,12 @@ def _contraction_dtype(input: Tensor, wo: int, conv: Conv) -> torch.dtype:
     return torch.float32 if wrong or not has_fast_half(input.dtype) else input.dtype
 
 
-def _contraction_stride(conv: Conv) -> Pair:
-    return (1, 1) if conv.groups == 1 else conv.kernel
+def _contract(unrolled: Tensor, kernel: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
+    if conv.groups > 1:
+        return F.conv2d(unrolled, kernel, bias, conv.kernel, groups=conv.groups)
+    if kernel.numel() < _LARGE:
+        return F.conv2d(unrolled, kernel, bias)
+    return F.linear(unrolled.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Conv) -> None:
@@ -309,14 +311,9 @@ def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Co
         total += columns.T @ grad
 
 
-def _kernel_of_samples(kernel: Tensor, conv: Conv) -> Tensor:
-    return kernel.transpose(0, 1).contiguous() if conv.groups == 1 else kernel
-
-
 def _samples_backward(grad: Tensor, kernel: Tensor, conv: Conv) -> Tensor:  # -> [n, height, width, channels]
-    if conv.groups == 1:  # conv_transpose2d too is this, but on one thread torch has a slow one, with a copy
-        samples = F.conv2d(grad, kernel)
-    else:
-        # Windows don't overlap: the transposed convolution is the gradient, in the layout of the unrolled image.
-        samples = F.conv_transpose2d(grad, kernel, stride=conv.kernel, groups=conv.groups)
+    if conv.groups == 1:
+        return grad.permute(0, 2, 3, 1) @ kernel.flatten(1)
+    # Windows don't overlap: the transposed convolution is the gradient, in the layout of the unrolled image.
+    samples = F.conv_transpose2d(grad, kernel, stride=conv.kernel, groups=conv.groups)
     return samples.permute(0, 2, 3, 1)

@@ -43,6 +43,20 @@ def test_output_and_gradients_are_the_references(case: Case, dtype: torch.dtype,
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32 if dtype == torch.float64 else dtype))
 
 
+@of_cpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_filters_are_contracted_by_a_matrix_product(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products, original = [], F.linear
+    monkeypatch.setattr(cpu, "_LARGE", 0)
+    monkeypatch.setattr(F, "linear", lambda *args: products.append(args) or original(*args))
+    inputs = make_inputs(case, dtype)
+    actual = run(op, inputs, **case.integers)
+    assert bool(products) == (case.groups == 1 and actual["output"].numel() > 0)
+    assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32 if dtype == torch.float64 else dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_features_take_float32_offsets_and_masks(case: Case, dtype: torch.dtype) -> None:
     wide = make_inputs(case)
