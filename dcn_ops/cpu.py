@@ -2,7 +2,8 @@
 
 1. *table*: four row indices and four weights per sample, from offset and mask;
 2. *unroll*: a bag of four rows per sample gives the unrolled image (im2col with offsets);
-3. *contract*: an ordinary convolution reads the unrolled image: 1x1 if dense, else with stride = kernel.
+3. *contract*: dense filters multiply the unrolled image as a matrix; with groups an ordinary convolution of
+   stride = kernel reads it.
 
 The backward keeps the inputs alone: it unrolls again for the weight, and sends the gradient of the
 unrolled image back through the bags. Work goes in chunks of output rows, so that the unrolled image,

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from scripts.benchmark import bounds, deployed, measure, memory, models, picture, show
+from scripts.benchmark import bounds, deployed, document, measure, memory, models, picture, show
 from scripts.benchmark.cases import MODELS, choose
 from scripts.benchmark.providers import PROVIDERS
 from scripts.config import Bench, check_overrides, register
@@ -78,6 +78,9 @@ def _main(config: DictConfig) -> None:
         target = Path("docs/img") / f"{Path(bench.plot).stem}.png"
         picture.plot(Path(bench.plot), target)
         print(f"drawn: {target}")
+        if bench.markdown:
+            document.write(Path(bench.plot), Path(bench.markdown))
+            print(f"written: {bench.markdown}")
         return
     run(bench)
 

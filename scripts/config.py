@@ -127,6 +127,7 @@ class Bench:
     device: str = "cpu"
     json: str | None = None  # default: benchmarks/results/<device>-<suite>.json
     plot: str | None = None  # draw this JSON into docs/img, and measure nothing
+    markdown: str | None = None  # with plot: put its tables into this file, between marks named as the JSON is
     strict: bool = False  # exit 1 where a bound is missed
 
 

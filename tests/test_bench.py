@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dcn_ops.workspace
 from scripts import bench
-from scripts.benchmark import bounds, cases, measure, memory, picture, providers
+from scripts.benchmark import bounds, cases, document, measure, memory, picture, providers
 from scripts.config import Bench
 
 TINY = cases.Case(batch=2, channels=4, filters=4, height=6, width=5)
@@ -145,6 +145,31 @@ def test_what_grows_is_drawn_as_lines(tmp_path: Path) -> None:
     (tmp_path / "size.json").write_text(json.dumps(report))
     picture.plot(tmp_path / "size.json", tmp_path / "size.png")
     assert (tmp_path / "size.png").stat().st_size > 10_000
+
+
+def test_tables_go_between_their_marks(tmp_path: Path) -> None:
+    rows = [row("conv2d", 2.0, ratio=1.0), row("eager", 3.0, ratio=1.5), row("eager", 50.0, mode="training", ratio=25.0)]
+    found = bounds.verdicts([*rows, row("openvino", 4.0)])
+    report = {"rows": rows, "bounds": found, "command": "dcn-bench suite=x", "commit": "abc"}
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    (tmp_path / "x.md").write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n")
+    document.write(tmp_path / "x.json", tmp_path / "x.md")
+    assert (tmp_path / "x.md").read_text().splitlines() == [
+        "before",
+        "<!-- x -->",
+        "| case | forward: `conv2d` ms | ours | training: ours |",
+        "| --- | --- | --- | --- |",
+        "| 4x256x28x28 | 2.0 | 1.50 | 25 |",
+        "",
+        "(`dcn-bench suite=x`, commit abc.) 1 of 2 bounds met; missed:",
+        "",
+        "- forward, eager, against conv2d (bound 1.15): 4x256x28x28 1.50",
+        "<!-- /x -->",
+        "after",
+    ]
+    (tmp_path / "y.md").write_text("no marks\n")
+    with pytest.raises(ValueError, match="expected the lines '<!-- x -->' and '<!-- /x -->'"):
+        document.write(tmp_path / "x.json", tmp_path / "y.md")
 
 
 def test_an_interruption_keeps_what_was_measured(

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_START, _END = "<!-- {} -->", "<!-- /{} -->"
-
+from scripts import markdown
 
 @dataclass
 class Row:
@@ -81,12 +80,5 @@ def write_matrix(rows: list[Row], title: str, path: Path, block: str) -> None:
     Raises:
         ValueError: For a file without these marks.
     """
-    text = path.read_text()
-    start, end = _START.format(block), _END.format(block)
-    if start not in text or end not in text:
-        raise ValueError(f"expected the lines {start!r} and {end!r} in {path}")
-    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *(_cells(row) for row in rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    head, _, rest = text.partition(start)
-    tail = rest.partition(end)[2]
-    path.write_text(f"{head}{start}\n{title}\n\n{table}\n{end}{tail}")
+    cells = [_cells(row) for row in rows]
+    markdown.replace_block(path, block, f"{title}\n\n{markdown.table(_COLUMNS, cells)}")

@@ -1,0 +1,74 @@
+"""The tables of dcn-bench in a Markdown file: ratios to the floor, and which bounds are missed."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from scripts import markdown
+from scripts.benchmark.measure import Row
+
+_TITLES = {"conv2d": "`conv2d`", "eager": "ours", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def write(source: Path, target: Path) -> None:
+    """Put a JSON file of dcn-bench between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``, named after it.
+
+    Raises:
+        ValueError: For a file without these marks.
+    """
+    report = json.loads(source.read_text())
+    about = f"`{report['command']}`, commit {report['commit']}"
+    parts = [grid(report["rows"]), f"({about}.) {missed(report['bounds'])}".strip()]
+    markdown.replace_block(target, source.stem, "\n\n".join(parts))
+
+
+def grid(rows: list[Row]) -> str:
+    """Return a line for each case and number of threads: a floor in milliseconds, what is held to it as a ratio."""
+    measured = [row for row in rows if "ms" in row]
+    providers: dict[str, list[str]] = defaultdict(list)  # of each mode, in their order
+    cells: dict[tuple[str, int], dict[tuple[str, str], str]] = defaultdict(dict)
+    for row in measured:
+        if row["provider"] not in providers[row["mode"]]:
+            providers[row["mode"]].append(row["provider"])
+        cells[row["case"], row["threads"]][row["mode"], row["provider"]] = _cell(row)
+    columns = [(mode, provider) for mode, of_mode in providers.items() for provider in of_mode]
+    firsts = {(mode, of_mode[0]) for mode, of_mode in providers.items()}
+    titles = [f"{mode}: {_title(name)}" if (mode, name) in firsts else _title(name) for mode, name in columns]
+    several = len({threads for _, threads in cells}) > 1
+    lines = [
+        [case, *([str(threads)] if several else []), *(line.get(column, "") for column in columns)]
+        for (case, threads), line in cells.items()
+    ]
+    return markdown.table(["case", *(["threads"] if several else []), *titles], lines)
+
+
+def missed(bounds: list[dict[str, Any]]) -> str:
+    """Return how many bounds are met, and a line for each kind of bound that is missed, with its cases."""
+    if not bounds:
+        return ""
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for bound in bounds:
+        if not bound["met"]:
+            key = bound["peer"], bound["mode"], bound["provider"], f"{bound['limit']:.2f}"
+            found[key].append(f"{bound['case']} {bound['ratio']:.2f}")
+    lines = [
+        f"- {mode}, {provider}, against {peer} (bound {limit}): {', '.join(cases)}"
+        for (peer, mode, provider, limit), cases in sorted(found.items())
+    ]
+    count = f"{sum(bound['met'] for bound in bounds)} of {len(bounds)} bounds met"
+    return f"{count}; missed:\n\n" + "\n".join(lines) if lines else f"{count}."
+
+
+def _is_floor(provider: str) -> bool:
+    return provider.split()[0] in ("conv2d", "plain")
+
+
+def _title(provider: str) -> str:
+    return _TITLES.get(provider, provider) + (" ms" if _is_floor(provider) else "")
+
+
+def _cell(row: Row) -> str:
+    if _is_floor(row["provider"]):
+        return f"{row['ms']:.3f}" if row["ms"] < 1 else f"{row['ms']:.1f}"
+    return f"{row['ratio']:.2f}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
