@@ -1,4 +1,4 @@
-"""Where the time of the dense CPU path goes, phase by phase, each beside its floor: python benchmarks/phases.py.
+"""Where the time of the CPU path goes, phase by phase, each beside its floor: python benchmarks/phases.py.
 
 Floors: for a product the convolution of as many multiply-adds (``conv2d``, or half of its backward), for what
 moves memory a copy of as many bytes.
@@ -19,6 +19,7 @@ CASES = (
     Case(batch=4, channels=256, filters=256, height=28, width=28),
     Case(batch=2, channels=128, filters=128, height=56, width=56),
     Case(batch=8, channels=64, filters=64, height=56, width=56),
+    Case(batch=8, channels=96, filters=96, height=56, width=56, groups=96),
 )
 
 
@@ -34,13 +35,13 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     of_weight = weight_backward(samples, rows, table.row)
     unrolled = cpu._as_image(samples, chunk, case.width, conv)
     part = chunk.of(input)
-    grad = torch.randn_like(F.conv2d(unrolled, kernel))
+    grad = torch.randn_like(cpu._contract(unrolled, kernel, None, conv))
     total = cpu._zero_kernel(kernel, torch.float32, conv)
     entries = torch.cat((table.weight, table.weight))  # as many bytes as rows and weights
 
     def convolution(needs: list[bool]) -> object:
         backward = torch.ops.aten.convolution_backward
-        return backward(grad, part, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, needs)
+        return backward(grad, part, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], conv.groups, needs)
 
     return {
         "pad the image": (lambda: padded_rows(images), lambda: images.contiguous().clone()),
@@ -48,7 +49,7 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
         "unroll (bag)": (lambda: gather(rows, table.row, table.weight), lambda: samples.clone()),
         "contract": (
             lambda: cpu._contract(unrolled, kernel, None, conv),
-            lambda: F.conv2d(part, weight, padding=1),
+            lambda: F.conv2d(part, weight, padding=1, groups=conv.groups),
         ),
         "gradient of the weight": (
             lambda: cpu._add_kernel_gradient(total, grad, unrolled, conv),
