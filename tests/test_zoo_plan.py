@@ -92,6 +92,15 @@ def test_input_size_is_timms_or_the_callers(capsys):
     assert "one image of 3x64x64" in capsys.readouterr().out
 
 
+def test_the_channels_are_the_networks_where_timms_config_has_others(capsys):
+    model = tiny(in_chans=1)
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+    injection = plan(model)
+    assert injection.input_size == (1, 224, 224)
+    assert injection.flops_before > 0
+    assert "one image of 1x224x224" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("input_size", "why"), [(None, "without input_size"), ((3, 16, 16), "doesn't run on a meta tensor of 3x16x16")]
 )

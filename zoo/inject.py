@@ -115,7 +115,13 @@ def _measure(
     model: nn.Module, input_size: tuple[int, int, int] | None
 ) -> tuple[tuple[int, int, int] | None, Measured | None]:
     size = input_size or _timm_input_size(model)
-    return size, measure(model, size) if size else None
+    measured = measure(model, size) if size else None
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if size and measured is None and input_size is None and first is not None and first.in_channels != size[0]:
+        # timm.create_model(..., in_chans=1) leaves the 3 of its config.
+        size = (first.in_channels, *size[1:])
+        measured = measure(model, size)
+    return size, measured
 
 
 def _swaps(sites: Iterable[Site], config: DCNConfig) -> list[_Swap]:
