@@ -148,7 +148,11 @@ def test_what_grows_is_drawn_as_lines(tmp_path: Path) -> None:
 
 
 def test_tables_go_between_their_marks(tmp_path: Path) -> None:
-    rows = [row("conv2d", 2.0, ratio=1.0), row("eager", 3.0, ratio=1.5), row("eager", 50.0, mode="training", ratio=25.0)]
+    rows = [
+        row("conv2d", 2.0, ratio=1.0),
+        row("eager", 3.0, ratio=1.5),
+        row("eager", 50.0, mode="training", ratio=25.0),
+    ]
     found = bounds.verdicts([*rows, row("openvino", 4.0)])
     report = {"rows": rows, "bounds": found, "command": "dcn-bench suite=x", "commit": "abc"}
     (tmp_path / "x.json").write_text(json.dumps(report))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from scripts import markdown
 
+
 @dataclass
 class Row:
     """One target; what failed has a reason and no file."""
