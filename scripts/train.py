@@ -75,10 +75,12 @@ def create_accelerator(config: Train) -> Accelerator:
     if config.device not in ("auto", "cpu"):
         torch.empty(0, device=config.device)  # fails here, with torch's message, where there is no such device
         os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
+    # Processes on CPUs join where accelerate is told so alone.
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     # A second run in this process, of a sweep, may have another precision; the processes stay joined.
     AcceleratorState._reset_state()
     return Accelerator(
-        cpu=config.device == "cpu",
+        cpu=on_cpu,
         mixed_precision=config.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.optim.accumulate, sync_with_dataloader=False

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -61,11 +62,15 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
-    done = launch([*TORCHRUN, "-m", "scripts.train"], f"hydra.run.dir={tmp_path}")
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_two_processes_give_the_losses_of_one(device: str, tmp_path: Path, alone: Path) -> None:
+    if device == "auto" and torch.accelerator.is_available():
+        pytest.skip("device=auto is the accelerator here, and there may be one alone")
+    done = launch([*TORCHRUN, "-m", "scripts.train"], f"hydra.run.dir={tmp_path}", f"device={device}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("[INFO] - dcn: top-1") == 1  # one process speaks
     assert_same(tmp_path, alone)
+    assert losses(tmp_path) != losses(alone), "each process trained on the whole batch"
 
 
 def crash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
