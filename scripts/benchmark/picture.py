@@ -28,11 +28,13 @@ def plot(source: Path, target: Path) -> None:
         raise ValueError(f"{source} has no times to draw")
     height = 5 if lines else 8
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), height), squeeze=False, sharey=True)
+    names = dict.fromkeys(name for providers in panels.values() for name in providers)
+    colours = {name: f"C{i}" for i, name in enumerate(names)}  # the same in every panel
     for axis, (mode, providers) in zip(axes[0], panels.items(), strict=True):
         if lines:
-            _draw_lines(axis, providers, label)
+            _draw_lines(axis, providers, colours, label)
         else:
-            _draw_bars(axis, providers)
+            _draw_bars(axis, providers, colours)
         axis.set_title(mode)
         axis.legend(fontsize="small")
     if not lines:
@@ -73,19 +75,20 @@ def _ratios(rows: list[Row]) -> Panels:
     return panels
 
 
-def _draw_lines(axis: Any, providers: dict[str, dict[Any, float]], label: str) -> None:
+def _draw_lines(axis: Any, providers: dict[str, dict[Any, float]], colours: dict[str, str], label: str) -> None:
     for provider, times in providers.items():
         at = sorted(times)
-        axis.plot(at, [times[x] for x in at], marker="o", label=provider)
+        axis.plot(at, [times[x] for x in at], marker="o", color=colours[provider], label=provider)
     axis.set(xscale="log", yscale="log", xlabel=label, ylabel="ms")
     axis.grid(alpha=0.3)
 
 
-def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]]) -> None:
+def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]], colours: dict[str, str]) -> None:
     cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
     for i, (provider, ratios) in enumerate(providers.items()):
         at = [cases.index(case) + i / (len(providers) + 1) for case in ratios]
-        axis.barh(at, list(ratios.values()), height=1 / (len(providers) + 1), label=provider)
+        height = 1 / (len(providers) + 1)
+        axis.barh(at, list(ratios.values()), height=height, color=colours[provider], label=provider)
     axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel="time / floor")
     axis.axvline(1, color="black", linewidth=0.8)
 
