@@ -1,11 +1,12 @@
 """The targets: how the file of each is written."""
 
+import copy
 import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,11 @@ def _executorch(job: Job, file: Path) -> None:
 
     # Memory is planned for the largest images: those that will be verified, or as large as the example twice over.
     largest = max(2 * max(job.images.shape), *(max(images.shape) for images in job.inputs))
+    # XNNPACK's pass for channels_last fails on weights that are already laid out so.
+    model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)
+    portable = replace(job, model=model).portable(largest)
     with _quiet():
-        edge = to_edge_transform_and_lower(job.portable(largest), partitioner=[XnnpackPartitioner()])
+        edge = to_edge_transform_and_lower(portable, partitioner=[XnnpackPartitioner()])
         file.write_bytes(edge.to_executorch().buffer)
 
 
