@@ -1,4 +1,4 @@
-"""One architecture of each of timm's families, as the run over all of them has it on record."""
+"""One architecture of nearly each of timm's families, as the run over all of them has it on record."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from zoo.coverage import examine, read, table
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "coverage.jsonl"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "zoo.md"
 
+LONG = 60  # seconds: two families (samvit, nasnet) are left to the run over all architectures
+
 
 def quickest_of_each_family():
     quickest = {}
@@ -17,7 +19,7 @@ def quickest_of_each_family():
             known = quickest.setdefault(result["family"], result)
             if result["seconds"] < known["seconds"]:
                 quickest[result["family"]] = result
-    return quickest.values()
+    return [result for result in quickest.values() if result["seconds"] < LONG]
 
 
 @pytest.mark.slow
