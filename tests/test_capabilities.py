@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcn_ops
 import dcn_ops.flops
 from dcn_ops.testing import Case, make_inputs
+from scripts import markdown
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operator.md"
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -341,8 +342,5 @@ def test_everything_holds_for_ours() -> None:
 
 
 if __name__ == "__main__":
-    table = [["", *FUNCTIONS], *[["---"] * 4], *[[row, *(cell(row, c) for c in FUNCTIONS)] for row in ROWS]]
-    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-    before, rest = DOCUMENT.read_text().split("<!-- table -->\n")
-    _, after = rest.split("<!-- /table -->\n")
-    DOCUMENT.write_text(f"{before}<!-- table -->\n{lines}\n<!-- /table -->\n{after}")
+    table = [[row, *(cell(row, column) for column in FUNCTIONS)] for row in ROWS]
+    markdown.replace_block(DOCUMENT, "table", markdown.table(["", *FUNCTIONS], table))

@@ -77,11 +77,7 @@ def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
         for bound in BOUNDS:
             peer = measured.get((case, mode, bound.peer, threads))
             if peer and (mode, provider) == (bound.mode, bound.provider) and _matches(case, bound):
-                ratio = value / peer
-                found.append(
-                    {"case": case, "mode": mode, "provider": provider, "peer": bound.peer, "limit": bound.limit}
-                    | {"ratio": ratio, "met": ratio <= bound.limit}
-                )
+                found.append(_verdict(case, mode, provider, bound.peer, bound.limit, value / peer))
     return found + _half(measured) + _traffic(measured) + _deployed(rows) + _memory(rows)
 
 
@@ -96,16 +92,16 @@ def gpu_verdicts(rows: list[Row]) -> list[dict[str, Any]]:
             name, _, dtype = bound.peer.partition(" ")
             peer = measured.get((case.replace("bfloat16", dtype) if dtype else case, mode, name))
             if peer and wanted and (mode, provider) == (bound.mode, bound.provider) and _any(case, bound):
-                found.append(_verdict(row, bound.peer, bound.limit, row["ms"] / peer["ms"]))
+                found.append(_verdict(case, mode, provider, bound.peer, bound.limit, row["ms"] / peer["ms"]))
         floor = measured.get((case, mode, "conv2d"), {}).get("peak")
         if half and provider == "eager" and floor and row.get("peak"):
-            found.append(_verdict(row | {"mode": f"{mode} memory"}, "conv2d", GPU_MEMORY, row["peak"] / floor))
+            found.append(_verdict(case, f"{mode} memory", provider, "conv2d", GPU_MEMORY, row["peak"] / floor))
     return found
 
 
-def _verdict(row: Row, peer: str, limit: float, ratio: float) -> dict[str, Any]:
-    about = {key: row[key] for key in ("case", "mode", "provider")}
-    return {**about, "peer": peer, "limit": limit, "ratio": ratio, "met": ratio <= limit}
+def _verdict(case: str, mode: str, provider: str, peer: str, limit: float, ratio: float) -> dict[str, Any]:
+    about = {"case": case, "mode": mode, "provider": provider, "peer": peer, "limit": limit}
+    return {**about, "ratio": ratio, "met": ratio <= limit}
 
 
 def _any(case: str, bound: Bound) -> bool:
@@ -123,8 +119,7 @@ def _half(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str, An
     for (case, mode, provider, threads), value in measured.items():
         wide = measured.get((case.removesuffix("-bfloat16"), mode, provider, threads))
         if case.endswith("-bfloat16") and provider in ("eager", "compiled") and wide:
-            row = {"case": case, "mode": mode, "provider": provider, "peer": "float32", "limit": 1.0}
-            found.append({**row, "ratio": value / wide, "met": value <= wide})
+            found.append(_verdict(case, mode, provider, "float32", 1.0, value / wide))
     return found
 
 
@@ -135,9 +130,7 @@ def _traffic(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str,
         copy, grouped = measured.get((case, "forward", "copy", threads)), "-dw" in case or "-g" in case
         if copy and grouped and provider in ("eager", "compiled"):
             copies = COPIES[mode]
-            row = {"case": case, "mode": mode, "provider": provider, "peer": f"copy x {copies}", "limit": TRAFFIC}
-            ratio = value / (copies * copy)
-            found.append({**row, "ratio": ratio, "met": ratio <= TRAFFIC})
+            found.append(_verdict(case, mode, provider, f"copy x {copies}", TRAFFIC, value / (copies * copy)))
     return found
 
 
@@ -148,9 +141,7 @@ def _deployed(rows: list[Row]) -> list[dict[str, Any]]:
         plain, dcn = ({n: t for n, t in times.items() if n.startswith("plain ") == k} for k in (True, False))
         if plain and dcn and case.startswith("resnet50 "):
             best, floor = min(dcn, key=dcn.__getitem__), min(plain, key=plain.__getitem__)
-            ratio = dcn[best] / plain[floor]
-            row = {"case": case, "mode": "deployed", "provider": best, "peer": floor, "limit": BEST_DEPLOYED}
-            found.append({**row, "ratio": ratio, "met": ratio <= BEST_DEPLOYED})
+            found.append(_verdict(case, "deployed", best, floor, BEST_DEPLOYED, dcn[best] / plain[floor]))
     return found
 
 
@@ -160,7 +151,6 @@ def _memory(rows: list[Row]) -> list[dict[str, Any]]:
     for (case, mode, provider), peak in peaks.items():
         floor = peaks.get((case, mode, "conv2d"))
         if provider in ("eager", "compiled") and floor is not None:
-            extra = peak - floor
-            row = {"case": case, "mode": f"{mode} memory", "provider": provider, "peer": "conv2d + 64 MiB"}
-            found.append({**row, "limit": 1.0, "ratio": extra / MEMORY_BUDGET, "met": extra <= MEMORY_BUDGET})
+            extra = (peak - floor) / MEMORY_BUDGET
+            found.append(_verdict(case, f"{mode} memory", provider, "conv2d + 64 MiB", 1.0, extra))
     return found
