@@ -61,8 +61,13 @@ def _infer(model: Any, images: Tensor) -> None:
 
 
 def perturb(model: nn.Module, sampling: bool) -> None:
-    """Draw predictors with offsets of a pixel or so, as after training: zero offsets would read memory in order."""
+    """Draw predictors with offsets of a pixel or so, as after training: zero offsets would read memory in order.
+
+    Last BatchNorms that start at zero, with which the layers would have no say in the scores, get a weight.
+    """
     for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.constant_(module.weight, 0.4)
         if isinstance(module, dcn_ops.DeformConv2d):
             for parameter in module.predictor_parameters():
                 nn.init.normal_(parameter, std=0.02)

@@ -111,10 +111,16 @@ def _compile(job: Job, file: Path) -> None:
     file.write_bytes(saved[0])
 
 
+def _contiguous(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+
+
 def _aoti(job: Job, file: Path) -> None:
+    # Freezing packs the weights, which it lays out itself: on torch 2.15, filters of one channel that are channels_last
+    # already come out wrong.
+    job = replace(job, model=_contiguous(job.model))
     program = job.portable() if job.decompose else job.program()
-    # Not with freezing: on torch 2.15 the package then computes something else.
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 
 
@@ -172,8 +178,7 @@ def _executorch(job: Job, file: Path) -> None:
     # Memory is planned for the largest images: those that will be verified, or as large as the example twice over.
     largest = max(2 * max(job.images.shape), *(max(images.shape) for images in job.inputs))
     # XNNPACK's pass for channels_last fails on weights that are already laid out so.
-    model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)
-    portable = replace(job, model=model).portable(largest)
+    portable = replace(job, model=_contiguous(job.model)).portable(largest)
     with _quiet():
         edge = to_edge_transform_and_lower(portable, partitioner=[XnnpackPartitioner()])
         file.write_bytes(edge.to_executorch().buffer)
