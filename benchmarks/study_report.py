@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from scripts import markdown
+
 ROOT = Path(__file__).parent.parent
 VARIANTS = {
     "plain": "plain",
@@ -19,19 +21,15 @@ Runs = dict[str, dict[str, dict[int, dict[str, Any]]]]  # by data, variant and s
 
 
 def write(results: Path) -> None:
-    """Put the tables of every results file that is there between its marks in ``docs/study.md``, and draw."""
+    """Put the tables of every results file that is there into its block of ``docs/study.md``, and draw."""
     page = ROOT / "docs" / "study.md"
-    text, all_runs = page.read_text(), Runs()
+    all_runs = Runs()
     for study in ("digits", "photos"):
         runs = read(results / f"study-{study}.jsonl")
         if not runs:
             continue
         all_runs |= runs
-        start, end = f"<!-- {study}: python benchmarks/study.py report -->\n", f"<!-- end of {study} -->"
-        before, rest = text.split(start)
-        after = rest.split(end)[1]
-        text = f"{before}{start}{table(runs)}{end}{after}"
-    page.write_text(text)
+        markdown.replace_block(page, study, table(runs))
     picture = ROOT / "docs" / "img" / "study.png"
     draw(all_runs, picture)
     print(f"written: {page}, {picture}")
@@ -72,7 +70,7 @@ def table(runs: Runs) -> str:
         if variant != "dcnv2":
             leads = (_lead(variants, variant) for variants in runs.values())
             lines.append(f"| {VARIANTS[variant]} | " + " | ".join(leads) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _spread(by_seed: dict[int, dict[str, Any]]) -> str:

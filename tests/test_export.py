@@ -137,7 +137,7 @@ def test_a_wrong_export_leaves_no_file(trained: Path, tmp_path: Path, monkeypatc
 def test_a_file_that_its_runtime_refuses_is_an_error(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(verify.VerificationError, match="a fresh process can't run it"):
-        verify.run("onnx", [tmp_path / "model.onnx"], [torch.ones(1)], library=False, threads=1, rounds=1)
+        verify.run([("onnx", tmp_path / "model.onnx")], [torch.ones(1)], library=False, threads=1, rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import logging
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def examine(name: str, *, compile: bool = False, script: bool = False) -> Result
         family; params; candidates, how many convolutions have a kernel of 3 and more, no patches and not the image
         to read; converted, how many became deformable; added, their predictors' parameters; error, why none did;
         and, if it ran, input, difference and budget (twice the plain network's own rounding error, and a rounding
-        step), identical, compiles and scripts (where the plain network does).
+        step), identical, compiles and scripts (where the plain network does), and "why not" where it no longer does.
     """
     result: Result = {"name": name, "family": family(name)}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -93,16 +94,22 @@ def _compare(name: str, images: int, *, compile: bool, script: bool) -> Result:
     _perturb(model)
     image, plain = _run_smallest(model, images)
     exact = _first(copy.deepcopy(model).double()(image.double()))
-    plain_compiles, plain_scripts = compile and _compiles(model, image), script and _scripts(model)
+    attempts: dict[str, Callable[[nn.Module], None]] = {}
+    if compile:
+        attempts["compiles"] = partial(_compile, image=image)
+    if script:
+        attempts["scripts"] = _script
+    asked = {key: attempt for key, attempt in attempts.items() if _failure(attempt, model) is None}
     inject_(model)
     difference = (_first(model(image)) - exact).abs().max().item()
     budget = 2 * (plain - exact).abs().max().item() + torch.finfo(plain.dtype).eps * exact.abs().max().item()
     result: Result = {"input": list(image.shape[1:]), "difference": difference, "budget": budget}
     result["identical"] = difference <= budget
-    if plain_compiles:
-        result["compiles"] = _compiles(model, image)
-    if plain_scripts:
-        result["scripts"] = _scripts(model)
+    for key, attempt in asked.items():
+        failure = _failure(attempt, model)
+        result[key] = failure is None
+        if failure is not None:
+            result[f"why not {key}"] = failure
     return result
 
 
@@ -137,21 +144,22 @@ def _first(out: Any) -> Tensor:
     return out
 
 
-def _compiles(model: nn.Module, image: Tensor) -> bool:
+def _compile(model: nn.Module, image: Tensor) -> None:
     torch._dynamo.reset()
-    try:
-        torch.compile(model, fullgraph=True, backend="aot_eager")(image)
-    except Exception:
-        return False
-    return True
+    torch.compile(model, fullgraph=True, backend="aot_eager")(image)
 
 
-def _scripts(model: nn.Module) -> bool:
+def _script(model: nn.Module) -> None:
+    torch.jit.script(copy.deepcopy(model))
+
+
+def _failure(attempt: Callable[[nn.Module], None], model: nn.Module) -> str | None:
+    """Return what an attempt raised, None where it went well."""
     try:
-        torch.jit.script(copy.deepcopy(model))
-    except Exception:
-        return False
-    return True
+        attempt(model)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return None
 
 
 def run(names: Iterable[str], file: Path, **options: bool) -> None:
@@ -225,10 +233,15 @@ def _failed(result: Result) -> bool:
 
 def _reason(result: Result) -> str:
     if "error" in result:
-        return " ".join(result["error"].split())[:200]
+        return _short(result["error"])
     if result.get("identical") is False:
         return f"differs by {result['difference']:.1e}, with a budget of {result['budget']:.1e}"
-    return ", ".join(f"no longer {key}" for key in ("compiles", "scripts") if result.get(key) is False)
+    failed = [key for key in ("compiles", "scripts") if result.get(key) is False]
+    return "; ".join(f"no longer {key}: {_short(result[f'why not {key}'])}" for key in failed)
+
+
+def _short(message: str) -> str:
+    return " ".join(message.split())[:200]
 
 
 def main() -> None:

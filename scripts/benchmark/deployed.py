@@ -11,41 +11,53 @@ import zoo
 from scripts.benchmark.measure import Row
 from scripts.benchmark.models import perturb
 from scripts.config import Bench, Export
-from scripts.deploy import report
 from scripts.deploy.session import Session
 
 MODELS = ("resnet50", "efficientnet_b0")
 TARGETS = ("compile", "aoti", "onnx", "openvino")
+_WITH_EAGER = ("compile", "aoti")  # they run in a process of torch's
 
 
 def rows_of(name: str, config: Bench) -> list[Row]:
     """Export a converted network, offsets of about a pixel, for one size; return rows of it and of the plain one.
 
-    Ratios are to the plain network in the same runtime, which was timed in turns with it. Exports take minutes and
-    every core; with ``config.exports`` they stay, so that a second run on a quiet machine times alone.
+    Every file is verified and timed in turns with that of the plain network in the same runtime, to which ratios are, in
+    a process of its own; those of torch then in turns with eager, in one process. Exports take minutes and every core;
+    with ``config.exports`` they stay, so that a second run on a quiet machine times alone.
     """
     torch.manual_seed(0)
     model = zoo.inject_(timm.create_model(name)).eval()
     perturb(model, sampling=True)
-    batch, threads, found = config.batch, config.threads[0], list[Row]()
+    batch, threads = config.batch, config.threads[0]
+    head, found = {"case": f"{name} batch {batch}", "mode": "deployed", "threads": threads}, list[Row]()
     with tempfile.TemporaryDirectory() as temporary:
         folder, rounds = f"{temporary}/{name}", config.rounds
         zoo.save(model, folder)
         session = Session(Export(model=folder, dynamic="none", batch=batch, threads=threads, rounds=rounds))
         kept = Path(config.exports or temporary) / f"{name}-batch{batch}-threads{threads}"
-        for target in ("eager", *TARGETS):
-            head = {"case": f"{name} batch {batch}", "mode": "deployed", "threads": threads}
+        times: dict[str, list[float]] = {}
+        of_torch: list[tuple[str, Path]] = []
+        for target in TARGETS:
             try:
-                row = session.eager() if target == "eager" else _exported(session, target, kept)
+                files = _files(session, target, kept)
+                row = session.verified(target, files)
             except Exception as error:  # a runtime that fails is reported as such, and the others go on
                 found.append({**head, "provider": target, "refused": f"{type(error).__name__}: {error}"[:200]})
                 continue
-            found.append({**head, "provider": target, "ms": row.ms, "ratio": row.ratio})
-            found.append({**head, "provider": f"plain {target}", "ms": row.plain_ms, "ratio": 1.0})
+            if target in _WITH_EAGER:
+                of_torch += [(target, file) for file in files]
+            else:
+                assert row.ms is not None and row.plain_ms is not None
+                times[target] = [row.ms, row.plain_ms]
+        times = session.timed_with_eager(of_torch) | times
+    for target, (ms, plain_ms) in times.items():
+        found.append({**head, "provider": target, "ms": ms, "ratio": ms / plain_ms})
+        found.append({**head, "provider": f"plain {target}", "ms": plain_ms, "ratio": 1.0})
     return found
 
 
-def _exported(session: Session, target: str, kept: Path) -> report.Row:
+def _files(session: Session, target: str, kept: Path) -> list[Path]:
+    """Return the files of the network and of the plain one, written where they are not kept yet."""
     networks = ("network", "plain")
     if not (kept / target).is_dir():
         new = kept / f"{target}.partial"
@@ -54,4 +66,4 @@ def _exported(session: Session, target: str, kept: Path) -> report.Row:
             (new / network).mkdir(parents=True)
         session.write(target, [new / network for network in networks])
         new.rename(kept / target)
-    return session.verified(target, session.files(target, [kept / target / network for network in networks]))
+    return session.files(target, [kept / target / network for network in networks])

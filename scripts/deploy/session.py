@@ -85,10 +85,22 @@ class Session:
     def eager(self) -> Row:
         """Time the network as it is, in a process of its own too: what the targets are to beat."""
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / f"{i}.eager" for i, _ in enumerate(self._networks())]
-            for file, network in zip(files, self._networks(), strict=True):
-                torch.save(network, file.with_suffix(".module"))
-            return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), files)
+            return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), self._eager(Path(folder)))
+
+    def timed_with_eager(self, files: list[tuple[str, Path]]) -> dict[str, list[float]]:
+        """Time files of torch's targets in turns with eager, in one process: milliseconds, in the order of the files."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [*(("eager", file) for file in self._eager(Path(folder))), *files]
+            rounds = self.config.rounds
+            times = verify.run(files, self.inputs[:1], library=True, threads=self.threads, rounds=rounds).ms
+        names = dict.fromkeys(name for name, _ in files)
+        return {name: [ms for (of, _), ms in zip(files, times, strict=True) if of == name] for name in names}
+
+    def _eager(self, folder: Path) -> list[Path]:
+        files = [folder / f"{i}.eager" for i, _ in enumerate(self._networks())]
+        for file, network in zip(files, self._networks(), strict=True):
+            torch.save(network, file.with_suffix(".module"))
+        return files
 
     def export(self, name: str, folder: Path) -> Row:
         """Write, verify and name the file of one target; leave no file where that fails."""
@@ -152,9 +164,8 @@ class Session:
     def _verified(self, row: Row, files: list[Path]) -> Row:
         """Run the files, hold the network's against eager, and fill the row in."""
         rounds = self.config.rounds
-        result = verify.run(
-            row.target, files, self.inputs, library=row.library, threads=self.threads, rounds=rounds
-        )
+        named = [(row.target, file) for file in files]
+        result = verify.run(named, self.inputs, library=row.library, threads=self.threads, rounds=rounds)
         agreement = verify.agreement(result.outputs, self.expected)
         row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.top1
         row.accuracy = self._accuracy(result.outputs)

@@ -29,9 +29,9 @@ class Result:
 
 
 def run(
-    target: str, files: list[Path], inputs: list[Tensor], *, library: bool, threads: int, rounds: int
+    files: list[tuple[str, Path]], inputs: list[Tensor], *, library: bool, threads: int, rounds: int
 ) -> Result:
-    """Run files in the runtime of a target, in a process of its own with caches of its own.
+    """Run the first file in the runtime of its target, time them all, in a process with caches of its own.
 
     Raises:
         VerificationError: If the process fails; the message has the end of what it said.
@@ -40,8 +40,7 @@ def run(
         here = Path(folder)
         np.savez(here / "inputs.npz", **{str(i): images.numpy() for i, images in enumerate(inputs)})  # type: ignore[arg-type]
         request = {
-            "target": target,
-            "files": [str(file.resolve()) for file in files],
+            "files": [(target, str(file.resolve())) for target, file in files],
             "library": library,
             "threads": threads,
             "rounds": rounds,
