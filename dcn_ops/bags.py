@@ -67,6 +67,12 @@ def even_step(total: int, limit: int) -> int:
     return -(-total // pieces) if pieces else 1
 
 
+def stored(tensor: Tensor) -> Tensor:
+    """Return the same tensor; Inductor computes it once, into memory of its own, before anything reads it."""
+    tensor = tensor.contiguous()
+    return tensor.as_strided(tensor.shape, tensor.stride())
+
+
 def padded_rows(images: Tensor) -> Tensor:
     """Return the rows, [R, C], of images [n, H, W, C] within a border of zeros."""
     n, height, width, channels = images.shape

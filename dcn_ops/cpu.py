@@ -33,6 +33,7 @@ from dcn_ops.bags import (
     padded_count,
     padded_rows,
     scatter,
+    stored,
     table_backward,
     unpadded,
     weight_backward,
@@ -242,7 +243,9 @@ def _table(chunk: Chunk, offset: Tensor, mask: Tensor | None, input: Tensor, con
 
 
 def _rows(images: Tensor, conv: Conv) -> Tensor:  # [n, H, W, C] -> [R, D]
-    return padded_rows(images.to(wide_dtype(images))).view(-1, images.shape[3] // conv.offset_groups)
+    rows = padded_rows(images.to(wide_dtype(images))).view(-1, images.shape[3] // conv.offset_groups)
+    # Inductor would pad the images for every piece again.
+    return stored(rows) if is_functional(images) else rows
 
 
 def _empty_channels_last(like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 No unrolled image and no pieces: a loop over output positions and channels reads the four neighbours of every tap
 and adds them up. Run eagerly it would take K times the memory; it is traced, never called.
 
-Inductor inlines what it may; where something is better computed once, ``_stored`` keeps it apart: with neighbours
+Inductor inlines what it may; where something is better computed once, ``stored`` keeps it apart: with neighbours
 whose padding is a condition within the loop, that takes six times as long.
 
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, kh x kw kernel, K = kh * kw, G offset groups,
@@ -23,6 +23,7 @@ from dcn_ops.bags import (
     padded_rows,
     sample_backward,
     scatter,
+    stored,
     unpadded,
     wide_dtype,
 )
@@ -51,7 +52,7 @@ class _Table(NamedTuple):
 
     def weights(self) -> tuple[Tensor, ...]:  # of the four neighbours, [N, P]
         upper, lower = (1 - self.y, self.y) if self.mask is None else ((1 - self.y) * self.mask, self.y * self.mask)
-        return tuple(_stored(a * b) for a in (upper, lower) for b in (1 - self.x, self.x))
+        return tuple(stored(a * b) for a in (upper, lower) for b in (1 - self.x, self.x))
 
 
 def forward(
@@ -86,11 +87,11 @@ def backward(
     neighbours, table = _neighbours(input, conv), _table(input, offset, mask, conv)
     filters, row = _filters(weight, conv, wide), _by_group(table.row, conv)
     depth = _depth(input, conv)
-    grad_rows = _stored(grad.permute(0, 2, 3, 1).to(wide).reshape(*row.shape[:2], depth))  # [M, G, D]
+    grad_rows = stored(grad.permute(0, 2, 3, 1).to(wide).reshape(*row.shape[:2], depth))  # [M, G, D]
     grad_offset = grad_mask = grad_weight = grad_input = None
     if need_offset or need_mask:
         of_samples = grad_rows[:, :, None] * filters.transpose(0, 1)  # [M, G, K, D]
-        of_weights = [_stored((of_samples * _rows_at(n, [row])).sum(-1)).view_as(table.y) for n in neighbours]
+        of_weights = [stored((of_samples * _rows_at(n, [row])).sum(-1)).view_as(table.y) for n in neighbours]
         grad_offset, grad_mask = _table_backward(of_weights, table, offset, mask)
     if need_weight:
         weights = [w.view(row.shape)[..., None] for w in table.weights()]
@@ -99,7 +100,7 @@ def backward(
         products = (samples * grad_rows[:, :, None]).view(
             input.shape[0] * offset.shape[2], offset.shape[3], *samples.shape[1:]
         )
-        of_filters = _stored(products.sum(1)).sum(0)  # [G, K, D]
+        of_filters = stored(products.sum(1)).sum(0)  # [G, K, D]
         grad_weight = of_filters.transpose(1, 2).reshape(weight.shape).to(weight.dtype).contiguous()
     if need_input:
         rows = _scatter(grad_rows, table, filters, input, conv)
@@ -114,15 +115,9 @@ def backward(
     )
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    """Return the same tensor; Inductor computes it once, into memory of its own, before anything reads it."""
-    tensor = tensor.contiguous()
-    return tensor.as_strided(tensor.shape, tensor.stride())
-
-
 def _neighbours(input: Tensor, conv: Conv) -> list[Tensor]:
     """Return four views [.., D] of the padded rows: what the four neighbours of a row's index are in each."""
-    rows = _stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
+    rows = stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
     steps = _steps(input, conv)
     count = rows.shape[0] - steps[-1]
     return [rows.as_strided((count, rows.shape[1]), rows.stride(), step * rows.shape[1]) for step in steps]
@@ -144,7 +139,7 @@ def _depth(input: Tensor, conv: Conv) -> int:
 
 
 def _filters(weight: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:  # [C, 1, kh, kw] -> [K, G, D]
-    return _stored(weight.to(dtype).flatten(1).T).view(conv.taps, conv.offset_groups, -1)
+    return stored(weight.to(dtype).flatten(1).T).view(conv.taps, conv.offset_groups, -1)
 
 
 def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _Table:
@@ -157,7 +152,7 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _T
         zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)
     ):
         by_sample = grid.expand(*conv.kernel, ho, wo).permute(2, 3, 0, 1)[:, :, None]
-        position = positions[..., axis] + _stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
+        position = positions[..., axis] + stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
         # What is far outside, and what is not a number, reads zeros alone.
         position = torch.where(position == position, position, -BORDER).clamp(-BORDER, size)
         lower.append(position.floor())
@@ -178,7 +173,7 @@ def _row(upper: Tensor, left: Tensor, input: Tensor, conv: Conv) -> Tensor:
     if groups > 1:
         group = torch.arange(groups, dtype=integer, device=device)[:, None].expand(-1, conv.taps)
         row = row.view(row.shape[0], row.shape[1] // (groups * conv.taps), groups, conv.taps) * groups + group
-    return _stored(row.view(upper.shape))
+    return stored(row.view(upper.shape))
 
 
 def _table_backward(

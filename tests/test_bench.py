@@ -103,6 +103,15 @@ def test_grouped_convolutions_are_held_to_copies_of_the_unrolled_image() -> None
     assert not bounds.verdicts([row("copy", 2.0), row("eager", 9.0)])
 
 
+def test_what_is_deployed_is_held_to_eager_and_to_the_best_plain_network() -> None:
+    def deployed(provider: str, ms: float, **other: float) -> measure.Row:
+        return row(provider, ms, "resnet50 batch 8", mode="deployed", **other)
+
+    rows = [deployed("aoti", 12.0, against_eager=0.9), deployed("plain aoti", 11.0), deployed("plain onnx", 10.0)]
+    found = [(v["peer"], v["ratio"], v["met"]) for v in bounds.verdicts(rows)]
+    assert found == [("eager", 0.9, True), ("plain onnx", 1.2, True)]
+
+
 def test_the_copy_is_of_the_unrolled_image(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
     monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(source.numel()))

@@ -54,7 +54,7 @@ def examine(name: str, *, compile: bool = False, script: bool = False) -> Result
         family; params; candidates, how many convolutions have a kernel of 3 and more, no patches and not the image
         to read; converted, how many became deformable; added, their predictors' parameters; error, why none did;
         and, if it ran, input, difference and budget (twice the plain network's own rounding error, and a rounding
-        step), identical, compiles and scripts (where the plain network does), and "why not" where it no longer does.
+        step), identical, compiles and scripts (where the plain network does), and why not where it no longer does.
     """
     result: Result = {"name": name, "family": family(name)}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -45,10 +45,6 @@ BOUNDS = [
         for mode in ("inference", "training")
     ),
 ]
-BOUNDS += [
-    Bound(cases=("*",), mode="deployed", provider=provider, peer="eager", limit=1.0)
-    for provider in ("compile", "aoti")
-]
 # On a GPU, beside cuDNN's convolution and the peers; a bfloat16 case meets torchvision's float16 (see ``_gpu``).
 _WIDE = ("*x256x*", "*x512x*")
 GPU_BOUNDS = [
@@ -66,6 +62,7 @@ TRAFFIC = 1.5  # times the copies of the unrolled image that grouped and depthwi
 COPIES = {"forward": 1, "training": 3}  # forward; again in the backward; its gradient
 GPU_MEMORY = 1.2  # peak, of the plain convolution's
 BEST_DEPLOYED = 1.25  # times the plain network, each in the runtime that is its fastest
+AGAINST_EAGER = 1.0  # what compiling is for
 MEMORY_BUDGET = 64 * 2**20  # bytes beyond the plain convolution's peak
 
 
@@ -135,7 +132,11 @@ def _traffic(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str,
 
 
 def _deployed(rows: list[Row]) -> list[dict[str, Any]]:
-    found = []
+    found = [
+        _verdict(r["case"], "deployed", r["provider"], "eager", AGAINST_EAGER, r["against_eager"])
+        for r in rows
+        if "against_eager" in r
+    ]
     for case in dict.fromkeys(r["case"] for r in rows if r["mode"] == "deployed"):
         times = {r["provider"]: r["ms"] for r in rows if r["case"] == case and r.get("ms")}
         plain, dcn = ({n: t for n, t in times.items() if n.startswith("plain ") == k} for k in (True, False))

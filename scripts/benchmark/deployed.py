@@ -15,44 +15,38 @@ from scripts.deploy.session import Session
 
 MODELS = ("resnet50", "efficientnet_b0")
 TARGETS = ("compile", "aoti", "onnx", "openvino")
-_WITH_EAGER = ("compile", "aoti")  # they run in a process of torch's
+_OF_TORCH = ("compile", "aoti")
 
 
 def rows_of(name: str, config: Bench) -> list[Row]:
     """Export a converted network, offsets of about a pixel, for one size; return rows of it and of the plain one.
 
-    Every file is verified and timed in turns with that of the plain network in the same runtime, to which ratios are, in
-    a process of its own; those of torch then in turns with eager, in one process. Exports take minutes and every core;
-    with ``config.exports`` they stay, so that a second run on a quiet machine times alone.
+    Every file is verified and timed in turns with that of the plain network, to which ratios are, in a process of
+    its runtime; those of torch then in turns with eager: "against_eager". Exports take minutes and every core; with
+    ``config.exports`` they stay, so that a second run on a quiet machine times alone.
     """
     torch.manual_seed(0)
     model = zoo.inject_(timm.create_model(name)).eval()
     perturb(model, sampling=True)
-    batch, threads = config.batch, config.threads[0]
-    head, found = {"case": f"{name} batch {batch}", "mode": "deployed", "threads": threads}, list[Row]()
+    batch, threads, found = config.batch, config.threads[0], list[Row]()
     with tempfile.TemporaryDirectory() as temporary:
         folder, rounds = f"{temporary}/{name}", config.rounds
         zoo.save(model, folder)
         session = Session(Export(model=folder, dynamic="none", batch=batch, threads=threads, rounds=rounds))
         kept = Path(config.exports or temporary) / f"{name}-batch{batch}-threads{threads}"
-        times: dict[str, list[float]] = {}
-        of_torch: list[tuple[str, Path]] = []
-        for target in TARGETS:
+        for target in ("eager", *TARGETS):
+            head = {"case": f"{name} batch {batch}", "mode": "deployed", "threads": threads}
+            against = {}
             try:
-                files = _files(session, target, kept)
-                row = session.verified(target, files)
+                files = [] if target == "eager" else _files(session, target, kept)
+                row = session.verified(target, files) if files else session.eager()
+                if target in _OF_TORCH:
+                    against["against_eager"] = session.against_eager(target, files[0])
             except Exception as error:  # a runtime that fails is reported as such, and the others go on
                 found.append({**head, "provider": target, "refused": f"{type(error).__name__}: {error}"[:200]})
                 continue
-            if target in _WITH_EAGER:
-                of_torch += [(target, file) for file in files]
-            else:
-                assert row.ms is not None and row.plain_ms is not None
-                times[target] = [row.ms, row.plain_ms]
-        times = session.timed_with_eager(of_torch) | times
-    for target, (ms, plain_ms) in times.items():
-        found.append({**head, "provider": target, "ms": ms, "ratio": ms / plain_ms})
-        found.append({**head, "provider": f"plain {target}", "ms": plain_ms, "ratio": 1.0})
+            found.append({**head, "provider": target, "ms": row.ms, "ratio": row.ratio, **against})
+            found.append({**head, "provider": f"plain {target}", "ms": row.plain_ms, "ratio": 1.0})
     return found
 
 

@@ -3,8 +3,9 @@
     python runtimes.py REQUEST.json
 
 The request names the files, each with its target (the first is run; others, such as that of the plain network, are
-timed beside it), the inputs (.npz of float32 [N, C, H, W]), where to write the outputs and times, threads and rounds. This file imports
-nothing of the project, and a runtime only where it is asked for: what it runs is what a deployed program would.
+timed beside it), the inputs (.npz of float32 [N, C, H, W]), where to write the outputs and times, threads and
+rounds. This file imports nothing of the project, and a runtime only where it is asked for: what it runs is what a
+deployed program would.
 """
 
 import json

@@ -87,14 +87,13 @@ class Session:
         with tempfile.TemporaryDirectory() as folder:
             return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), self._eager(Path(folder)))
 
-    def timed_with_eager(self, files: list[tuple[str, Path]]) -> dict[str, list[float]]:
-        """Time files of torch's targets in turns with eager, in one process: milliseconds, in the order of the files."""
+    def against_eager(self, name: str, file: Path) -> float:
+        """Return how many times as long a file of torch's takes as eager, in turns with it in one process."""
         with tempfile.TemporaryDirectory() as folder:
-            files = [*(("eager", file) for file in self._eager(Path(folder))), *files]
+            files = [(name, file), ("eager", self._eager(Path(folder))[0])]
             rounds = self.config.rounds
             times = verify.run(files, self.inputs[:1], library=True, threads=self.threads, rounds=rounds).ms
-        names = dict.fromkeys(name for name, _ in files)
-        return {name: [ms for (of, _), ms in zip(files, times, strict=True) if of == name] for name in names}
+        return times[0] / times[1]
 
     def _eager(self, folder: Path) -> list[Path]:
         files = [folder / f"{i}.eager" for i, _ in enumerate(self._networks())]

@@ -116,8 +116,8 @@ def _contiguous(model: nn.Module) -> nn.Module:
 
 
 def _aoti(job: Job, file: Path) -> None:
-    # Freezing packs the weights, which it lays out itself: on torch 2.15, filters of one channel that are channels_last
-    # already come out wrong.
+    # Freezing packs the weights, which it lays out itself: on torch 2.15, filters of one channel that are
+    # channels_last already come out wrong.
     job = replace(job, model=_contiguous(job.model))
     program = job.portable() if job.decompose else job.program()
     with _quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=True):

@@ -28,9 +28,7 @@ class Result:
     first_s: float  # from the start of loading to the first result
 
 
-def run(
-    files: list[tuple[str, Path]], inputs: list[Tensor], *, library: bool, threads: int, rounds: int
-) -> Result:
+def run(files: list[tuple[str, Path]], inputs: list[Tensor], *, library: bool, threads: int, rounds: int) -> Result:
     """Run the first file in the runtime of its target, time them all, in a process with caches of its own.
 
     Raises:
