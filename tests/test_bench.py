@@ -252,3 +252,8 @@ def test_phases_of_the_dense_path_run() -> None:
     assert {"table", "contract", "scatter (sort and bag)"} <= set(found)
     for phase, floor in found.values():
         phase(), floor()  # raise where the two are not of one shape
+
+
+def test_networks_are_drawn_as_bars() -> None:
+    rows = [row("plain", 1.0, f"{name} batch 8", mode="deployed") for name in ("resnet50", "efficientnet_b0")]
+    assert picture.scaling(rows) == ("", {})

@@ -57,6 +57,8 @@ def scaling(rows: list[Row]) -> tuple[str, Panels]:
         for row in rows:
             panels[row["mode"]][f"{row['provider']} {row['case']}"][row["threads"]] = row["ms"]
         return "threads", panels
+    if any(" " in row["case"] for row in rows):  # networks
+        return "", {}
     shapes = {row["case"]: row["case"].split("-", 1) for row in rows}
     # batch x channels x height x width, and what else there is to the case
     if len({(shape.split("x")[1], *rest) for shape, *rest in shapes.values()}) != 1 or len(shapes) < 2:
