@@ -116,11 +116,12 @@ def _contiguous(model: nn.Module) -> nn.Module:
 
 
 def _aoti(job: Job, file: Path) -> None:
-    # Freezing packs the weights, which it lays out itself: on torch 2.15, filters of one channel that are
-    # channels_last already come out wrong.
+    # Freezing packs the weights, which it lays out itself. On torch 2.15, with dynamic sizes, filters of one channel
+    # that are channels_last already come out wrong, and int8 does in any layout.
     job = replace(job, model=_contiguous(job.model))
     program = job.portable() if job.decompose else job.program()
-    with _quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=True):
+    freezing = not job.int8 or job.dynamic == "none"
+    with _quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=freezing):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 
 
