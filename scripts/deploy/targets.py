@@ -5,8 +5,10 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +101,22 @@ def _quiet() -> Iterator[None]:
 
 def _compile(job: Job, file: Path) -> None:
     """The caches of torch.compile: ``torch.compiler.load_cache_artifacts`` makes another process start warm."""
-    torch.compiler.reset()
-    model = job.model
-    run = torch.compile(model, fullgraph=True, dynamic=False)
-    with torch.inference_mode():
-        for images in job.inputs:
-            run(images)
-    saved = torch.compiler.save_cache_artifacts()
+    # In a fresh process: what this one has compiled before, frozen at that, would show in the keys of the caches.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        saved = process.submit(_caches, job.model, job.inputs, torch.get_num_threads()).result()
     if saved is None:
         raise RuntimeError("torch.compile left nothing in its caches; are they switched off?")
-    file.write_bytes(saved[0])
+    file.write_bytes(saved)
+
+
+def _caches(model: nn.Module, inputs: list[Tensor], threads: int) -> bytes | None:
+    torch.set_num_threads(threads)
+    run = torch.compile(model, fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        for images in inputs:
+            run(images)
+    saved = torch.compiler.save_cache_artifacts()
+    return None if saved is None else saved[0]
 
 
 def _contiguous(model: nn.Module) -> nn.Module:
