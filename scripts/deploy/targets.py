@@ -124,8 +124,8 @@ def _contiguous(model: nn.Module) -> nn.Module:
 
 
 def _aoti(job: Job, file: Path) -> None:
-    # Freezing packs the weights, which it lays out itself. On torch 2.15, with dynamic sizes, filters of one channel
-    # that are channels_last already come out wrong, and int8 does in any layout.
+    # Freezing packs the weights, which it lays out itself. On torch 2.15, with dynamic sizes, filters of one
+    # channel that are channels_last already come out wrong, and int8 does in any layout.
     job = replace(job, model=_contiguous(job.model))
     program = job.portable() if job.decompose else job.program()
     freezing = not job.int8 or job.dynamic == "none"
