@@ -85,21 +85,20 @@ class Session:
     def eager(self) -> Row:
         """Time the network as it is, in a process of its own too: what the targets are to beat."""
         with tempfile.TemporaryDirectory() as folder:
-            return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), self._eager(Path(folder)))
+            files = [Path(folder) / f"{i}.eager" for i, _ in enumerate(self._networks())]
+            for file, network in zip(files, self._networks(), strict=True):
+                torch.save(network, file.with_suffix(".module"))
+            return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), files)
 
     def against_eager(self, name: str, file: Path) -> float:
         """Return how many times as long a file of torch's takes as eager, in turns with it in one process."""
         with tempfile.TemporaryDirectory() as folder:
-            files = [(name, file), ("eager", self._eager(Path(folder))[0])]
+            eager = Path(folder) / "network.eager"
+            torch.save(self.network, eager.with_suffix(".module"))
+            files = [(name, file), ("eager", eager)]
             rounds = self.config.rounds
             times = verify.run(files, self.inputs[:1], library=True, threads=self.threads, rounds=rounds).ms
         return times[0] / times[1]
-
-    def _eager(self, folder: Path) -> list[Path]:
-        files = [folder / f"{i}.eager" for i, _ in enumerate(self._networks())]
-        for file, network in zip(files, self._networks(), strict=True):
-            torch.save(network, file.with_suffix(".module"))
-        return files
 
     def export(self, name: str, folder: Path) -> Row:
         """Write, verify and name the file of one target; leave no file where that fails."""
