@@ -51,8 +51,12 @@ def test_output_and_gradients_are_the_references(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["all", "depthwise"])
-def test_half_precision_accumulates_in_float32(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["all", "depthwise", "plain", "offset_groups"])
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_half_precision_accumulates_in_float32(
+    name: str, dtype: torch.dtype, unrolled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_UNROLLED", 1 if unrolled else 2**62)
     actual = check(CASES[name], make_inputs(CASES[name], dtype), dtype)
     assert actual["output"].dtype == dtype
     assert actual["output"].is_contiguous(memory_format=torch.channels_last)
@@ -107,7 +111,7 @@ def gradients(inputs: Inputs, case: Case, needs: tuple[bool, ...] = (True,) * 5)
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "depthwise_large"])
+@pytest.mark.parametrize("name", ["plain", "depthwise_large", "grouped"])
 def test_the_needed_gradients_alone(name: str) -> None:
     case = replace(CASES[name], batch=1, mask=True, size=(5, 4), kernel=(1, 2), padding=(1, 1))
     inputs = make_inputs(case)
@@ -120,16 +124,44 @@ def test_the_needed_gradients_alone(name: str) -> None:
             assert torch.equal(part, whole) if needed else part is None
 
 
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that are launched from now on."""
+    names, original = [], launch._launch
+    monkeypatch.setattr(launch, "_launch", lambda kernel, *args: names.append(kernel) or original(kernel, *args))
+    return names
+
+
 @pytest.mark.parametrize("images", [1, 2])
-def test_parts_of_the_batch_do_not_show(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_batch_do_not_show(
+    images: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2))
     inputs = make_inputs(case, torch.bfloat16)
     whole = gradients(inputs, case)
-    launched, original = [], launch._launch
-    monkeypatch.setattr(launch, "_launch", lambda kernel, *args: launched.append(kernel) or original(kernel, *args))
+    launched.clear()
     monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * images * 4 * inputs.input[0].numel())
     assert all(map(torch.equal, gradients(inputs, case), whole))
     assert launched.count("samples") == -(-3 // images)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_parts_of_unrolled_images_do_not_show(
+    images: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(batch=3, size=(4, 5), kernel=(1, 2), offset_groups=2)
+    inputs = make_inputs(case)
+    whole, out = gradients(inputs, case), op(*inputs, **case.integers)
+    launched.clear()
+    columns = 4 * out[0, 0].numel() * inputs.weight[0].numel()
+    monkeypatch.setattr(workspace, "_limit", images * columns // launch._PIECES)
+    torch.testing.assert_close(op(*inputs, **case.integers), out)
+    parts = -(-3 // images)
+    assert launched == ["unroll"] * parts
+    launched.clear()
+    for part, of_whole in zip(gradients(inputs, case), whole, strict=True):
+        torch.testing.assert_close(part, of_whole)
+    assert launched == ["unroll"] * parts + ["count", "order"] + ["gather", "unroll"] * parts
 
 
 @pytest.mark.parametrize("name", ["plain", "depthwise_large"])

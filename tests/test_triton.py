@@ -17,6 +17,7 @@ from torch._higher_order_ops.triton_kernel_wrap import (
     triton_kernel_wrapper_mutation,
 )
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from dcn_ops.testing import CASES, Case, make_inputs
 
@@ -24,7 +25,7 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from dcn_ops.triton import configs  # noqa: E402
+from dcn_ops.triton import configs, launch  # noqa: E402
 
 op = torch.ops.dcn_ops.deform_conv2d
 
@@ -59,16 +60,25 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.fx.Graph]:
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 132))
 
-    def trace(function: Callable, case: Case, **options: Any) -> torch.fx.Graph:
+    def trace(
+        function: Callable, case: Case, dtype: torch.dtype = torch.bfloat16, dynamic: bool = False
+    ) -> torch.fx.Graph:
         found = []
 
         def record(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
             found.append(module.graph)
             return make_boxed_func(module.forward)
 
-        with FakeTensorMode(), torch.no_grad():
-            tensors = make_inputs(case, torch.bfloat16, device="cuda")
-            aot_function(function, fw_compiler=record, **options)(*tensors)
+        inputs = make_inputs(case, dtype)
+        with FakeTensorMode(shape_env=ShapeEnv()) as mode, torch.no_grad():
+
+            def fake(name: str, tensor: Tensor) -> Tensor:
+                images = dynamic and name in ("input", "offset", "mask")
+                sizes = [DimDynamic.DYNAMIC if images and i != 1 else DimDynamic.STATIC for i in range(tensor.dim())]
+                return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes)).cuda()
+
+            tensors = [None if t is None else fake(name, t) for name, t in inputs._asdict().items()]
+            aot_function(function, fw_compiler=record, dynamic=dynamic)(*tensors)
         return found[0]
 
     return trace
@@ -98,16 +108,41 @@ WRITTEN = {
     "forward_kernel": {"output_ptr"},
     "samples_kernel": {"grad_input_ptr", "grad_offset_ptr", "grad_mask_ptr"},
     "weight_kernel": {"parts_ptr"},
+    "unroll_kernel": {"columns_ptr", "grad_offset_ptr", "grad_mask_ptr"},
+    "count_kernel": {"count_ptr"},
+    "order_kernel": {"next_ptr", "row_ptr", "x_ptr", "above_ptr", "below_ptr"},
+    "gather_kernel": {"grad_input_ptr"},
 }
+FUSED = ["forward_kernel", "samples_kernel", "weight_kernel"]
+UNROLLED = ["count_kernel", "order_kernel", "gather_kernel", "unroll_kernel"]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["all", "depthwise_large"])
+@pytest.mark.parametrize("name", ["all", "depthwise_large", "offset_groups"])
 def test_the_compiler_sees_the_kernels(name: str, dynamic: bool, trace: Callable[..., torch.fx.Graph]) -> None:
     graph = trace(forward_and_backward(CASES[name]), CASES[name], dynamic=dynamic)
-    assert kernels_of(graph) == list(WRITTEN)
+    assert_kernels(graph, FUSED)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_compiler_sees_the_kernels_of_unrolled_images(
+    dynamic: bool, trace: Callable[..., torch.fx.Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = trace(forward_and_backward(CASES["plain"]), CASES["plain"], dynamic=dynamic, dtype=torch.float32)
+    assert_kernels(graph, ["unroll_kernel", *UNROLLED])
+    monkeypatch.setattr(launch, "_UNROLLED", 1)
+    graph = trace(forward_and_backward(CASES["plain"]), CASES["plain"], dynamic=dynamic)
+    # Of sizes that are symbols nobody can tell whether they are worth it.
+    assert_kernels(graph, FUSED if dynamic else ["forward_kernel", *UNROLLED])
+
+
+def assert_kernels(graph: torch.fx.Graph, names: list[str]) -> None:
+    """Assert that a graph holds these kernels, which write what they should, and no operator of this library."""
+    assert kernels_of(graph) == names
     launches = [node.kwargs for node in graph.nodes if node.target is triton_kernel_wrapper_functional]
-    assert [set(launch["tensors_to_clone"]) for launch in launches] == list(WRITTEN.values())
+    for name, launched in zip(names, launches, strict=True):
+        needless = {"grad_offset_ptr", "grad_mask_ptr"} if name == "unroll_kernel" else set()
+        assert WRITTEN[name] - needless <= set(launched["tensors_to_clone"]) <= WRITTEN[name]
     assert not any("dcn_ops" in str(node.target) for node in graph.nodes)
 
 

@@ -22,6 +22,9 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Pointers of one dtype, whatever that of the image.
+WHOLE, WIDE = ("count_ptr", "next_ptr", "start_ptr", "row_ptr"), ("x_ptr", "above_ptr", "below_ptr")
+NO_PRODUCT = ("unroll", "count", "order")
 TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
 
 
@@ -29,20 +32,22 @@ def constants_of(name: str) -> dict[str, Any]:
     """Return a 3x3 convolution of 256 channels with everything that makes a kernel large."""
     values = {"CHANNELS": 256, "OFFSET_DEPTH": 256, "TAPS": 9, "KERNEL_W": 3, "HAS_MASK": True, "HAS_BIAS": True}
     values |= {"NEED_INPUT": True, "NEED_OFFSET": True, "NEED_MASK": True, "SPLITS": 8, "TF32": "tf32" in name}
+    values |= {"NEED_COLUMNS": True, "TAPS_EACH": 9, "OFFSET_GROUPS": 1}
     if name.startswith("depthwise"):
         return values | {"WIDTH": 1}
     return values | {"FILTERS": 256, "DEPTH": 256, "WIDTH": 256, "MERGED": 1, "SEGMENT": 256}
 
 
 def compiled(architecture: str, name: str, tile: configs.Tile) -> Any:
-    kernel = launch._KERNELS[name.replace("depthwise ", "").split()[0], name.startswith("depthwise")]
+    kernel = launch._KERNELS[name if name in launch._KERNELS else name.split()[0]]
     constants = constants_of(name) | launch._blocks(kernel, tile)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     narrow = "fp32" if name.endswith(("tf32", "ieee")) else "bf16"
     signature = {}
     for parameter in kernel.arg_names:
-        wide = parameter in ("grad_input_ptr", "parts_ptr")
-        pointer = f"*{'fp32' if wide else narrow}"
+        sums = ("parts_ptr",) if name == "gather" else ("parts_ptr", "grad_input_ptr")
+        own = dict.fromkeys(WHOLE, "i32") | dict.fromkeys(WIDE, "fp32") | dict.fromkeys(sums, "fp32")
+        pointer = f"*{own.get(parameter, narrow)}"
         signature[parameter] = (
             "constexpr" if parameter in constants else pointer if parameter.endswith("_ptr") else "i32"
         )
@@ -74,8 +79,9 @@ def test_a_shipped_tile_compiles_well(
     smallest = min(SHARED[a] for a in SHARED if configs.TABLES[a] is configs.TABLES[architecture])
     assert kernel.metadata.shared <= smallest
     text = kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]
-    if "ieee" not in name and not name.startswith("depthwise"):
-        assert TENSOR_CORES[architecture] in text
+    if "ieee" not in name and not name.startswith(("depthwise", *NO_PRODUCT)):
+        small = name == "gather" and architecture == "sm_90"  # 16 pixels, where wgmma wants 64
+        assert (TENSOR_CORES["sm_80"] if small else TENSOR_CORES[architecture]) in text
     if architecture == "gfx942":
         assert "vgpr_spill_count: 0" in text
         assert "private_segment_fixed_size: 0" in text

@@ -38,14 +38,20 @@ _AMPERE: Table = {
     "weight half": (Tile(32, 128, 64, 8, 3), Tile(32, 64, 32, 4, 2)),
     "weight tf32": (Tile(32, 64, 64, 8, 2),),
     "weight ieee": (Tile(16, 64, 32, 8, 2),),
-    "depthwise forward": (Tile(32, 1, 64, 4, 2),),
-    "depthwise samples": (Tile(32, 1, 64, 4, 2),),
-    "depthwise weight": (Tile(32, 1, 64, 4, 2),),
+    "unroll": (Tile(16, 1, 128, 4, 1),),
+    "count": (Tile(256, 1, 1, 4, 1),),
+    "order": (Tile(256, 1, 1, 4, 1),),
+    "gather": (Tile(16, 32, 128, 4, 3),),
+    "depthwise forward": (Tile(32, 1, 32, 4, 2),),
+    "depthwise samples": (Tile(32, 1, 32, 4, 2),),
+    "depthwise weight": (Tile(64, 1, 32, 4, 1),),
 }
 _HOPPER: Table = _AMPERE | {
-    "forward half": (Tile(128, 256, 32, 16, 3), Tile(128, 128, 32, 8, 3), Tile(64, 32, 32, 4, 2)),
-    "samples half": (Tile(64, 64, 64, 8, 3),),
-    "weight half": (Tile(32, 256, 64, 8, 3), Tile(32, 64, 32, 4, 2)),
+    "forward half": (Tile(128, 256, 32, 16, 3), Tile(64, 128, 32, 4, 3), Tile(64, 64, 64, 4, 3)),
+    "forward ieee": (Tile(128, 128, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
+    "samples half": (Tile(64, 64, 64, 4, 3),),
+    "weight half": (Tile(32, 256, 64, 8, 2), Tile(64, 128, 64, 4, 1)),
+    "weight ieee": (Tile(16, 128, 64, 8, 1), Tile(32, 64, 32, 8, 1)),
 }
 _CDNA: Table = {
     name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in _AMPERE.items()
@@ -87,8 +93,8 @@ def tiles(kernel: str, device: Device, filters: int, channels: int, positions: i
     fitting = [t._replace(c=min(t.c, side(channels))) for t in fitting]
     if positions is None:
         return fitting
-    # The widest that still gives every multiprocessor a program.
-    full = [t for t in fitting if -(-positions // t.m) * -(-filters // t.n) >= device.processors]
+    # The widest that still gives every second multiprocessor a program.
+    full = [t for t in fitting if 2 * -(-positions // t.m) * -(-filters // t.n) >= device.processors]
     first = full[0] if full else fitting[-1]
     return [first, *(tile for tile in fitting if tile != first)]
 

@@ -200,7 +200,7 @@ def weight_kernel(
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
     grad_ptr,  # [N, Ho, Wo, O]
-    parts_ptr,  # [SPLITS, O, K], float32
+    parts_ptr,  # [SPLITS, K, O], float32, zeros at first
     H,
     W,
     Ho,
@@ -230,35 +230,32 @@ def weight_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write the gradient of one tap of BLOCK_C filters, over one part of M."""
+    """Add up the gradient of BLOCK_C filters over one part of M, which is this program's alone."""
     size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
     offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    FILTERS: tl.constexpr = CHANNELS * WIDTH
     C_BLOCKS: tl.constexpr = (OFFSET_DEPTH * WIDTH + BLOCK_C - 1) // BLOCK_C
-    program = tl.program_id(0)
-    c_block, program = program % C_BLOCKS, program // C_BLOCKS
-    tap, program = program % TAPS, program // TAPS
+    c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
     offset_group, split = program % (CHANNELS // OFFSET_DEPTH), program // (CHANNELS // OFFSET_DEPTH)
     in_group = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
     filter, exists = offset_group * OFFSET_DEPTH * WIDTH + in_group, in_group < OFFSET_DEPTH * WIDTH
-    entry = offset_group * TAPS + tap
+    part = parts_ptr + tl.cast(split, tl.int64) * (FILTERS * TAPS)
 
-    total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     blocks = (M + BLOCK_M - 1) // BLOCK_M
     share = (blocks + SPLITS - 1) // SPLITS
     for block in range(split * share, min((split + 1) * share, blocks)):
         m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-        offset_y = tl.load(moved, mask=valid, other=0)
-        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
-        pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
         grad = tl.load(
-            grad_ptr + m[:, None] * (CHANNELS * WIDTH) + filter[None, :],
-            mask=valid[:, None] & exists[None, :],
-            other=0,
-        )
-        total += interpolate(pixels, bilinear(dy, dx, scale)) * grad.to(tl.float32)
-
-    part = parts_ptr + tl.cast(split, tl.int64) * (CHANNELS * WIDTH * TAPS)
-    tl.store(part + filter * TAPS + tap, tl.sum(total, 0), mask=exists)
+            grad_ptr + m[:, None] * FILTERS + filter[None, :], mask=valid[:, None] & exists[None, :], other=0
+        ).to(tl.float32)
+        for tap in range(TAPS):  # the pixels that taps share stay in the multiprocessor's own cache
+            entry = offset_group * TAPS + tap
+            moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+            offset_y = tl.load(moved, mask=valid, other=0)
+            offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+            first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+            scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+            pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
+            sums = tl.sum(interpolate(pixels, bilinear(dy, dx, scale)) * grad, 0)
+            # By one thread for each filter, block after block: the order is the same in every run.
+            tl.atomic_add(part + tap * FILTERS + filter, sums, mask=exists, sem="relaxed")

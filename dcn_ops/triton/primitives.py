@@ -39,12 +39,12 @@ def load_mask(mask_ptr, strides, at, valid, entry, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr):
+def place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W: tl.constexpr):
     """Return where the samples of output positions ``at`` lie, for one tap and its offsets.
 
-    That is, where the channels of the upper left neighbour begin, int64; which of the four neighbours exist; the
-    distances from the upper left one. ``size`` is H, W and ``window`` stride, padding, dilation. Kernels load the
-    offsets themselves: torch takes whatever pointer reaches a call that an address comes from as written to.
+    That is, which have a neighbour; the upper left one's row and column, int32; the distances from it. ``size`` is
+    H, W and ``window`` stride, padding, dilation. Kernels load the offsets themselves: torch takes whatever pointer
+    reaches a call that an address comes from as written to.
     """
     # The grid is exact in float32, so that a position is rounded once.
     grid_y = at[1] * window[0] - window[2] + tap // KERNEL_W * window[4]
@@ -55,8 +55,15 @@ def locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS: tl.conste
     usable = valid & (y >= -1) & (y < size[0]) & (x >= -1) & (x < size[1])
     y, x = tl.where(usable, y, -2.0), tl.where(usable, x, -2.0)
     top, left = tl.floor(y), tl.floor(x)
-    dy, dx = y - top, x - left
-    top, left = top.to(tl.int32), left.to(tl.int32)
+    return usable, top.to(tl.int32), left.to(tl.int32), y - top, x - left
+
+
+@triton.jit
+def locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr):
+    """Return where the channels of each sample's upper left neighbour begin, int64; which of the four exist; the
+    distances from the upper left one. See ``place``.
+    """
+    _, top, left, dy, dx = place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W)
     first = ((at[0] * size[0] + top) * size[1] + left) * CHANNELS
     return first, neighbours(top, left, size[0], size[1]), dy, dx
 
