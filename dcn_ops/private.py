@@ -31,15 +31,18 @@ def below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-_PLAIN_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutogradCPU
-)
-_PLAIN_CPU_BITS = _PLAIN_CPU.raw_repr()
+def _plain_bits(device: str) -> int:
+    keys = (getattr(torch._C.DispatchKey, name) for name in (device, f"Autograd{device}"))
+    first, second = (torch._C.DispatchKeySet(key) for key in keys)
+    return (first | second).raw_repr()
 
 
-def is_plain_cpu(keyset: Any) -> bool:
-    """Tell whether the CPU kernel follows the Autograd key at once: no mode, subclass or transform between."""
-    return keyset.raw_repr() == _PLAIN_CPU_BITS
+_PLAIN_BITS = (_plain_bits("CPU"), _plain_bits("CUDA"))
+
+
+def is_plain(keyset: Any) -> bool:
+    """Tell whether the device's kernel follows the Autograd key at once: no mode, subclass or transform between."""
+    return keyset.raw_repr() in _PLAIN_BITS
 
 
 def is_functional(tensor: torch.Tensor) -> bool:

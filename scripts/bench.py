@@ -19,8 +19,10 @@ def run(config: Bench) -> list[measure.Row]:
     """Measure, print and save what the config asks for; an interruption saves what is there so far.
 
     Raises:
-        ValueError: For an unknown suite, case, provider or mode.
+        ValueError: For an unknown suite, case, provider or mode, and for a single round, which has no quartiles.
     """
+    if config.rounds < 2:
+        raise ValueError(f"expected at least 2 rounds, got rounds={config.rounds}")
     if unknown := set(config.providers) - set(PROVIDERS):
         raise ValueError(f"expected providers among {', '.join(PROVIDERS)}, got {sorted(unknown)}")
     if unknown := set(config.modes) - set(measure.MODES):
@@ -67,8 +69,7 @@ def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) 
         if config.suite == "deploy":
             rows += deployed.rows_of(name, config)
         else:
-            compiled = "compiled" in config.providers
-            rows += models.rows_of(name, config.batch, config.rounds, config.device, compiled=compiled)
+            rows += models.rows_of(name, config)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")

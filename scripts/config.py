@@ -119,6 +119,7 @@ class Bench:
     modes: list[str] = field(default_factory=lambda: ["forward", "training"])
     models: list[str] = field(default_factory=list)  # of suite=models and deploy; empty: all
     batch: int = 8  # of these two
+    autocast: bool = False  # of suite=models, to bfloat16
     exports: str | None = None  # of suite=deploy: a folder that keeps the exports, and whose exports are timed
     rounds: int = 9
     threads: list[int] = field(default_factory=lambda: [2])

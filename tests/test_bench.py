@@ -208,6 +208,7 @@ def test_an_interruption_keeps_what_was_measured(
         (Bench(case="5x*"), "no case of suite='quick' matches '5x.'; there are .'4x256x28x28'"),
         (Bench(providers=["eagre"]), "expected providers among conv2d, copy, eager"),
         (Bench(modes=["backward"]), "expected modes among forward, training"),
+        (Bench(rounds=1), "expected at least 2 rounds, got rounds=1"),
     ],
 )
 def test_what_does_not_exist_is_answered_with_what_does(config: Bench, message: str) -> None:

@@ -110,6 +110,7 @@ def test_a_side_stream_waits_for_nobody() -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match")  # a capture has its own
 def test_a_cuda_graph_replays_forward_and_backward() -> None:
     case, inputs = LARGE["dense"], on_gpu(make_inputs(LARGE["dense"])).map(Tensor.requires_grad_)
 
@@ -131,6 +132,8 @@ def test_a_cuda_graph_replays_forward_and_backward() -> None:
         torch.testing.assert_close(replayed, eager, rtol=1e-4, atol=1e-3)
 
 
+# Of torch's compiler: a hint, and one that it takes for itself but can't where warnings are errors.
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores", "ignore:The CUDA Graph is empty")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize("name", ["dense", "depthwise"])
 def test_compiled(name: str, mode: str) -> None:

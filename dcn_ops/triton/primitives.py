@@ -60,8 +60,9 @@ def place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W: tl.constex
 
 @triton.jit
 def locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr):
-    """Return where the channels of each sample's upper left neighbour begin, int64; which of the four exist; the
-    distances from the upper left one. See ``place``.
+    """Return where the channels of the upper left neighbours begin, int64, which of the four exist, the distances.
+
+    See ``place``.
     """
     _, top, left, dy, dx = place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W)
     first = ((at[0] * size[0] + top) * size[1] + left) * CHANNELS

@@ -1,12 +1,12 @@
 """Dense convolutions by way of the unrolled image, [M, K, C], and a library's matrix products.
 
 *unroll* writes the unrolled image, or meets its gradient with the neighbours, which gives those of offset and mask,
-or both at once, in its place. A program loops over taps, so that the pixels which they share stay in its nearest cache.
+or both at once, in its place. A program loops over taps: the pixels which they share stay in its nearest cache.
 
 *gather* makes the gradient of the input from that of the unrolled image without atomic additions: *count* and
 *order* sort the samples by their upper left neighbour, and a program reads those whose neighbours lie among its
-pixels of one row: twice, since a sample lies between two rows. A matrix product adds them up, [pixels, samples] times
-[samples, C], whose left side is the bilinear weights.
+pixels of one row: twice, since a sample lies between two rows. A matrix product adds them up, whose left side,
+[pixels, samples], is the bilinear weights.
 """
 
 import triton

@@ -11,21 +11,26 @@ from torch import Tensor, nn
 
 import dcn_ops
 from scripts.benchmark.measure import Row, Step, timed
+from scripts.config import Bench
 from zoo import inject_
 
+MODES = {"forward": "inference", "training": "training"}
 
-def rows_of(name: str, batch: int, rounds: int, device: str, compiled: bool) -> list[Row]:
-    """Time a network in both modes; ratios are to the plain network in the same mode, compiled to compiled.
+
+def rows_of(name: str, config: Bench) -> list[Row]:
+    """Time a network in the config's modes; ratios are to the plain network in the same mode, compiled to compiled.
 
     The variant "predictors" runs the convolutions that predict offsets, and the plain ones beside them: what of the
     time of "dcn" is those convolutions, and not sampling.
     """
-    variants = ("plain", "predictors", "dcn", *(("plain compiled", "dcn compiled") if compiled else ()))
+    case = f"{name} batch {config.batch}{' autocast' if config.autocast else ''}"
+    compiled = ("plain compiled", "dcn compiled") if "compiled" in config.providers else ()
+    variants = ("plain", "predictors", "dcn", *compiled)
     rows = []
-    for mode in ("inference", "training"):
-        steps = {variant: _step(name, variant, batch, mode, device) for variant in variants}
-        for variant, result in timed(steps, rounds, device, seconds=0).items():
-            rows.append({"case": f"{name} batch {batch}", "mode": mode, "provider": variant, **result})
+    for mode in map(MODES.__getitem__, config.modes):
+        steps = {variant: _step(name, variant, mode, config) for variant in variants}
+        for variant, result in timed(steps, config.rounds, config.device, seconds=0).items():
+            rows.append({"case": case, "mode": mode, "provider": variant, **result})
     for row in rows:
         floor = "plain compiled" if row["provider"].endswith("compiled") else "plain"
         row["ratio"] = row["ms"] / next(r["ms"] for r in rows if (r["mode"], r["provider"]) == (row["mode"], floor))
@@ -33,7 +38,8 @@ def rows_of(name: str, batch: int, rounds: int, device: str, compiled: bool) -> 
     return rows
 
 
-def _step(name: str, variant: str, batch: int, mode: str, device: str) -> Step:
+def _step(name: str, variant: str, mode: str, config: Bench) -> Step:
+    batch, device = config.batch, config.device
     torch.manual_seed(0)
     model = timm.create_model(name)
     if not variant.startswith("plain"):
@@ -43,21 +49,24 @@ def _step(name: str, variant: str, batch: int, mode: str, device: str) -> Step:
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (batch,), device=device)
     run: Any = torch.compile(model, fullgraph=True, dynamic=False) if variant.endswith("compiled") else model
+    half = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=config.autocast)
     if mode == "inference":
-        return lambda: _infer(run, images)
+
+        def infer() -> None:
+            with torch.no_grad(), half():
+                run(images)
+
+        return infer
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def train() -> None:
-        F.cross_entropy(run(images), labels).backward()
+        with half():
+            loss = F.cross_entropy(run(images), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return train
-
-
-def _infer(model: Any, images: Tensor) -> None:
-    with torch.no_grad():
-        model(images)
 
 
 def perturb(model: nn.Module, sampling: bool) -> None:
