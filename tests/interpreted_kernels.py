@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 import dcn_ops
 from dcn_ops import workspace
 from dcn_ops.testing import CASES, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
-from dcn_ops.triton import configs, launch, primitives
+from dcn_ops.triton import configs, launch, plan, primitives
 
 op = torch.ops.dcn_ops.deform_conv2d
 NAMES = [name for name in CASES if name != "empty_batch"]
@@ -24,6 +24,9 @@ TILES = {name: (configs.Tile(128, 16, 16, 4, 1),) for name in configs.TABLES["sm
 
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # What was planned with other tiles.
+    plan._make_problem.cache_clear()
+    plan._plan.cache_clear()
     monkeypatch.setattr(launch, "refusal", lambda input, weight: None)
     monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 8))
     monkeypatch.setitem(configs.TABLES, "sm_90", TILES)
@@ -127,8 +130,13 @@ def test_the_needed_gradients_alone(name: str) -> None:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that are launched from now on."""
-    names, original = [], launch._launch
-    monkeypatch.setattr(launch, "_launch", lambda kernel, *args: names.append(kernel) or original(kernel, *args))
+    names = []
+
+    def record(kernel: str, *args: object, **numbers: object) -> None:
+        names.append(kernel)
+        plan.launch(kernel, *args, **numbers)
+
+    monkeypatch.setattr(launch, "launch", record)
     return names
 
 

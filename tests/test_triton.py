@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -73,8 +72,9 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.fx.Graph]:
         with FakeTensorMode(shape_env=ShapeEnv()) as mode, torch.no_grad():
 
             def fake(name: str, tensor: Tensor) -> Tensor:
-                images = dynamic and name in ("input", "offset", "mask")
-                sizes = [DimDynamic.DYNAMIC if images and i != 1 else DimDynamic.STATIC for i in range(tensor.dim())]
+                sizes = [DimDynamic.STATIC] * tensor.dim()
+                if dynamic and name in ("input", "offset", "mask"):
+                    sizes[0] = sizes[2] = sizes[3] = DimDynamic.DYNAMIC
                 return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes)).cuda()
 
             tensors = [None if t is None else fake(name, t) for name, t in inputs._asdict().items()]

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from dcn_ops.triton import configs, launch  # noqa: E402
+from dcn_ops.triton import configs, plan  # noqa: E402
 
 # Bytes that a program may have.
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -39,8 +39,8 @@ def constants_of(name: str) -> dict[str, Any]:
 
 
 def compiled(architecture: str, name: str, tile: configs.Tile) -> Any:
-    kernel = launch._KERNELS[name if name in launch._KERNELS else name.split()[0]]
-    constants = constants_of(name) | launch._blocks(kernel, tile)
+    kernel = plan.KERNELS[name if name in plan.KERNELS else name.split()[0]]
+    constants = constants_of(name) | plan.blocks_of(kernel, tile)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     narrow = "fp32" if name.endswith(("tf32", "ieee")) else "bf16"
     signature = {}
