@@ -23,7 +23,7 @@ def set_implementation(name: str, *, autotune: bool = False) -> None:
         name: ``"auto"``: Triton kernels on GPUs for float32, float16 and bfloat16, else a composition of ATen
             kernels; ``"composition"``: that alone; ``"triton"``: those kernels, and ValueError where they can't
             run. Under ``torch.use_deterministic_algorithms(True)`` the gradient of the input is always the
-            composition's, since the kernel adds it up atomically.
+            composition's, since the kernels add it up in an order that changes.
         autotune: Time several tiles of the Triton kernels on the first call with new numbers of channels, filters
             and taps, seconds each, instead of taking those of a table. Triton's disk cache keeps the results.
 

@@ -72,7 +72,7 @@ def _backward(
     kernels, needs = _implementation(input, offset, weight, conv, traced), list(integers[-1])
     if not (needs[0] and kernels.ATOMIC and torch.are_deterministic_algorithms_enabled()):
         return kernels.backward(grad, input, offset, weight, mask, conv, needs=needs)
-    # Its atomic additions give the gradient of the input other last bits in every run; the composition sorts.
+    # Its order of additions gives the gradient of the input other last bits in every run; the composition sorts.
     composition = _composition(input, offset, weight, conv, traced)
     of_input = composition.backward(grad, input, offset, weight, mask, conv, needs=[True, *[False] * 4])[0]
     return of_input, *kernels.backward(grad, input, offset, weight, mask, conv, needs=[False, *needs[1:]])[1:]

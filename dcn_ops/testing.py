@@ -151,8 +151,8 @@ def assert_within_budget(actual: Results, exact: Results, same_precision: Result
     The reference in the same precision meets sums as deep of terms as large. Twice its error, since sums may run
     in another order; one step of the largest value, since it may happen to be exact. In half precision it sums in
     float32 and rounds once, by half a step: a budget of two steps admits samples rounded to half, no sums in half.
-    In float32 three times: it rounds at every term, in an order that the CPU's vectors decide. For float64 pass it in
-    float32: errors count in steps of the output's dtype. That of ``exact`` then counts too.
+    In float32 three times: it rounds at every term, in an order that the CPU's vectors decide. For float64 pass it
+    in float32: errors count in steps of the output's dtype. That of ``exact`` then counts too.
     """
     assert actual.keys() == exact.keys()
     step, reference_step = (torch.finfo(results["output"].dtype).eps for results in (actual, same_precision))

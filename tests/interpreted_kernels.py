@@ -141,9 +141,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_parts_of_the_batch_do_not_show(
-    images: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_the_batch_do_not_show(images: int, launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2))
     inputs = make_inputs(case, torch.bfloat16)
     whole = gradients(inputs, case)

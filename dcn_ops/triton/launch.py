@@ -67,9 +67,7 @@ def backward(
     grad_offset = torch.empty_like(offset) if need_offset else None
     grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
     way = _unrolled_backward if _is_unrolled(offset, weight, conv) else _fused_backward
-    grad_weight = way(
-        grad_out, image, offset, weight, mask, conv, need_weight, grad_input, grad_offset, grad_mask
-    )
+    grad_weight = way(grad_out, image, offset, weight, mask, conv, need_weight, grad_input, grad_offset, grad_mask)
     return (
         None if grad_input is None else grad_input.permute(0, 3, 1, 2),
         grad_offset,

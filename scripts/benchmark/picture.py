@@ -96,4 +96,5 @@ def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]], colours: dict[
 
 
 def _processor(report: dict[str, Any]) -> str:
-    return next((line for line in report["machine"] if line.startswith("Model name")), report["device"])
+    lines = [] if report["device"] != "cpu" else report["machine"]
+    return next((line for line in lines if line.startswith("Model name")), report["device"])
