@@ -65,7 +65,7 @@ def forward(
     """Return [N, O, Ho, Wo] in channels_last; the arguments are the operator's, checked."""
     size = input.shape[2:]
     ho, wo = conv.output_size(size)
-    dtype = _contraction_dtype(input, wo, conv)
+    dtype = _contraction_dtype(input, conv)
     kernel, bias = _contraction_weight(weight.to(dtype), conv), None if bias is None else bias.to(dtype)
     out = _Assembled(input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2))
     for images, chunks in _blocks(input, (ho, wo), conv):
@@ -92,7 +92,7 @@ def backward(
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     need_samples = need_input or need_offset or need_mask
     output, wide = grad.shape[2:], wide_dtype(input)
-    dtype = _contraction_dtype(input, output[1], conv)
+    dtype = _contraction_dtype(input, conv)
     kernel = _contraction_weight(weight.to(dtype), conv)
     image_gradient = _ImageGradient(input, output[0], conv) if need_input else None
     # All chunks add up in the weight: in the wider dtype.
@@ -288,12 +288,12 @@ def _weight_from_contraction(kernel: Tensor, weight: Tensor, conv: Conv) -> Tens
     return kernel.to(weight.dtype).contiguous()
 
 
-def _contraction_dtype(input: Tensor, wo: int, conv: Conv) -> torch.dtype:
+def _contraction_dtype(input: Tensor, conv: Conv) -> torch.dtype:
     if input.device.type != "cpu" or input.dtype not in (torch.bfloat16, torch.float16):
         return input.dtype
-    # Torch 2.11 to 2.15: this bfloat16 convolution, depthwise, reads memory that nobody wrote.
-    wrong = conv.groups > 1 and conv.kernel[0] == 1 and wo == 1
-    return torch.float32 if wrong or not has_fast_half(input.dtype) else input.dtype
+    # Matrix units multiply nothing grouped: with AMX, depthwise bfloat16 takes up to five times float32's time. And
+    # torch 2.11 to 2.15 has a depthwise bfloat16 convolution, 1xk with one output column, that reads unwritten memory.
+    return input.dtype if conv.groups == 1 and has_fast_half(input.dtype) else torch.float32
 
 
 def _contract(unrolled: Tensor, kernel: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
