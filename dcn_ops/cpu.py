@@ -291,8 +291,8 @@ def _weight_from_contraction(kernel: Tensor, weight: Tensor, conv: Conv) -> Tens
 def _contraction_dtype(input: Tensor, conv: Conv) -> torch.dtype:
     if input.device.type != "cpu" or input.dtype not in (torch.bfloat16, torch.float16):
         return input.dtype
-    # Matrix units multiply nothing grouped: with AMX, depthwise bfloat16 takes up to five times float32's time. And
-    # torch 2.11 to 2.15 has a depthwise bfloat16 convolution, 1xk with one output column, that reads unwritten memory.
+    # Matrix units multiply nothing grouped: with AMX, depthwise bfloat16 takes up to five times what float32 does.
+    # And in torch 2.11 to 2.15 one of those convolutions, 1xk with one output column, reads unwritten memory.
     return input.dtype if conv.groups == 1 and has_fast_half(input.dtype) else torch.float32
 
 

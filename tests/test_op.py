@@ -171,6 +171,16 @@ def test_one_column_of_a_bfloat16_depthwise_convolution() -> None:
     assert torch.equal(out, torch.full_like(out, 4))
 
 
+@pytest.mark.parametrize("name", ["all", "depthwise", "depthwise_large"])
+def test_grouped_convolutions_leave_matrix_units_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, inputs = CASES[name], make_inputs(CASES[name], torch.bfloat16)
+    results = []
+    for fast in (False, True):
+        monkeypatch.setattr(cpu, "has_fast_half", lambda dtype, fast=fast: fast)
+        results.append(run(op, inputs, **case.integers))
+    assert all(map(torch.equal, *(result.values() for result in results)))
+
+
 def plain(inputs: Inputs, case: Case) -> Results:
     return {"output": F.conv2d(inputs.input, inputs.weight, inputs.bias, **window(case), groups=case.groups)}
 
