@@ -168,8 +168,10 @@ def _samples_backward(
 
 def _is_unrolled(offset: Tensor, weight: Tensor, conv: Conv) -> bool:
     """Tell whether the backward goes by the unrolled image: in many launches, which large problems are worth."""
+    if conv.groups > 1 or (isinstance(offset.numel(), int) and offset.numel() >= 2**32):  # 32 bits count samples
+        return False
     size = offset.shape[0] * offset.shape[2] * offset.shape[3] * weight[0].numel()
-    return conv.groups == 1 and (weight.dtype == torch.float32 or (isinstance(size, int) and size >= _UNROLLED))
+    return weight.dtype == torch.float32 or (isinstance(size, int) and size >= _UNROLLED)
 
 
 def _unrolled_parts(offset: Tensor, weight: Tensor) -> list[slice]:
@@ -234,6 +236,8 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     if left.device.type == "cpu":  # Triton's interpreter
         return left.float() @ right.float()
+    if torch.version.hip:  # whose library is not known to widen
+        return (left @ right).float()
     return torch.mm(left, right, out_dtype=torch.float32)
 
 

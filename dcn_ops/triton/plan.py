@@ -164,7 +164,8 @@ def _plan(
         return (_blocks(kernel, problem.sizes, meta["BLOCK_M"]) * _programs(kernel, constants | meta),)
 
     if autotuned:
-        return _tuned(function, tuple(choice), tuple(k for k in arguments if k in constants)), grid, arguments
+        compiled_for = tuple(k for k in arguments if k in constants and k.isupper())
+        return _tuned(function, tuple(choice), compiled_for), grid, arguments
     blocks = blocks_of(function, choice[0])
     launched = {"num_warps": choice[0].warps, "num_stages": choice[0].stages}
     return function, grid(blocks), arguments | blocks | launched
