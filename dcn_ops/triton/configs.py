@@ -26,6 +26,7 @@ class Device(NamedTuple):
     processors: int
 
 
+# Count, order, unroll and depthwise weight have one tile each: autotuning would run twice what adds up or replaces.
 # From the widest: a wide tile samples once for many filters, a narrow one fits few filters or fills a large GPU.
 Table = dict[str, tuple[Tile, ...]]
 _AMPERE: Table = {
@@ -38,7 +39,7 @@ _AMPERE: Table = {
     "weight half": (Tile(32, 128, 64, 8, 3), Tile(32, 64, 32, 4, 2)),
     "weight tf32": (Tile(32, 64, 64, 8, 2),),
     "weight ieee": (Tile(16, 64, 32, 8, 2),),
-    "unroll": (Tile(16, 1, 128, 4, 1),),
+    "unroll": (Tile(16, 1, 64, 4, 1),),
     "count": (Tile(256, 1, 1, 4, 1),),
     "order": (Tile(256, 1, 1, 4, 1),),
     "gather": (Tile(16, 32, 128, 4, 3),),
@@ -47,6 +48,7 @@ _AMPERE: Table = {
     "depthwise weight": (Tile(64, 1, 32, 4, 1),),
 }
 _HOPPER: Table = _AMPERE | {
+    "unroll": (Tile(16, 1, 128, 4, 1),),
     "forward half": (Tile(128, 256, 32, 16, 3), Tile(64, 128, 32, 4, 3), Tile(64, 64, 64, 4, 3)),
     "forward ieee": (Tile(128, 128, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
     "samples half": (Tile(64, 64, 64, 4, 3),),
