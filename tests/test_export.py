@@ -86,6 +86,13 @@ def test_a_target_takes_every_size(target: str, trained: Path, tmp_path: Path) -
     }, "something is left over"
 
 
+def test_executorch_takes_every_batch(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="an extra of its own, large: pip install -e '.[executorch]'")
+    row = rows_of(config(trained, tmp_path, target="executorch", dynamic="batch", plain=False))["executorch"]
+    assert_works(row)
+    assert not row.library
+
+
 @pytest.mark.parametrize("target", ["torchscript", "torch-export", "onnx"])
 def test_decomposed_files_need_no_library(target: str, trained: Path, tmp_path: Path) -> None:
     dynamic = "none" if target == "torchscript" else "batch"
