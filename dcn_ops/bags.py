@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dcn_ops.geometry import Conv, Pair
@@ -22,6 +23,7 @@ from dcn_ops.geometry import Conv, Pair
 _SUM = 0  # the embedding bag's mode
 INT32_LIMIT = 2**31
 BORDER = 2  # pixels: so that both neighbours of position -2 are zeros
+_RADIX = 2**15  # integers, from which the CPU sorts by radix
 
 _bag = torch.ops.aten._embedding_bag_forward_only
 _bag_weight_backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
@@ -176,10 +178,23 @@ def gather(rows: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> Tenso
 
 def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> Tensor:
     """Return the gradient of the rows, [R, D], from that of the sums, [B, D], and a table: a bag for every row."""
-    by_row, entry = row.sort(stable=True)
+    by_row, entry = sort_rows(row, rows)
     firsts = _firsts(by_row, rows)
     bag = entry.to(row.dtype).div_(4 * samples, rounding_mode="floor")
     return _bag(grad, bag, firsts, False, _SUM, False, weight.index_select(0, entry), True)[0]
+
+
+def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return row indices below ``rows`` in order, and the entries that they come from.
+
+    By radix, in a fifth of the time that comparisons of nearly as many take: indices that come last fill up.
+    """
+    entries = row.shape[0]
+    known = isinstance(entries, int) and isinstance(rows, int)
+    if not known or not _RADIX // 4 <= entries < _RADIX or row.device.type != "cpu":
+        return row.sort(stable=True)
+    by_row, entry = F.pad(row, (0, _RADIX - entries), value=rows).sort(stable=True)
+    return by_row[:entries], entry[:entries]
 
 
 def _firsts(by_row: Tensor, rows: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 
 import dcn_ops
-from dcn_ops import cpu, depthwise, reference, workspace
+from dcn_ops import bags, cpu, depthwise, reference, workspace
 from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -271,3 +271,11 @@ def test_second_gradients_pass_through_predicted_offsets() -> None:
     with_graph, alone = (torch.autograd.grad(out, tensors, create_graph=create) for create in (True, False))
     torch.testing.assert_close(with_graph, alone)
     assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("entries", [bags._RADIX // 4 - 1, bags._RADIX // 4, bags._RADIX - 1, bags._RADIX])
+def test_rows_are_sorted_whatever_their_number(entries: int) -> None:
+    row = torch.randint(0, 99, (entries,), dtype=torch.int32)
+    by_row, entry = bags.sort_rows(row, 99)
+    assert torch.equal(row[entry], by_row)
+    assert torch.equal(entry, row.sort(stable=True).indices)
