@@ -275,16 +275,15 @@ def _contraction_weight(weight: Tensor, conv: Conv) -> Tensor:
 
 
 def _zero_kernel(kernel: Tensor, dtype: torch.dtype, conv: Conv) -> Tensor:
-    """Return the zero gradient of the kernel: a dense one as a matrix, [G*K*D, O], which is fastest to add to."""
-    shape = kernel.shape[:2][::-1] if conv.groups == 1 else kernel.shape
-    return kernel.new_zeros(shape, dtype=dtype)
+    """Return the zero gradient of the kernel: a dense one as a matrix, [O, G*K*D]."""
+    return kernel.new_zeros(kernel.shape[:2] if conv.groups == 1 else kernel.shape, dtype=dtype)
 
 
 def _weight_from_contraction(kernel: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     """Undo ``_contraction_weight`` for the gradient; the result is contiguous."""
     if conv.groups == 1:
-        by_tap = kernel.view(conv.offset_groups, *conv.kernel, -1, weight.shape[0])  # [G, kh, kw, D, O]
-        kernel = by_tap.permute(4, 0, 3, 1, 2).flatten(1, 2)
+        by_tap = kernel.view(weight.shape[0], conv.offset_groups, *conv.kernel, -1)  # [O, G, kh, kw, D]
+        kernel = by_tap.permute(0, 1, 4, 2, 3).flatten(1, 2)
     return kernel.to(weight.dtype).contiguous()
 
 
@@ -310,9 +309,9 @@ def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Co
         return
     columns, grad = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (unrolled, grad))  # [M, G*K*D], [M, O]
     if total.dtype == columns.dtype:
-        total.addmm_(columns.T, grad)
+        total.addmm_(grad.T, columns)
     else:
-        total += columns.T @ grad
+        total += grad.T @ columns
 
 
 def _samples_backward(grad: Tensor, kernel: Tensor, conv: Conv) -> Tensor:  # -> [n, height, width, channels]
