@@ -124,7 +124,7 @@ def backward(
     return (
         None if images is None else images.permute(0, 3, 1, 2),
         grad_offset,
-        None if grad_filters is None else grad_filters.T.reshape(weight.shape).to(weight.dtype),
+        None if grad_filters is None else grad_filters.T.reshape(weight.shape).to(weight.dtype).contiguous(),
         grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
         grad_mask,
     )

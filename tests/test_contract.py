@@ -25,6 +25,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "permuted"])
 
 
 @LAYOUTS
+@pytest.mark.usefixtures("implementation")
 def test_registration_passes_torchs_checks(case: Case, layout: str) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     inputs = make_inputs(case, layout=layout)
