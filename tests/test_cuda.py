@@ -27,7 +27,7 @@ LARGE = {
 @pytest.fixture(autouse=True)
 def _auto_again() -> Iterator[None]:
     # cuDNN's convolution, by which the composition contracts, has a setting of its own, and TF32 is its default.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     dcn_ops.set_implementation("auto")
 
