@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import torch
 
 from scripts.benchmark import measure
-from scripts.benchmark.cases import SUITES
+from scripts.benchmark.cases import SUITES, Case
 
 PROCESSES = min(14, os.cpu_count() or 1)
 TESTS = ["pytest", "tests/test_cuda.py", "-q", "-n", str(PROCESSES)]
@@ -34,11 +34,10 @@ MEASUREMENTS = [
 def compile_kernels() -> None:
     """Run the operator once in every case of the suite: Triton's cache keeps what it compiles."""
     with get_context("spawn").Pool(PROCESSES) as pool:
-        pool.map(_run_once, [case.name for case in SUITES["gpu"]], chunksize=1)
+        pool.map(_run_once, SUITES["gpu"], chunksize=1)
 
 
-def _run_once(name: str) -> None:
-    case = next(case for case in SUITES["gpu"] if case.name == name)
+def _run_once(case: Case) -> None:
     measure.steps_of(case, "training", ["eager"], 1.0, "cuda")
 
 

@@ -17,11 +17,9 @@ from dcn_ops.check import check_arguments, check_gradient
 from dcn_ops.geometry import Conv
 from dcn_ops.private import (
     below_autograd,
-    is_plain,
     is_transforming,
     tag_compile_caches,
     trace_through,
-    without_autograd,
 )
 
 _INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
@@ -178,7 +176,7 @@ class _DeformConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, offset, weight, bias, mask)
         ctx.integers = integers
-        return _below_autograd(_forward_op, _forward, keyset, input, offset, weight, bias, mask, *integers)
+        return below_autograd(_forward_op, _forward, keyset, input, offset, weight, bias, mask, *integers)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
@@ -192,20 +190,13 @@ def _forward_autograd(keyset: Any, *args: Any) -> Tensor:
         return _reference(*args)
     if _needs_graph(*args[:5]):
         return _DeformConv2d.apply(keyset, *args)
-    return _below_autograd(_forward_op, _forward, keyset, *args)
-
-
-def _below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any) -> Any:
-    if is_plain(keyset):  # What the dispatcher would call, a tenth of a small call's time earlier.
-        with without_autograd():
-            return kernel(*args)
-    return below_autograd(op, keyset, *args)
+    return below_autograd(_forward_op, _forward, keyset, *args)
 
 
 def _backward_autograd(keyset: Any, *args: Any) -> Gradients:
     """Differentiate the reference where the gradients themselves need a graph, as under create_graph=True."""
     if not _needs_graph(*args[:6]):
-        return _below_autograd(_backward_op, _backward, keyset, *args)
+        return below_autograd(_backward_op, _backward, keyset, *args)
     grad, *tensors = args[:6]
     integers, needs = args[6:-1], args[-1]
     # Aliases cut the graph: the offset may itself be a function of the input.

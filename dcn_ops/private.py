@@ -22,15 +22,6 @@ except ImportError:  # without it the compiler sees an opaque operator, which st
     FunctionalTensor = FunctionalTensorMode = None  # type: ignore[assignment, misc]
 
 
-without_autograd = torch._C._AutoDispatchBelowAutograd
-
-
-def below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
-    """Call the kernel of ``op`` that follows the Autograd key."""
-    with without_autograd():
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-
-
 def _plain_bits(device: str) -> int:
     keys = (getattr(torch._C.DispatchKey, name) for name in (device, f"Autograd{device}"))
     first, second = (torch._C.DispatchKeySet(key) for key in keys)
@@ -40,9 +31,13 @@ def _plain_bits(device: str) -> int:
 _PLAIN_BITS = (_plain_bits("CPU"), _plain_bits("CUDA"))
 
 
-def is_plain(keyset: Any) -> bool:
-    """Tell whether the device's kernel follows the Autograd key at once: no mode, subclass or transform between."""
-    return keyset.raw_repr() in _PLAIN_BITS
+def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any) -> Any:
+    """Call what follows the Autograd key of ``op``, whose kernel of every device is ``kernel``."""
+    with torch._C._AutoDispatchBelowAutograd():
+        if keyset.raw_repr() in _PLAIN_BITS:
+            # No mode, subclass or transform between: what the dispatcher would call, but earlier.
+            return kernel(*args)
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
 def is_functional(tensor: torch.Tensor) -> bool:

@@ -43,10 +43,10 @@ def compiled(architecture: str, name: str, tile: configs.Tile) -> Any:
     constants = constants_of(name) | plan.blocks_of(kernel, tile)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     narrow = "fp32" if name.endswith(("tf32", "ieee")) else "bf16"
+    sums = ("parts_ptr",) if name == "gather" else ("parts_ptr", "grad_input_ptr")
+    own = dict.fromkeys(WHOLE, "i32") | dict.fromkeys((*WIDE, *sums), "fp32")
     signature = {}
     for parameter in kernel.arg_names:
-        sums = ("parts_ptr",) if name == "gather" else ("parts_ptr", "grad_input_ptr")
-        own = dict.fromkeys(WHOLE, "i32") | dict.fromkeys(WIDE, "fp32") | dict.fromkeys(sums, "fp32")
         pointer = f"*{own.get(parameter, narrow)}"
         signature[parameter] = (
             "constexpr" if parameter in constants else pointer if parameter.endswith("_ptr") else "i32"

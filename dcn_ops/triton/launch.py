@@ -81,8 +81,12 @@ def _channels_last(tensor: Tensor) -> Tensor:  # [N, C, H, W] -> [N, H, W, C], a
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
+def _maps(offset: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    return {"offset_ptr": offset, "mask_ptr": offset if mask is None else mask}
+
+
 def _read(image: Tensor, offset: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    return {"input_ptr": image, "offset_ptr": offset, "mask_ptr": offset if mask is None else mask}
+    return {"input_ptr": image} | _maps(offset, mask)
 
 
 def _parts(n: int, size: int, limit: int) -> list[slice]:
@@ -110,20 +114,21 @@ def _fused_backward(
 ) -> Tensor | None:
     """Write the gradients that are not None, [N, H, W, C] and maps; return that of the weight, if it is needed."""
     if grad_input is not None or grad_offset is not None or grad_mask is not None:
-        filters = _channels_last(weight)
+        own_order = _channels_last(weight)
         wide = 0 if grad_input is None or grad_input.dtype == torch.float32 else 4 * image[0].numel()
         for part in _parts(image.shape[0], wide, chunk_bytes()):
             of_part = [None if t is None else t[part] for t in (mask, grad_input, grad_offset, grad_mask)]
-            _samples_backward(grad[part], image[part], offset[part], filters, weight, conv, *of_part)
+            _samples_backward(grad[part], image[part], offset[part], own_order, weight, conv, *of_part)
     if not need_weight:
         return None
     problem = problem_of(image, offset, weight, mask, conv)
-    shape = (*conv.kernel, weight.shape[0]) if problem.is_depthwise else _channels_last(weight).shape
-    parts = torch.zeros if problem.is_depthwise else torch.empty
-    of_parts = parts((problem.splits, *shape), dtype=torch.float32, device=grad.device)
-    tensors = _read(image, offset, mask) | {"grad_ptr": grad, "parts_ptr": of_parts}
+    filters, depth = weight.shape[:2]
+    shape = (*conv.kernel, filters) if problem.is_depthwise else (filters, *conv.kernel, depth)
+    new = torch.zeros if problem.is_depthwise else torch.empty
+    parts = new((problem.splits, *shape), dtype=torch.float32, device=grad.device)
+    tensors = _read(image, offset, mask) | {"grad_ptr": grad, "parts_ptr": parts}
     launch("weight", problem, tensors, SPLITS=problem.splits)
-    total = of_parts.sum(0).to(weight.dtype)  # [kh, kw, O] or [O, kh, kw, C / groups]
+    total = parts.sum(0).to(weight.dtype)  # [kh, kw, O] or [O, kh, kw, C / groups]
     return (total.permute(2, 0, 1).unsqueeze(1) if problem.is_depthwise else total.permute(0, 3, 1, 2)).contiguous()
 
 
@@ -185,8 +190,8 @@ def _unrolled_forward(
     filters = _channels_last(weight).flatten(1).t()
     outputs = []
     for part in _unrolled_parts(offset, weight):
-        of_part = image[part], offset[part], None if mask is None else mask[part]
-        columns = _unroll(problem_of(*of_part[:2], weight, of_part[2], conv), *of_part)
+        images, maps, of_mask = image[part], offset[part], None if mask is None else mask[part]
+        columns = _unroll(problem_of(images, maps, weight, of_mask, conv), images, maps, of_mask)
         outputs.append(columns @ filters if bias is None else torch.addmm(bias, columns, filters))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out.view(image.shape[0], *offset.shape[2:], weight.shape[0]).permute(0, 3, 1, 2)
@@ -207,15 +212,15 @@ def _unrolled_backward(
     """Write the gradients that are not None, [N, H, W, C] and maps; return that of the weight, if it is needed."""
     need_maps = grad_offset is not None or grad_mask is not None
     filters, grad_weight = _channels_last(weight).flatten(1), None
-    lists = None
+    lists = {}
     if grad_input is not None:
         lists = _sample_lists(problem_of(image, offset, weight, mask, conv), offset, mask)
     for part in _unrolled_parts(offset, weight):
         of_part = [None if t is None else t[part] for t in (mask, grad_offset, grad_mask)]
         images, maps, grad_out = image[part], offset[part], grad[part].flatten(0, 2)
         problem = problem_of(images, maps, weight, of_part[0], conv)
-        grad_columns = grad_out @ filters if need_maps or lists is not None else None
-        if grad_input is not None and lists is not None and grad_columns is not None:
+        grad_columns = grad_out @ filters if need_maps or grad_input is not None else None
+        if grad_input is not None and grad_columns is not None:
             tensors = lists | {"grad_columns_ptr": grad_columns, "grad_input_ptr": grad_input[part]}
             first_row = part.start * offset.shape[2] * offset.shape[3] * conv.taps
             launch("gather", problem, tensors, first_image=part.start, first_row=first_row)
@@ -284,6 +289,5 @@ def _sample_lists(problem: Problem, offset: Tensor, mask: Tensor | None) -> dict
     row = count.new_empty(samples)
     x, above, below = torch.empty((3, samples), dtype=torch.float32, device=offset.device)
     written = {"row_ptr": row, "x_ptr": x, "above_ptr": above, "below_ptr": below}
-    maps = {"offset_ptr": offset, "mask_ptr": offset if mask is None else mask}
-    launch("order", problem, maps | written | {"next_ptr": start.clone()})
+    launch("order", problem, _maps(offset, mask) | written | {"next_ptr": start.clone()})
     return written | {"start_ptr": start}
