@@ -33,11 +33,12 @@ _PLAIN_BITS = (_plain_bits("CPU"), _plain_bits("CUDA"))
 
 def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any) -> Any:
     """Call what follows the Autograd key of ``op``, whose kernel of every device is ``kernel``."""
-    with torch._C._AutoDispatchBelowAutograd():
+    # ADInplaceOrView too: a kernel's last permute is no view that autograd tracks, and the output may be written to.
+    with torch._C._AutoDispatchBelowADInplaceOrView():
         if keyset.raw_repr() in _PLAIN_BITS:
             # No mode, subclass or transform between: what the dispatcher would call, but earlier.
             return kernel(*args)
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
 
 
 def is_functional(tensor: torch.Tensor) -> bool:
