@@ -1,7 +1,8 @@
-"""Convert every timm architecture and compare it with itself: python -m zoo.coverage --help.
+"""Convert every timm architecture, compare it with itself and train it: python -m zoo.coverage --help.
 
 Results go line by line into a JSON Lines file; a run that is started again goes on behind the last line, and an
-architecture that ended the process is on record as such. ``--table`` turns the file into Markdown.
+architecture that ended the process is on record as such. ``--train`` adds a training step to what the file has.
+``--table`` turns the file into Markdown.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
@@ -27,6 +29,9 @@ from zoo.inject import inject_
 
 # Parameters of a network that is run, float64 copy included, in the memory of a small machine.
 MAX_PARAMS = 350_000_000
+
+# Of the images of a training step: maps of 4x4 pixels and more at stride 32.
+TRAINED_SIZE = 128
 
 Result = dict[str, Any]
 
@@ -78,6 +83,46 @@ def examine(name: str, *, compile: bool = False, script: bool = False) -> Result
     return result | compared
 
 
+def train(name: str) -> Result:
+    """Take one training step of a converted architecture, in training mode with gradients and an optimizer.
+
+    Returns:
+        trains, whether forward, backward and the step went well and every predictor got a finite gradient; why not
+        trains, else; and plain trains, whether the plain network does in the same step.
+    """
+    failure = _failure(_step, _trainable(name, convert=True))
+    if failure is None:
+        return {"trains": True}
+    plain = _failure(_step, _trainable(name, convert=False))
+    return {"trains": False, "why not trains": failure, "plain trains": plain is None}
+
+
+def _trainable(name: str, *, convert: bool) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    with torch.no_grad():
+        _perturb(model)
+    return inject_(model).train() if convert else model.train()
+
+
+def _step(model: nn.Module) -> None:
+    """Train on two images, as BatchNorm refuses one value a channel."""
+    with torch.no_grad():
+        image = _run_smallest(copy.deepcopy(model).eval(), 2, TRAINED_SIZE)[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    logits = _first(model(image)).flatten(1)
+    loss = F.cross_entropy(logits, torch.arange(2) % logits.shape[1])
+    loss.backward()
+    layers = {n: module for n, module in model.named_modules() if isinstance(module, DeformConv2d)}
+    for layer, parameter in ((n, p) for n, module in layers.items() for p in module.predictor_parameters()):
+        if parameter.grad is None or not parameter.grad.isfinite().all():
+            raise ValueError(f"the predictor of {layer} has no finite gradient, with a loss of {float(loss)}")
+    moved = [n for n, m in layers.items() if m.offset_weight is not None and bool((m.offset_weight.grad != 0).any())]
+    if layers and not moved:
+        raise ValueError("no predictor has a gradient other than 0")
+    optimizer.step()
+
+
 def _is_candidate(module: nn.Module) -> bool:
     weight, kernel = getattr(module, "weight", None), getattr(module, "kernel_size", None)
     if not isinstance(weight, Tensor) or not isinstance(kernel, tuple) or len(kernel) != 2:
@@ -120,11 +165,12 @@ def _perturb(model: nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def _run_smallest(model: nn.Module, images: int) -> tuple[Tensor, Tensor]:
-    """Run the model on images of the smallest size that it takes."""
+def _run_smallest(model: nn.Module, images: int, least: int = 64) -> tuple[Tensor, Tensor]:
+    """Run the model on images of the smallest size from ``least`` on that it takes."""
     cfg: Any = model.pretrained_cfg
     channels, height, width = cfg["input_size"]
-    sizes = [] if cfg.get("fixed_input_size") else [(s, s) for s in (64, 96, 128) if s < min(height, width)]
+    tried = [s for s in (64, 96, 128) if least <= s < min(height, width)]
+    sizes = [] if cfg.get("fixed_input_size") else [(s, s) for s in tried]
     for size in [*sizes, (height, width)]:
         image = torch.randn(images, channels, *size)
         try:
@@ -153,7 +199,7 @@ def _script(model: nn.Module) -> None:
     torch.jit.script(copy.deepcopy(model))
 
 
-def _failure(attempt: Callable[[nn.Module], None], model: nn.Module) -> str | None:
+def _failure(attempt: Callable[[nn.Module], object], model: nn.Module) -> str | None:
     """Return what an attempt raised, None where it went well."""
     try:
         attempt(model)
@@ -180,6 +226,21 @@ def run(names: Iterable[str], file: Path, **options: bool) -> None:
         gc.collect()
 
 
+def run_training(names: Iterable[str], file: Path) -> None:
+    """Add a training step to the line of each architecture that was converted and run."""
+    results = {result["name"]: result for result in read(file)}
+    for name in names:
+        result = results.get(name, {})
+        if "input" not in result or "trains" in result:
+            continue
+        _append(file, result | {"trains": False, "why not trains": "ended the process"})
+        start = time.perf_counter()
+        result |= train(name) | {"training seconds": round(time.perf_counter() - start, 1)}
+        _append(file, result)
+        print(json.dumps(result), flush=True)
+        gc.collect()
+
+
 def _append(file: Path, result: Result) -> None:
     with file.open("a") as lines:
         lines.write(json.dumps(result) + "\n")
@@ -200,7 +261,7 @@ def table(results: list[Result]) -> str:
     for result in results:
         families[result["family"]].append(result)
     rows = [_row("**all**", results), *(_row(name, of) for name, of in sorted(families.items()))]
-    head = ("family", "architectures", "with a candidate", "converted", "run", "identical", "compile", "script")
+    head = ("family", "architectures", "with a candidate", "converted", "run", "identical", "compile", "script", "train")
     lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, rows)]
     exceptions = [
         f"- {r['name']}: {_reason(r)}"
@@ -219,7 +280,7 @@ def _row(name: str, results: list[Result]) -> list[str]:
         return f"{count(key)} of {asked}" if asked else "–"
 
     keys = ("candidates", "converted", "input")
-    return [name, str(len(results)), *map(count, keys), count("identical"), share("compiles"), share("scripts")]
+    return [name, str(len(results)), *map(count, keys), count("identical"), share("compiles"), share("scripts"), share("trains")]
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -228,7 +289,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _failed(result: Result) -> bool:
     broke = "error" in result and result.get("converted") != 0
-    return broke or False in (result.get("compiles"), result.get("scripts"))
+    return broke or False in (result.get("compiles"), result.get("scripts"), result.get("trains"))
 
 
 def _reason(result: Result) -> str:
@@ -236,8 +297,9 @@ def _reason(result: Result) -> str:
         return _short(result["error"])
     if result.get("identical") is False:
         return f"differs by {result['difference']:.1e}, with a budget of {result['budget']:.1e}"
-    failed = [key for key in ("compiles", "scripts") if result.get(key) is False]
-    return "; ".join(f"no longer {key}: {_short(result[f'why not {key}'])}" for key in failed)
+    failed = [key for key in ("compiles", "scripts", "trains") if result.get(key) is False]
+    likewise = "" if result.get("plain trains", True) else " (and so does the plain network)"
+    return "; ".join(f"no longer {key}: {_short(result[f'why not {key}'])}" for key in failed) + likewise
 
 
 def _short(message: str) -> str:
@@ -251,6 +313,7 @@ def main() -> None:
     parser.add_argument("--sample", action="store_true", help="one architecture per family")
     parser.add_argument("--compile", action="store_true", help="compile those whose plain network compiles")
     parser.add_argument("--script", action="store_true", help="script those whose plain network scripts")
+    parser.add_argument("--train", action="store_true", help="train those that the file has as run, a step each")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th architecture, from the i-th on")
     parser.add_argument("--file", type=Path, default=Path("coverage.jsonl"), help="results, a line each")
     parser.add_argument("--table", action="store_true", help="print the table of the file, examine nothing")
@@ -262,7 +325,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     index, count = map(int, args.shard.split("/"))
     names = architectures(args.names, one_per_family=args.sample)[index::count]
-    run(names, args.file, compile=args.compile, script=args.script)
+    if args.train:
+        run_training(names, args.file)
+    else:
+        run(names, args.file, compile=args.compile, script=args.script)
 
 
 if __name__ == "__main__":
