@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from dcn_ops.geometry import Conv, Pair
 
@@ -23,21 +24,33 @@ def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
         raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
 
 
+def check_given(offset: Tensor) -> None:
+    """Raise TypeError or ValueError for an offset that a layer can't count the groups of."""
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing() or has_torch_function((offset,))):  # type: ignore[attr-defined]
+        _check_rank("offset", offset, 4)
+
+
 def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"expected {name} to be dense, got {name}.layout={tensor.layout}; use {name}.to_dense()")
     if tensor.dim() != rank:
         hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 and name != "weight" else ""
         raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
 
 
 def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
-    """Return one integer, or a sequence of two, as a list of two."""
+    """Return one integer, or a sequence of one or two, as ``torch.nn.functional.conv2d`` takes them: a list of two.
+
+    Raises:
+        ValueError: For anything else.
+    """
     integers = (int, torch.SymInt)
-    pair = [value, value] if isinstance(value, integers) else list(value) if isinstance(value, Sequence) else []
-    if len(pair) != 2 or not isinstance(pair[0], integers) or not isinstance(pair[1], integers):
+    values = [value] if isinstance(value, integers) else list(value) if isinstance(value, Sequence) else []
+    if len(values) not in (1, 2) or not all(isinstance(v, integers) for v in values):
         raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={value!r}")
-    return pair
+    return [values[0], values[-1]]
 
 
 def check_arguments(
@@ -59,6 +72,10 @@ def check_arguments(
         TypeError: For a dtype that is not floating or that doesn't fit the input's.
     """
     check_tensors(input, offset, weight, bias, mask)
+    stride, padding, dilation = (
+        pair if len(pair) == 2 else as_pair(name, pair)
+        for name, pair in (("stride", stride), ("padding", padding), ("dilation", dilation))
+    )
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if pair[0] < least or pair[1] < least:
             raise ValueError(f"expected {name} of two integers >= {least}, got {name}={tuple(pair)}")

@@ -39,7 +39,7 @@ from dcn_ops.bags import (
     weight_backward,
     wide_dtype,
 )
-from dcn_ops.geometry import Conv, Pair
+from dcn_ops.geometry import Conv, Pair, empty_channels_last
 from dcn_ops.private import has_fast_half, is_functional
 from dcn_ops.workspace import chunk_bytes
 
@@ -67,7 +67,7 @@ def forward(
     ho, wo = conv.output_size(size)
     dtype = _contraction_dtype(input, conv)
     kernel, bias = _contraction_weight(weight.to(dtype), conv), None if bias is None else bias.to(dtype)
-    out = _Assembled(input.new_empty(input.shape[0], ho, wo, weight.shape[0]).permute(0, 3, 1, 2))
+    out = _Assembled(empty_channels_last(input, (input.shape[0], weight.shape[0], ho, wo)))
     for images, chunks in _blocks(input, (ho, wo), conv):
         rows = _rows(images, conv)
         for chunk, pieces in chunks:
@@ -108,6 +108,8 @@ def backward(
                 entries = _entries(piece, chunk, conv, output[1])
                 row, entry_weight = table.row[entries], table.weight[entries]
                 grad_out = piece.of(grad).to(dtype)
+                if conv.groups > 1:
+                    grad_out = _well_strided(grad_out)
                 if grad_kernel is not None:
                     samples = gather(rows, row, entry_weight).to(dtype)
                     _add_kernel_gradient(grad_kernel, grad_out, _as_image(samples, piece, output[1], conv), conv)
@@ -159,7 +161,7 @@ class _Assembled:
 
 
 def _gradient_of(tensor: Tensor | None, needed: bool) -> _Assembled | None:
-    return _Assembled(torch.empty_like(tensor)) if tensor is not None and needed else None
+    return _Assembled(empty_channels_last(tensor)) if tensor is not None and needed else None
 
 
 def _whole(gradient: "_Assembled | _ImageGradient | None") -> Tensor | None:
@@ -178,7 +180,7 @@ class _ImageGradient:
     """The gradient of the input, from pieces that come image by image, or row by row of one image."""
 
     def __init__(self, input: Tensor, output_height: int, conv: Conv) -> None:
-        self.total = _Assembled(_empty_channels_last(input))
+        self.total = _Assembled(empty_channels_last(input))
         self.output_height, self.conv = output_height, conv
         self.rows: Tensor | None = None  # of the images at hand, padded
 
@@ -248,11 +250,6 @@ def _rows(images: Tensor, conv: Conv) -> Tensor:  # [n, H, W, C] -> [R, D]
     return stored(rows) if is_functional(images) else rows
 
 
-def _empty_channels_last(like: Tensor) -> Tensor:
-    n, c, h, w = like.shape
-    return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)
-
-
 # A dense convolution reads the unrolled image as [n, G*K*D, h, Wo]: a 1x1 convolution, or a matrix product. With
 # groups it reads [n, C, h*kh, Wo*kw], stride = kernel, for which the library has grouped kernels.
 
@@ -269,9 +266,19 @@ def _as_image(samples: Tensor, chunk: Chunk, wo: int, conv: Conv) -> Tensor:  # 
 
 def _contraction_weight(weight: Tensor, conv: Conv) -> Tensor:
     if conv.groups > 1:
-        return weight.contiguous(memory_format=torch.channels_last)
+        return _well_strided(weight)
     by_group = weight.unflatten(1, (conv.offset_groups, -1))  # [O, G, D, kh, kw]
     return by_group.permute(0, 1, 3, 4, 2).flatten(1)[:, :, None, None]  # [O, G*K*D, 1, 1]
+
+
+def _well_strided(tensor: Tensor) -> Tensor:
+    """Return [N, C, H, W] in channels_last, with the usual strides of dimensions of size 1 as well.
+
+    ``contiguous()`` keeps an unusual stride of such a dimension, since no element depends on it. Torch's
+    convolutions read the memory format off these strides, and then compute something else.
+    """
+    rows = tensor.permute(0, 2, 3, 1)
+    return rows.flatten().view(rows.shape).permute(0, 3, 1, 2)
 
 
 def _zero_kernel(kernel: Tensor, dtype: torch.dtype, conv: Conv) -> Tensor:

@@ -27,7 +27,7 @@ from dcn_ops.bags import (
     weight_backward,
     wide_dtype,
 )
-from dcn_ops.geometry import Conv, Pair
+from dcn_ops.geometry import Conv, Pair, empty_channels_last
 from dcn_ops.workspace import chunk_bytes
 
 _BYTES_PER_SAMPLE = 160  # of the table, what it is made of and its sort
@@ -95,8 +95,8 @@ def backward(
     sums = grad.permute(0, 2, 3, 1).to(wide)  # [N, Ho, Wo, C]
     images = input.new_empty(input.shape[0], *size, input.shape[1]) if need_input else None
     grad_filters = torch.zeros_like(filters) if need_weight else None
-    grad_offset = torch.empty_like(offset) if need_offset else None
-    grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
+    grad_offset = empty_channels_last(offset) if need_offset else None
+    grad_mask = empty_channels_last(mask) if mask is not None and need_mask else None
 
     need_maps, need_copies = need_offset or need_mask, need_input or need_weight
     for rows, pieces in _pieces(input, grad.shape[2:], conv) if need_maps or need_copies else ():

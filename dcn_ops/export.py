@@ -10,7 +10,7 @@ from torch import Tensor
 import dcn_ops.library  # noqa: F401  (registers the operator)
 from dcn_ops import portable
 from dcn_ops.check import check_arguments
-from dcn_ops.private import keep_operators_whole
+from dcn_ops.settings import settings
 
 
 def decompositions() -> dict[Any, Callable[..., Tensor]]:
@@ -39,5 +39,5 @@ def whole_operators() -> Iterator[None]:
     of its own (OpenVINO's, TensorRT's) wants the node: call the compiled model for the first time, which is when it
     is compiled, within ``with dcn_ops.whole_operators():``. ``torch.export`` needs nothing, it keeps the operator.
     """
-    with keep_operators_whole():
+    with settings(whole_operators=True):
         yield

@@ -186,7 +186,7 @@ def _table_backward(
 
 def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # [N, P, ..] -> [N, *, Ho, Wo]
     n, channels, ho, wo = like.shape
-    return torch.empty_like(like).copy_(samples.reshape(n, ho, wo, channels).permute(0, 3, 1, 2))
+    return samples.reshape(n, ho, wo, channels).to(like.dtype).permute(0, 3, 1, 2)
 
 
 def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:

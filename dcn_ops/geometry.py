@@ -13,6 +13,15 @@ from torch import Tensor
 Pair = Sequence[int]  # (vertical, horizontal)
 
 
+def empty_channels_last(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """Return an empty tensor [N, C, H, W] in channels_last memory format, of the dtype and device of ``like``.
+
+    That is the layout of outputs and of gradients of images and maps, whatever the layout of the arguments.
+    """
+    n, c, h, w = like.shape if shape is None else shape
+    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+
 class Conv(NamedTuple):
     """The integers of one convolution."""
 

@@ -5,33 +5,32 @@ Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its back
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from dcn_ops import choice, cpu, depthwise, fused, tiny
+from dcn_ops import cpu, depthwise, fused, settings, tiny
 from dcn_ops.check import check_arguments, check_gradient
-from dcn_ops.geometry import Conv
-from dcn_ops.private import (
-    below_autograd,
-    is_transforming,
-    tag_compile_caches,
-    trace_through,
-)
+from dcn_ops.geometry import Conv, empty_channels_last
+from dcn_ops.private import autocast_keys, below_autograd, is_ahead_of_time, is_transforming, trace_through
 
 _INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
 _TENSORS = "Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask"
 
 # A module global: the operators live as long as this object.
 _library = torch.library.Library("dcn_ops", "DEF")
-_library.define(f"deform_conv2d({_TENSORS}, {_INTEGERS}) -> Tensor")
+# Every layout of the arguments will do, and none changes that of the results: Inductor need not transpose.
+_TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
+_library.define(f"deform_conv2d({_TENSORS}, {_INTEGERS}) -> Tensor", tags=_TAGS)
 # needs: which gradients to compute, in the order input, offset, weight, bias, mask; the others are None.
 _library.define(
     f"deform_conv2d_backward(Tensor grad, {_TENSORS}, {_INTEGERS}, bool[5] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 _forward_op = torch.ops.dcn_ops.deform_conv2d.default
 _backward_op = torch.ops.dcn_ops.deform_conv2d_backward.default
@@ -67,19 +66,21 @@ def _backward(
 ) -> Gradients:
     conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
     check_gradient(grad, input, weight, conv)
-    kernels, needs = _implementation(input, offset, weight, conv, traced), list(integers[-1])
+    kernels, needs = _implementation(input, offset, weight, conv, traced, grad), list(integers[-1])
     if not (needs[0] and kernels.ATOMIC and torch.are_deterministic_algorithms_enabled()):
         return kernels.backward(grad, input, offset, weight, mask, conv, needs=needs)
     # Its order of additions gives the gradient of the input other last bits in every run; the composition sorts.
-    composition = _composition(input, offset, weight, conv, traced)
+    composition = _composition(input, offset, weight, conv, traced, grad)
     of_input = composition.backward(grad, input, offset, weight, mask, conv, needs=[True, *[False] * 4])[0]
     return of_input, *kernels.backward(grad, input, offset, weight, mask, conv, needs=[False, *needs[1:]])[1:]
 
 
-def _implementation(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
-    name = choice.implementation()
+def _implementation(
+    input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool, grad: Tensor | None = None
+) -> Any:
+    name = settings.current().implementation
     if name == "composition" or (name == "auto" and not input.is_cuda):
-        return _composition(input, offset, weight, conv, traced)
+        return _composition(input, offset, weight, conv, traced, grad)
     if kernels := _triton():
         refusal = kernels.refusal(input, weight)
     else:
@@ -87,7 +88,7 @@ def _implementation(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, t
     if not refusal:
         return kernels
     if name == "auto":
-        return _composition(input, offset, weight, conv, traced)
+        return _composition(input, offset, weight, conv, traced, grad)
     raise ValueError(f'{refusal}, or call dcn_ops.set_implementation("auto")')
 
 
@@ -101,11 +102,13 @@ def _triton() -> Any:
     return launch
 
 
-def _composition(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool) -> Any:
+def _composition(
+    input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool, grad: Tensor | None
+) -> Any:
     if traced and fused.suits(input, weight, conv):
         return fused
     # Compiled, the many small kernels of the others are a few, and calls cost nothing.
-    if not traced and tiny.suits(input, offset, weight, conv):
+    if not traced and tiny.suits(input, offset, weight, conv, grad):
         return tiny
     return depthwise if depthwise.suits(input, weight, conv) else cpu
 
@@ -116,9 +119,23 @@ _library.impl("deform_conv2d_backward", _backward, "CompositeExplicitAutograd")
 
 # The compiler fuses what those kernels are made of, instead of calling an opaque operator.
 
-trace_through("dcn_ops::deform_conv2d", partial(_forward, traced=True), _library)
-trace_through("dcn_ops::deform_conv2d_backward", partial(_backward, traced=True), _library)
-tag_compile_caches(Path(__file__).parent)
+
+def _stays_whole(*args: Any) -> bool:
+    """Tell whether the compiler gets the operator as one node, which runs as it does eagerly.
+
+    That is what the caller wants, or sizes are symbols. With symbols Inductor would take minutes to simplify the
+    index formulas, and work of an unknown size could not be cut into pieces. A package that is compiled ahead of
+    time has no such choice: it runs where this library is not installed.
+    """
+    if settings.current().whole_operators:
+        return True
+    sizes = tree_leaves([list(arg.shape) if isinstance(arg, Tensor) else arg for arg in args])
+    return any(isinstance(size, torch.SymInt) for size in sizes) and not is_ahead_of_time()
+
+
+trace_through("dcn_ops::deform_conv2d", partial(_forward, traced=True), _stays_whole, _library)
+trace_through("dcn_ops::deform_conv2d_backward", partial(_backward, traced=True), _stays_whole, _library)
+settings.tag_compile_caches()
 
 
 # Fake kernels: the same check, and the strides that the real kernels return.
@@ -129,7 +146,7 @@ def _forward_fake(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
 ) -> Tensor:
     conv = check_arguments(input, offset, weight, bias, mask, *integers)
-    return _empty_channels_last(input, (input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])))
+    return empty_channels_last(input, (input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])))
 
 
 @torch.library.register_fake("dcn_ops::deform_conv2d_backward", lib=_library)
@@ -145,18 +162,13 @@ def _backward_fake(
     conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
     check_gradient(grad, input, weight, conv)
     gradients = (
-        _empty_channels_last(input, input.shape),
-        torch.empty_like(offset),
+        empty_channels_last(input),
+        empty_channels_last(offset),
         weight.new_empty(weight.shape),
         weight.new_empty(weight.shape[0]),
-        None if mask is None else torch.empty_like(mask),
+        None if mask is None else empty_channels_last(mask),
     )
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, integers[-1], strict=True))
-
-
-def _empty_channels_last(like: Tensor, shape: Any) -> Tensor:
-    n, c, h, w = shape
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 # Autograd: saves the inputs alone, asks only for the gradients that are needed.
@@ -176,12 +188,15 @@ class _DeformConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, offset, weight, bias, mask)
         ctx.integers = integers
+        ctx.settings = settings.changes()
         return below_autograd(_forward_op, _forward, keyset, input, offset, weight, bias, mask, *integers)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         needs = ctx.needs_input_grad[1:6]
-        gradients = _backward_op(grad, *ctx.saved_tensors, *ctx.integers, needs)
+        # Autograd may call this from a thread of its own.
+        with settings.restored(ctx.settings) if ctx.settings else nullcontext():
+            gradients = _backward_op(grad, *ctx.saved_tensors, *ctx.integers, needs)
         return None, *gradients, *(None for _ in ctx.integers)
 
 
@@ -265,5 +280,5 @@ def _autocast(device: str) -> Callable[..., Tensor]:
     return kernel
 
 
-_library.impl("deform_conv2d", _autocast("cpu"), "AutocastCPU")
-_library.impl("deform_conv2d", _autocast("cuda"), "AutocastCUDA")
+for _device, _key in autocast_keys().items():
+    _library.impl("deform_conv2d", _autocast(_device), _key)

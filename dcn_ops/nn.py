@@ -1,7 +1,8 @@
 """The layer: an ``nn.Conv2d`` that predicts where it samples."""
 
 import math
-from typing import ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 import dcn_ops.library  # noqa: F401  (registers the operator)
+from dcn_ops.check import as_pair, check_given
 from dcn_ops.geometry import Conv
+
+_OF_PADDING = ("padding", "padding_mode", "dilation", "kernel_size")
 
 
 class DeformConv2d(nn.Conv2d):
@@ -78,7 +82,7 @@ class DeformConv2d(nn.Conv2d):
         super().__init__(
             in_channels,
             out_channels,
-            kernel_size,
+            _kernel_size(kernel_size),
             stride,
             padding,
             dilation,
@@ -151,9 +155,18 @@ class DeformConv2d(nn.Conv2d):
         self.offset_bias = nn.Parameter(self.weight.new_empty(outputs))
         self._reset_predictor()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; those of the convolution count from the next call on, as in ``nn.Conv2d``."""
+        if name in ("stride", "dilation"):  # pairs, as the operator takes them
+            value = tuple(as_pair(name, value))
+        super().__setattr__(name, value)
+        if name in _OF_PADDING and "_pads_first" in vars(self):
+            self._set_padding()
+
     def _set_padding(self) -> None:
         """Leave to the operator what is as wide on both sides and zero; the rest is padded before."""
-        left, right, top, bottom = self._reversed_padding_repeated_twice
+        left, right, top, bottom = _padding_sides(self.padding, self.dilation, self.kernel_size)
+        self._reversed_padding_repeated_twice = [left, right, top, bottom]
         self._pads_first = self.padding_mode != "zeros" or left != right or top != bottom
         self._padding_hw = (0, 0) if self._pads_first else (top, left)
 
@@ -197,9 +210,10 @@ class DeformConv2d(nn.Conv2d):
         if weight is None:
             raise ValueError("a layer with predict_offsets=False needs its offset: call layer(input, offset, mask)")
         if depthwise is None:
-            out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation)
+            # Every argument: FX graph-mode quantisation looks them up by position.
+            out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation, 1)
         else:
-            groups = self.in_channels
+            groups = depthwise.shape[0]
             out = F.conv2d(padded, depthwise, None, self.stride, self._padding_hw, self.dilation, groups)
             out = F.conv2d(out, weight, self.offset_bias)
         offset = out[:, : self._offset_channels]
@@ -224,6 +238,7 @@ class DeformConv2d(nn.Conv2d):
         input = self.pad(input)
         offset_groups = self.offset_groups
         if offset is not None:
+            check_given(offset)
             offset_groups = offset.shape[1] // (2 * self.kernel_size[0] * self.kernel_size[1])
         elif mask is None:
             offset, mask = self._predict(input)
@@ -266,3 +281,31 @@ class DeformConv2d(nn.Conv2d):
         if not self.predict_offsets:
             parts.append("predict_offsets=False")
         return ", ".join(parts)
+
+
+def _kernel_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return a pair of one integer or of two.
+
+    Raises:
+        ValueError: For anything else; of one integer in a sequence ``nn.Conv2d`` makes a weight without width.
+    """
+    if isinstance(size, Sequence) and len(size) != 2:
+        raise ValueError(f"expected kernel_size to be an integer or a pair of integers, got kernel_size={size!r}")
+    height, width = as_pair("kernel_size", size)
+    return height, width
+
+
+def _padding_sides(padding: Any, dilation: Any, kernel: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return the padding as ``torch.nn.functional.pad`` takes it: left, right, top, bottom.
+
+    Raises:
+        ValueError: For a padding that is neither "same" nor "valid", an integer or a pair.
+    """
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        both = [d * (k - 1) for d, k in zip(as_pair("dilation", dilation), kernel, strict=True)]
+        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in both)
+    else:
+        top, left = bottom, right = as_pair("padding", padding)
+    return left, right, top, bottom

@@ -4,9 +4,11 @@ Tried on torch 2.11 and 2.15.
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -33,12 +35,39 @@ _PLAIN_BITS = (_plain_bits("CPU"), _plain_bits("CUDA"))
 
 def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any) -> Any:
     """Call what follows the Autograd key of ``op``, whose kernel of every device is ``kernel``."""
-    # ADInplaceOrView too: a kernel's last permute is no view that autograd tracks, and the output may be written to.
+    # Below ADInplaceOrView too: a kernel's last permute is then no view that autograd tracks, and the caller may
+    # change the output in place.
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        if keyset.raw_repr() in _PLAIN_BITS:
+        if keyset.raw_repr() in _PLAIN_BITS and not _has_other_kernel(op):
             # No mode, subclass or transform between: what the dispatcher would call, but earlier.
             return kernel(*args)
         return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+
+
+# Of each operator: whether somebody registered a kernel for a device, and what was loaded when that was asked.
+_other_kernels: dict[Any, tuple[tuple[int, ...], bool]] = {}
+
+
+def _has_other_kernel(op: Any) -> bool:
+    """Tell whether somebody registered a kernel of ``op`` for the key CPU or CUDA: then that is called."""
+    # Asking torch takes as long as a small operator. The answer changes with a registration from Python, or with a
+    # library or module that brings one from C++.
+    loaded = len(torch.library._impls), len(torch.ops.loaded_libraries), len(sys.modules)
+    known = _other_kernels.get(op)
+    if known is None or known[0] != loaded:
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        known = _other_kernels[op] = loaded, any(has(op.name(), key) for key in ("CPU", "CUDA"))
+    return known[1]
+
+
+def autocast_keys() -> dict[str, str]:
+    """Return the dispatch key of autocast for each type of device that has one."""
+    keys = [
+        name
+        for name in dir(torch._C.DispatchKey)
+        if name.startswith("Autocast") and name != "AutocastFunctionality"
+    ]
+    return {key.removeprefix("Autocast").lower(): key for key in keys}
 
 
 def is_functional(tensor: torch.Tensor) -> bool:
@@ -59,24 +88,71 @@ def has_fast_half(dtype: torch.dtype) -> bool:
     return torch.cpu._is_amx_fp16_supported()
 
 
-_keeping_whole = False
+# What torch calls the user's own part of the key of its compile caches has ours, "dcn_ops:...;", at its end.
+_OURS = re.compile("dcn_ops:[^;]*;")
 
 
-def replace_cache_tag(before: str, after: str) -> None:
-    """Replace one part of the key of the compile caches, which know nothing of choices outside the graph."""
+def digest_of(package: Path) -> str:
+    """Return a hash of the sources of a package."""
+    digest = hashlib.sha256()
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def tag_caches(tag: str) -> None:
+    """Put ``tag`` into the key of the compile caches, for every thread."""
+    entry = _cache_key_entry()
+    # From torch 2.14 on an assignment to the config reaches this thread alone.
+    for name in ("env_value_default", "default"):
+        value = getattr(entry, name, None)
+        if isinstance(value, str):
+            setattr(entry, name, _tagged(value, tag))
+            break
+    tag_caches_of_thread(tag)
+
+
+def tag_caches_of_thread(tag: str) -> None:
+    """Put ``tag`` into the key of the compile caches where this thread has a key of its own."""
     config = torch.compiler.config
-    config.cache_key_tag = config.cache_key_tag.replace(before, "") + after
+    value = _tagged(config.cache_key_tag, tag)
+    if value != config.cache_key_tag:
+        config.cache_key_tag = value
 
 
-def trace_through(op: str, kernel: Callable[..., Any], library: Any) -> None:
+@contextmanager
+def tagged_caches(tag: str) -> Iterator[None]:
+    """Put ``tag`` into the key of the compile caches of this thread, where torch has a key for each thread."""
+    config = torch.compiler.config
+    value, of_thread = _tagged(config.cache_key_tag, tag), getattr(_cache_key_entry(), "user_override", None)
+    if not isinstance(of_thread, ContextVar):
+        with config.patch(cache_key_tag=value):
+            yield
+        return
+    token = of_thread.set(value)
+    try:
+        yield
+    finally:
+        of_thread.reset(token)
+
+
+def _cache_key_entry() -> Any:
+    return getattr(torch.compiler.config, "_config", {}).get("cache_key_tag")
+
+
+def _tagged(value: str, tag: str) -> str:
+    return f"{_OURS.sub('', value)}dcn_ops:{tag};"
+
+
+def trace_through(op: str, kernel: Callable[..., Any], stays_whole: Callable[..., bool], library: Any) -> None:
     """Let the compiler see the aten that ``kernel`` runs in place of the operator.
 
     AOTAutograd traces under functionalization; there the rule runs the kernel, as ``torch.library.triton_op``
-    does. ``torch.export`` keeps the operator whole, and so does everyone within ``keep_operators_whole``.
+    does. ``torch.export`` keeps the operator whole, and so does whom ``stays_whole`` says so of its arguments.
     """
 
     def rule(mode: Any, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
-        if _keeping_whole or _export_keeps_operators():
+        if _export_keeps_operators() or stays_whole(*args, **(kwargs or {})):
             return mode.__torch_dispatch__(func, types, args, kwargs or {})
         with mode:
             return kernel(*args, **(kwargs or {}))
@@ -93,30 +169,10 @@ def _export_keeps_operators() -> bool:
     return custom_triton_ops_decomposition_disabled()
 
 
-@contextmanager
-def keep_operators_whole() -> Iterator[None]:
-    """Switch the rules of ``trace_through`` off; the compile caches tell the two kinds of graph apart."""
-    global _keeping_whole
-    config = torch.compiler.config
-    before, tag = _keeping_whole, config.cache_key_tag
-    _keeping_whole, config.cache_key_tag = True, f"{tag}dcn_ops:whole;"
-    try:
-        yield
-    finally:
-        _keeping_whole, config.cache_key_tag = before, tag
-
-
-def tag_compile_caches(package: Path) -> None:
-    """Add the package's sources to the key of the compile caches.
-
-    Those caches know the operator by its name: without the tag, a process after a change of the kernels would
-    get the code that was compiled before it.
-    """
-    digest = hashlib.sha256()
-    for source in sorted(package.rglob("*.py")):
-        digest.update(source.read_bytes())
-    config = torch.compiler.config
-    config.cache_key_tag = f"{config.cache_key_tag}dcn_ops:{digest.hexdigest()[:16]};"
+def is_ahead_of_time() -> bool:
+    """Tell whether Inductor compiles a package, which runs where this library is not installed."""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    return bool(getattr(getattr(virtualized, "V", None), "aot_compilation", False))
 
 
 # The module that registers torch's own translations to ONNX, on the first export of a process. It imports
@@ -131,9 +187,18 @@ def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, belo
         from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
 
         onnx_impl(op, trace_only=True, opset_introduced=opset)(translation)
-        # The exporter decomposes by this table what its registry lacks at the requested opset. Not before it is
-        # imported: where CI is set in the environment, Inductor takes no whole operator that stands in this table.
-        torch._decomp.decomposition_table[op] = below
+        # What the registry lacks at the requested opset is decomposed by a table that the exporter makes of torch's
+        # own. Not into torch's own: fake tensors with symbolic sizes would follow it and get other strides, and
+        # where CI is set in the environment, Inductor takes no whole operator that stands there.
+        from torch.onnx._internal.exporter import _decomp
+
+        make_table = _decomp.create_onnx_friendly_decomposition_table
+
+        def with_ours(registered: Any) -> dict[Any, Any]:
+            ours = {} if op in registered else {op: below}
+            return {**ours, **make_table(registered)}
+
+        _decomp.create_onnx_friendly_decomposition_table = with_ours
 
     after_import(_ONNX_TRANSLATIONS, register)
 

@@ -56,5 +56,6 @@ def _bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
             exists = (row >= 0) & (row < height) & (col >= 0) & (col < width)
             index = row.clamp(0, height - 1).long() * width + col.clamp(0, width - 1).long()
             index = index[:, :, None].expand(-1, -1, image.shape[2], -1)
-            samples.append(image.flatten(3).gather(3, index) * (weight_y * weight_x).where(exists, 0)[:, :, None])
+            corner = image.flatten(3).gather(3, index).where(exists[:, :, None], 0)
+            samples.append(corner * (weight_y * weight_x)[:, :, None])
     return torch.stack(samples).sum(0)

@@ -9,6 +9,7 @@ Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo 
 K = kh * kw, G offset groups, D = C / G, P = K * Ho * Wo samples of an offset group.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -43,14 +44,24 @@ class Samples(NamedTuple):
     matrix: Tensor  # [N*G, H*W, P], the mask multiplied in
 
 
-def suits(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv) -> bool:
-    """Tell whether both products are small: sampling, N * C * H * W * P, and the filters of every image."""
+def suits(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, grad: Tensor | None) -> bool:
+    """Tell whether both products are small: sampling, N * C * H * W * P, and the filters of every image.
+
+    And whether all pixels and gradients are finite: a product reads them all, times 0 for most, which is NaN for
+    those that are not.
+    """
     if input.device.type != "cpu":
         return False
     sampling = input.numel() * conv.taps * offset.shape[2] * offset.shape[3]
     # The filters meet every image alone: of several, thin products, each of which reads all filters.
     filters = weight.numel() if input.shape[0] == 1 else 8 * input.shape[0] * weight.numel()
-    return 0 < sampling <= MAX_WORK and filters <= MAX_WORK
+    if not (0 < sampling <= MAX_WORK and filters <= MAX_WORK):
+        return False
+    return _is_finite(input) and (grad is None or _is_finite(grad))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return math.isfinite(tensor.sum().item())  # one small kernel; a sum that overflows costs time alone
 
 
 def forward(
@@ -97,9 +108,9 @@ def backward(
             of_matrix = torch.bmm(image.mT, grad_columns)
             of_offset, of_mask = _samples_backward(of_matrix, wide_offset, samples, (height, width), conv)
             if need_offset:
-                grad_offset = torch.empty_like(offset).copy_(of_offset.view(offset.shape))
+                grad_offset = _as_maps(of_offset, offset)
             if mask is not None and need_mask:
-                grad_mask = torch.empty_like(mask).copy_(of_mask.view(mask.shape))
+                grad_mask = _as_maps(of_mask, mask)
     grad_bias = grad.sum((0, 2, 3), dtype=image.dtype).to(weight.dtype) if need_bias else None
     return grad_input, grad_offset, grad_weight, grad_bias, grad_mask
 
@@ -155,6 +166,10 @@ def _samples_backward(
     if mask is not None:
         of_offset = of_offset * mask.unsqueeze(2)
     return of_offset, (through_x * y).sum(0)
+
+
+def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # -> [N, *, Ho, Wo]
+    return samples.view(like.shape).to(like.dtype, memory_format=torch.channels_last)
 
 
 def _columns(image: Tensor, samples: Samples, weight: Tensor, batch: int, conv: Conv) -> Tensor:

@@ -4,10 +4,14 @@ import os
 # only on as many threads. Before torch is imported, and for every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
 import pytest
 import torch
 from hypothesis import settings
 
+import dcn_ops
 from dcn_ops import tiny
 from dcn_ops.testing import CASES, Case
 
@@ -21,6 +25,13 @@ settings.load_profile("ci")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def limit_workspace() -> Iterator[Callable[[int], None]]:
+    """Return a function that limits the memory of every call in the test."""
+    with ExitStack() as stack:
+        yield lambda size: stack.enter_context(dcn_ops.settings(workspace_limit=size))
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)

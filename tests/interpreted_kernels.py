@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, on the CPU; ``test_triton.py`` runs this in a process of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -141,26 +141,28 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_parts_of_the_batch_do_not_show(images: int, launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_batch_do_not_show(
+    images: int, launched: list[str], limit_workspace: Callable[[int], None]
+) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2))
     inputs = make_inputs(case, torch.bfloat16)
     whole = gradients(inputs, case)
     launched.clear()
-    monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * images * 4 * inputs.input[0].numel())
+    limit_workspace(workspace.CHUNKS * images * 4 * inputs.input[0].numel())
     assert all(map(torch.equal, gradients(inputs, case), whole))
     assert launched.count("samples") == -(-3 // images)
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_parts_of_unrolled_images_do_not_show(
-    images: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
+    images: int, launched: list[str], limit_workspace: Callable[[int], None]
 ) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2), offset_groups=2)
     inputs = make_inputs(case)
     whole, out = gradients(inputs, case), op(*inputs, **case.integers)
     launched.clear()
     columns = 4 * out[0, 0].numel() * inputs.weight[0].numel()
-    monkeypatch.setattr(workspace, "_limit", images * columns // launch._PIECES)
+    limit_workspace(images * columns // launch._PIECES)
     torch.testing.assert_close(op(*inputs, **case.integers), out)
     parts = -(-3 // images)
     assert launched == ["unroll"] * parts

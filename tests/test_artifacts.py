@@ -55,13 +55,14 @@ def draw(*size: int) -> Tensor:
 # Compile caches
 
 TRAIN = """
-import contextlib, json, sys
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 import dcn_ops
 
-file, whole = sys.argv[1:]
+file, settings, threads = sys.argv[1:]
 torch.manual_seed(0)
 # In eval mode: in training the norm would undo what the changed kernel does.
 layer = dcn_ops.DeformConv2d(4, 4, 3, padding=1)
@@ -78,8 +79,14 @@ def step(net):
 
 
 eager = step(net)
-with dcn_ops.whole_operators() if whole else contextlib.nullcontext():
-    torch.save((step(torch.compile(net, fullgraph=True)), eager), file)
+
+def compiled_step():
+    with dcn_ops.settings(**json.loads(settings)):
+        return step(torch.compile(net, fullgraph=True))
+
+
+# As servers do, where a thread of a pool compiles.
+torch.save((ThreadPoolExecutor().submit(compiled_step).result() if threads else compiled_step(), eager), file)
 caches = [count for name in ("aot_autograd", "inductor") for count in counters[name].items()]
 print(json.dumps({name: count for name, count in caches if name.endswith(("_cache_hit", "_cache_miss"))}))
 """
@@ -93,10 +100,11 @@ class Trainer:
         self.caches = caches
 
     def __call__(
-        self, *, whole: bool = False, packages: Path = REPOSITORY
+        self, *, packages: Path = REPOSITORY, threads: bool = False, **settings: object
     ) -> tuple[Results, Results, dict[str, int]]:
         file = self.caches / "results.pt"
-        printed = fresh_process(TRAIN, file, "whole" if whole else "", packages=packages, caches=self.caches)
+        arguments = json.dumps(settings), "threads" if threads else ""
+        printed = fresh_process(TRAIN, file, *arguments, packages=packages, caches=self.caches)
         return *torch.load(file), json.loads(printed.splitlines()[-1])
 
 
@@ -124,22 +132,28 @@ def test_a_second_process_starts_warm(train: Trainer, compiled: Results) -> None
 
 
 @pytest.mark.slow
-def test_a_process_with_changed_kernels_compiles_them(train: Trainer, compiled: Results, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_process_with_changed_kernels_compiles_them(
+    threads: bool, train: Trainer, compiled: Results, tmp_path: Path
+) -> None:
     shutil.copytree(REPOSITORY / "dcn_ops", tmp_path / "dcn_ops")
     source = tmp_path / "dcn_ops" / "cpu.py"
     before, after = "return out.whole()\n\n\ndef backward", "return 2 * out.whole()\n\n\ndef backward"
     assert before in source.read_text()
     source.write_text(source.read_text().replace(before, after))
-    results, _, counts = train(packages=tmp_path)
+    if threads:  # other sources than those of the test without
+        source.write_text(f"{source.read_text()}# once more\n")
+        train(threads=True)  # what this one compiles, the next must not get
+    results, _, counts = train(packages=tmp_path, threads=threads)
     torch.testing.assert_close(results["output"], 2 * compiled["output"])
     assert HIT not in counts
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
-def test_whole_operators_are_another_entry_of_the_caches(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CI", "true")  # where Inductor takes no whole operator that torch has a decomposition of
-    results, eager, counts = train(whole=True)
+@pytest.mark.parametrize("settings", [{"whole_operators": True}, {"workspace_limit": 2**11}], ids=str)
+def test_other_settings_are_another_entry_of_the_caches(settings: dict[str, object], train: Trainer) -> None:
+    results, eager, counts = train(**settings)
     assert HIT not in counts
     assert counts.get(MISS)
     torch.testing.assert_close(results, eager)

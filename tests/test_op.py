@@ -109,14 +109,19 @@ def test_backward_takes_a_gradient_of_any_strides(case: Case, layout: str) -> No
 @pytest.mark.parametrize("table_bytes", [1, 16, 64])  # of a sample: one table for all pieces, or several
 @pytest.mark.parametrize("groups", [1, 2])
 def test_pieces_do_not_show(
-    rows: int, pieces: int, table_bytes: int, groups: int, monkeypatch: pytest.MonkeyPatch
+    rows: int,
+    pieces: int,
+    table_bytes: int,
+    groups: int,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_workspace: Callable[[int], None],
 ) -> None:
     monkeypatch.setattr(cpu, "_TABLE_BYTES", table_bytes)
     case = Case(batch=3, size=(20, 4), groups=groups)
     inputs, unrolled, original = make_inputs(case), [], cpu.gather
     monkeypatch.setattr(cpu, "gather", lambda *args: unrolled.append(args) or original(*args))
     bytes_of_a_row = case.size[1] * case.conv.taps * case.channels * 4
-    monkeypatch.setattr(workspace, "_limit", workspace.CHUNKS * rows * bytes_of_a_row)
+    limit_workspace(workspace.CHUNKS * rows * bytes_of_a_row)
     actual = run(op, inputs, **case.integers)
     assert len(unrolled) == 2 * pieces if table_bytes == 1 else len(unrolled) >= 2 * pieces
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
@@ -128,32 +133,20 @@ def test_pieces_do_not_show(
     [(0, 3 * 5 * 20), (1, 3 * 5 * 10), (2.5, 3 * 3 * 7), (1000, 1)],
 )
 def test_pieces_of_a_depthwise_convolution_do_not_show(
-    copies: float, tables: int, monkeypatch: pytest.MonkeyPatch
+    copies: float, tables: int, monkeypatch: pytest.MonkeyPatch, limit_workspace: Callable[[int], None]
 ) -> None:
     case = Case(batch=3, size=(20, 4), groups=6, filters=6, kernel=(5, 3), padding=(2, 1), offset_groups=2)
     inputs, made, original = make_inputs(case), [], depthwise._table
     monkeypatch.setattr(depthwise, "_table", lambda *args: made.append(args) or original(*args))
     bytes_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
-    monkeypatch.setattr(workspace, "_limit", int(workspace.CHUNKS * copies * bytes_of_a_row_of_taps))
+    limit_workspace(int(workspace.CHUNKS * copies * bytes_of_a_row_of_taps))
     actual = run(op, inputs, **case.integers)
     assert len(made) == 2 * tables
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 
-def test_the_workspace_limit_is_what_was_set_and_no_negative_number() -> None:
-    before = dcn_ops.workspace_limit()
-    try:
-        dcn_ops.set_workspace_limit(2**20)
-        assert dcn_ops.workspace_limit() == 2**20
-        with pytest.raises(ValueError, match="expected a number of bytes, got size=-1"):
-            dcn_ops.set_workspace_limit(-1)
-        assert dcn_ops.workspace_limit() == 2**20
-    finally:
-        dcn_ops.set_workspace_limit(before)
-
-
-def test_gradients_of_chunks_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "_limit", 0)
+def test_gradients_of_chunks_add_up_in_float32(limit_workspace: Callable[[int], None]) -> None:
+    limit_workspace(0)
     input, weight = (torch.ones(1, 1, n, 1, dtype=torch.bfloat16, requires_grad=True) for n in (300, 1))
     # Every row samples the first: 300 ones, which stop at 256 in bfloat16.
     offset = torch.stack((-torch.arange(300.0), torch.zeros(300))).view(1, 2, 300, 1)

@@ -31,10 +31,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @contextmanager
 def implementation(chunk_bytes: int | None) -> Iterator[None]:
     """Take dcn_ops.cpu or depthwise with chunks of that size, or for None dcn_ops.tiny."""
-    with pytest.MonkeyPatch.context() as patch:
+    changes = {} if chunk_bytes is None else {"workspace_limit": workspace.CHUNKS * chunk_bytes}
+    with pytest.MonkeyPatch.context() as patch, dcn_ops.settings(**changes):
         patch.setattr(tiny, "MAX_WORK", 2**62 if chunk_bytes is None else -1)
-        if chunk_bytes is not None:
-            patch.setattr(workspace, "_limit", workspace.CHUNKS * chunk_bytes)
         yield
 
 

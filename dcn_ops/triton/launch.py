@@ -6,9 +6,10 @@ Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, M
 import torch
 from torch import Tensor
 
-from dcn_ops.geometry import Conv
+from dcn_ops.geometry import Conv, empty_channels_last
+from dcn_ops.settings import workspace_limit
 from dcn_ops.triton.plan import Problem, launch, problem_of
-from dcn_ops.workspace import chunk_bytes, workspace_limit
+from dcn_ops.workspace import chunk_bytes
 
 ATOMIC = True  # the gradient of the input
 
@@ -64,8 +65,8 @@ def backward(
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     image, grad_out = _channels_last(input), _channels_last(grad)
     grad_input = torch.empty_like(image) if need_input else None
-    grad_offset = torch.empty_like(offset) if need_offset else None
-    grad_mask = torch.empty_like(mask) if mask is not None and need_mask else None
+    grad_offset = empty_channels_last(offset) if need_offset else None
+    grad_mask = empty_channels_last(mask) if mask is not None and need_mask else None
     way = _unrolled_backward if _is_unrolled(offset, weight, conv) else _fused_backward
     grad_weight = way(grad_out, image, offset, weight, mask, conv, need_weight, grad_input, grad_offset, grad_mask)
     return (

@@ -13,8 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from dcn_ops.choice import is_autotuned
 from dcn_ops.geometry import Conv
+from dcn_ops.settings import current
 from dcn_ops.triton import backward, configs, depthwise, forward, unrolled
 from dcn_ops.triton.configs import Device, Tile
 
@@ -128,7 +128,7 @@ def launch(kernel: str, problem: Problem, tensors: dict[str, Tensor], **numbers:
     tensor = next(iter(tensors.values()))
     traced = _is_traced(tensor)
     plan = _plan.__wrapped__ if traced else _plan
-    function, grid, arguments = plan(kernel, problem, tuple(numbers.items()), is_autotuned())
+    function, grid, arguments = plan(kernel, problem, tuple(numbers.items()), current().autotune)
     if traced:
         torch.library.wrap_triton(function)[grid](**tensors, **arguments)
         return
