@@ -132,7 +132,7 @@ def test_network_with_constant_masks_folds(name):
 
 @torch.no_grad()
 def test_bfloat16_weights_are_rounded_once():
-    model = inject_(nn.Sequential(nn.Conv2d(3, 4, 3)).bfloat16(), DCNConfig(include=["0"]))
+    model = nn.Sequential(DeformConv2d.from_conv2d(nn.Conv2d(3, 4, 3))).bfloat16()
     mask, weight = set_masks(model[0]), model[0].weight.clone()
     assert fold_(model, [images(torch.bfloat16)]).folded == ("0",)
     assert torch.equal(model[0].weight, (weight.double() * mask.view(1, 1, 3, 3).double()).bfloat16())
@@ -140,7 +140,7 @@ def test_bfloat16_weights_are_rounded_once():
 
 @torch.no_grad()
 def test_masks_that_hardly_change_go_in_by_their_middle():
-    model = inject_(nn.Sequential(nn.Conv2d(1, 1, 3)).double(), DCNConfig(include=["0"]))
+    model = nn.Sequential(DeformConv2d.from_conv2d(nn.Conv2d(1, 1, 3))).double()
     model[0].offset_weight[-1, 0, 1, 1] = 1.0
     weight = model[0].weight.clone()
     batches = [torch.full((1, 1, 3, 3), value, dtype=torch.float64) for value in (0.0, 0.2)]
@@ -153,7 +153,7 @@ def test_masks_that_hardly_change_go_in_by_their_middle():
 
 @torch.no_grad()
 def test_compiled_layer_stops_computing_itself():
-    model = inject_(nn.Sequential(nn.Conv2d(1, 1, 3)), DCNConfig(include=["0"]))
+    model = nn.Sequential(DeformConv2d.from_conv2d(nn.Conv2d(1, 1, 3)))
     layer = model[0]
     layer.compile(backend="eager")
     assert fold_(model, [images()[:, :1]]).folded == ("0",)
@@ -270,7 +270,7 @@ def test_other_reasons_to_keep_a_layer():
 def test_shared_layer_is_judged_by_all_its_calls(caplog):
     model = inject_(Shared().double(), DCNConfig(stages=None))
     set_masks(model.first[0])
-    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
     expected = model(x)
     moving = copy.deepcopy(model)
     # The first call gets zeros, and the bias alone moves the second.
@@ -282,7 +282,7 @@ def test_shared_layer_is_judged_by_all_its_calls(caplog):
     assert type(model.first[0]) is nn.Conv2d
     assert model.first[0] is model.second[0]
     torch.testing.assert_close(model(x), expected)
-    assert caplog.messages[0].startswith("first.0 = second.0: DeformConv2d(4, 4, ")
+    assert caplog.messages[0].startswith("first.0 = second.0: DeformConv2d(8, 8, ")
     assert caplog.messages[0].endswith(f" -> {model.first[0]}")
 
 

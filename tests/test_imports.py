@@ -1,10 +1,13 @@
-"""The operator alone brings in torch alone."""
+"""The operator alone brings in torch alone, and what the documents call is there."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 STRANGERS = {"timm", "hydra", "omegaconf", "triton", "torchvision", "onnx", "onnxscript", "openvino"}
 
 
@@ -22,3 +25,14 @@ def modules_after(statement: str) -> set[str]:
 def test_no_strangers_beyond_those_of_torch(statement: str) -> None:
     brought = modules_after(f"import torch; {statement}") - modules_after("import torch")
     assert not brought & STRANGERS
+
+
+def test_names_of_the_documents_are_there_after_importing_the_packages() -> None:
+    # Not files, such as zoo.md, and not what python -m runs.
+    name = re.compile(r"(?<!-m )(?<![\w./])(?:zoo|dcn_ops)(?:\.(?!md\b|py\b)[A-Za-z_]+)+")
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    names = sorted({found for path in documents for found in name.findall(path.read_text())})
+    assert {"zoo.optim.param_groups", "zoo.fold_", "dcn_ops.set_implementation"} <= set(names)
+    code = "import dcn_ops, zoo; " + "; ".join(names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """What is refused: configs, models and convolutions."""
 
 import copy
+import re
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 from timm.layers import StdConv2d
 from torch import nn
 
+import zoo
 from zoo import DCNConfig, inject_, plan
 from zoo.select import block_of, mismatch, refusal
 
@@ -202,8 +204,66 @@ def test_config_takes_lists():
         ({"offset_groups": 1.5}, TypeError, "got offset_groups=1.5"),
         ({"offset_bound": 0.0}, ValueError, "got self.offset_bound=0.0"),
         ({"offset_bound": float("inf")}, ValueError, "got self.offset_bound=inf"),
+        ({"offset_bound": "8"}, TypeError, "a number of pixels, or None, got self.offset_bound='8'"),
+        ({"offset_bound": True}, TypeError, "got self.offset_bound=True"),
+        ({"modulated": None}, TypeError, "True or False, got self.modulated=None"),
+        ({"separable_predictor": "no"}, TypeError, "True, False or None, got self.separable_predictor='no'"),
+        ({"where": "layer4"}, TypeError, "a function of name and convolution, or None, got self.where='layer4'"),
+        ({"exclude": None}, TypeError, "a sequence of str for exclude, got None"),
     ],
 )
 def test_config_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         DCNConfig(**arguments)
+
+
+NO_NETWORK = "expected a network, an nn.Module, for model, got {}; timm.create_model builds one"
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", nn.Conv2d, [nn.Conv2d(3, 3, 3)]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        plan,
+        inject_,
+        lambda model: zoo.fold_(model, [torch.zeros(1, 3, 8, 8)]),
+        lambda model: zoo.fuse_batch_norm_(model, torch.zeros(1, 3, 8, 8)),
+        lambda model: zoo.save(model, "nowhere"),
+        zoo.optim.param_groups,
+    ],
+)
+def test_a_model_is_a_network(verb, model):
+    with pytest.raises(TypeError, match=re.escape(NO_NETWORK.format(repr(model)))):
+        verb(model)
+
+
+@pytest.mark.parametrize("verb", [plan, inject_])
+def test_a_config_is_a_dcn_config(verb):
+    for config in ({}, None, {"stages": (4,)}, (4,)):
+        with pytest.raises(
+            TypeError, match=f"expected a DCNConfig for config, got {re.escape(repr(config))}; pass"
+        ):
+            verb(tiny(), config)
+
+
+@pytest.mark.parametrize("verb", [plan, inject_])
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [
+        (224, TypeError),
+        ("3x8", TypeError),
+        ((3, 8.0, 8), TypeError),
+        ((224, 224), ValueError),
+        ([3, 0, 8], ValueError),
+    ],
+)
+def test_an_input_size_is_channels_height_and_width(verb, size, error):
+    with pytest.raises(error, match=rf"\(C, H, W\).* for input_size, got {re.escape(repr(size))}"):
+        verb(tiny(), input_size=size)
+
+
+def test_batches_and_images_are_what_they_should_be():
+    with pytest.raises(TypeError, match="an iterable of batches, such as a DataLoader, got None"):
+        zoo.fold_(converted(), None)
+    with pytest.raises(TypeError, match=r"a tensor of images \[N, C, H, W\], got <class 'list'>"):
+        zoo.fuse_batch_norm_(converted().eval(), [torch.zeros(3, 8, 8)])

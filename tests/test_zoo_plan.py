@@ -22,11 +22,12 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
         self.head = nn.Linear(4 * 32 * 32, 5)
 
     def forward(self, x):
-        return self.head(self.conv(x).flatten(1))
+        return self.head(self.conv(self.stem(x)).flatten(1))
 
 
 def flops_by_conv(model, size):
@@ -109,7 +110,7 @@ def test_flops_are_unknown_without_a_forward_pass(capsys, input_size, why):
     injection = plan(model, DCNConfig(stages=None), input_size=input_size)
     assert injection.flops_before is injection.flops_after is None
     assert injection.replacements[0].flops_after is None
-    assert injection.params_after == injection.params_before + 27 * (3 * 9 + 1)
+    assert injection.params_after == injection.params_before + 27 * (4 * 9 + 1)
     out = capsys.readouterr().out
     assert "–" in out
     assert why in out
@@ -123,7 +124,7 @@ def test_convolutions_that_are_not_called_stay():
             self.read = nn.Conv2d(4, 4, 3, padding=1)
 
         def forward(self, x):
-            x = nn.functional.conv2d(self.conv(x), self.read.weight, padding=1)
+            x = nn.functional.conv2d(self.conv(self.stem(x)), self.read.weight, padding=1)
             return self.head(x.flatten(1))
 
     injection = plan(Reading(), input_size=(3, 32, 32))

@@ -1,6 +1,7 @@
 """Deformable convolutions for timm networks: one verb, ``inject_``, and its preview, ``plan``."""
 
 import dcn_ops.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
+from zoo import optim
 from zoo.batchnorm import fuse_batch_norm_
 from zoo.config import DCNConfig, Folding, Injection
 from zoo.fold import fold_
@@ -16,6 +17,7 @@ __all__ = [
     "inject_",
     "list_models",
     "load",
+    "optim",
     "plan",
     "save",
 ]

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dcn_ops import DeformConv2d
+from zoo.check import check_network
 from zoo.layers import DeformConv2dSame
 
 # By the very class: what a subclass computes from its weight may not scale with it.
@@ -34,7 +35,11 @@ def fuse_batch_norm_(model: nn.Module, images: Tensor) -> list[str]:
 
     Raises:
         ValueError: For a model in training mode.
+        TypeError: For a model that is no network, or images that are no tensor.
     """
+    check_network(model)
+    if not isinstance(images, Tensor):
+        raise TypeError(f"expected a tensor of images [N, C, H, W], got {type(images)}")
     if model.training:
         raise ValueError("expected a model in eval mode, whose statistics are fixed; call model.eval() first")
     pairs = _pairs(model, images)

@@ -57,6 +57,8 @@ def calibrate(
     """
     if isinstance(batches, Tensor):
         raise TypeError(f"expected an iterable of batches, got one tensor; pass [batches], got {batches.shape=}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"expected an iterable of batches, such as a DataLoader, got {batches!r}")
     predicted = {layer: Predicted() for layer in layers}
     device = next(model.parameters()).device
     count = 0

@@ -12,7 +12,7 @@ from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo.config import DCNConfig
-from zoo.flops import Measured
+from zoo.measure import Measured
 from zoo.select import block_of, mismatch, refusal
 from zoo.stages import find_name, stage_by_name, stage_by_stride
 
@@ -36,7 +36,7 @@ class Choice:
     refused: dict[str, str]  # of kernels from 3 on
 
 
-def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> Choice:
+def choose(model: nn.Module, config: DCNConfig, measured: Measured) -> Choice:
     """Return the convolutions to replace.
 
     Raises:
@@ -46,9 +46,9 @@ def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> Ch
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_model(model, modules)
     sites = _sites(model, modules, measured)
-    _check_stages(model, sites, config)
+    _check_stages(model, sites, config, measured)
     _check_patterns(modules, config)
-    refusals = _refusals(sites, _image_readers(model, modules), measured)
+    refusals = _refusals(sites, _image_readers(model, modules, measured), measured)
     able = [site for site in sites if site not in refusals]
     only_deep = config.stages is None and any(_is_deep(site) for site in able)
     reasons = {site: _why_not(site, config, only_deep) for site in able}
@@ -61,11 +61,11 @@ def choose(model: nn.Module, config: DCNConfig, measured: Measured | None) -> Ch
     )
 
 
-def _refusals(sites: Iterable[Site], images: set[str | None], measured: Measured | None) -> dict[Site, str]:
+def _refusals(sites: Iterable[Site], readers: set[nn.Conv2d], measured: Measured) -> dict[Site, str]:
     refusals = {}
     for site in sites:
-        positions = None if measured is None else measured.positions.get(site.conv)
-        reason = refusal(site.conv, reads_image=not images.isdisjoint(site.names), positions=positions)
+        positions = measured.positions.get(site.conv)
+        reason = refusal(site.conv, reads_image=site.conv in readers, positions=positions)
         if reason is not None:
             refusals[site] = reason
     return refusals
@@ -77,13 +77,13 @@ def _why_not(site: Site, config: DCNConfig, only_deep: bool) -> str | None:
     return mismatch(site.conv, site.names, site.stage, config)
 
 
-def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured | None) -> list[Site]:
+def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured) -> list[Site]:
     by_name = stage_by_name(model)
 
     def stage(name: str, conv: nn.Conv2d) -> int | None:
         if by_name is not None:
             return by_name[name]
-        stride = None if measured is None else measured.strides.get(conv)
+        stride = measured.strides.get(conv)
         return None if stride is None else stage_by_stride(stride)
 
     names = defaultdict(list)
@@ -110,9 +110,12 @@ def _every_nth_block(model: nn.Module, sites: list[Site], every: int) -> list[Si
     return chosen
 
 
-def _image_readers(model: nn.Module, names: Iterable[str]) -> set[str | None]:
+def _image_readers(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured) -> set[nn.Conv2d]:
+    """Return what timm names, or else what the forward pass found."""
     first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
-    return {find_name(names, name) for name in ([first] if isinstance(first, str) else first)}
+    names = [find_name(modules, name) for name in ([first] if isinstance(first, str) else first)]
+    named = {cast("nn.Conv2d", modules[name]) for name in names if name is not None}
+    return named or measured.readers
 
 
 def _check_model(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -126,14 +129,20 @@ def _check_model(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         )
 
 
-def _check_stages(model: nn.Module, sites: Iterable[Site], config: DCNConfig) -> None:
+def _check_stages(model: nn.Module, sites: Iterable[Site], config: DCNConfig, measured: Measured) -> None:
     if config.stages is None:
         return
     stages = sorted({site.stage for site in sites if site.stage is not None})
     if not stages:
+        why = "has neither a timm feature_info nor an input_size"
+        cure = "pass input_size=(C, H, W), or use stages=None"
+        if measured.size is not None:
+            why = (
+                f"has no timm feature_info and doesn't run on a meta tensor of {measured.size}: {measured.failure}"
+            )
+            cure = "use stages=None, with include and exclude"
         raise ValueError(
-            f"the stages of {type(model).__name__} are unknown, as it has neither a timm feature_info nor an "
-            f"input_size, got {config.stages=}; pass input_size=(C, H, W), or use stages=None"
+            f"the stages of {type(model).__name__} are unknown, as it {why}, got {config.stages=}; {cure}"
         )
     missing = [stage for stage in config.stages if stage not in stages]
     if missing:

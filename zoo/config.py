@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import UnionType
 
 from torch import nn
 
@@ -51,7 +52,7 @@ class DCNConfig:
     def __post_init__(self) -> None:
         for name, kind in (("stages", int), ("kinds", str), ("kernels", int), ("include", str), ("exclude", str)):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name not in ("stages", "kernels"):
                 object.__setattr__(self, name, _as_tuple(name, value, kind))
         if self.stages == ():
             raise ValueError(f"expected at least one stage, or None for the deep ones, got {self.stages=}")
@@ -67,6 +68,17 @@ class DCNConfig:
             _check_positive("offset_group_width", self.offset_group_width)
         if self.offset_groups != 1 and self.offset_group_width is not None:
             raise ValueError(f"expected one of {self.offset_groups=} and {self.offset_group_width=}")
+        if self.where is not None and not callable(self.where):
+            raise TypeError(f"expected a function of name and convolution, or None, got {self.where=}")
+        self._check_layer()
+
+    def _check_layer(self) -> None:
+        if not isinstance(self.modulated, bool):
+            raise TypeError(f"expected True or False, got {self.modulated=}")
+        if not isinstance(self.separable_predictor, bool | None):
+            raise TypeError(f"expected True, False or None, got {self.separable_predictor=}")
+        if self.offset_bound is not None and not _is_a(self.offset_bound, int | float):
+            raise TypeError(f"expected a number of pixels, or None, got {self.offset_bound=}")
         if self.offset_bound is not None and not 0 < self.offset_bound < math.inf:
             raise ValueError(f"expected a positive, finite bound, in pixels, or None, got {self.offset_bound=}")
 
@@ -88,7 +100,7 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:
     return items
 
 
-def _is_a(value: object, kind: type) -> bool:
+def _is_a(value: object, kind: type | UnionType) -> bool:
     """Tell whether a value is of a kind; here a bool is no integer."""
     return isinstance(value, kind) and not isinstance(value, bool)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 from zoo.calibrate import Predicted, calibrate
+from zoo.check import check_network
 from zoo.config import Folding
 from zoo.convert import LAYER_ARGUMENTS
 from zoo.fusing import allow_fusing
@@ -50,8 +51,9 @@ def fold_(model: nn.Module, batches: Iterable[Any], tolerance: float = 1e-3) -> 
     Raises:
         ValueError: If the model has no DeformConv2d inside, there is no batch, or the tolerance is negative. The
             model is then as it was.
-        TypeError: For a batch that is neither a tensor nor starts with one.
+        TypeError: For a model that is no network, or a batch that is neither a tensor nor starts with one.
     """
+    check_network(model)
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"expected a tolerance of at least 0, in pixels, got {tolerance=}")
     layers = _layers(model)

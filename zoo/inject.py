@@ -8,12 +8,14 @@ from typing import TypeVar
 from torch import nn
 
 from dcn_ops import DeformConv2d
-from zoo.choose import Site, choose
+from zoo.check import Size, check_config, check_network, check_size
+from zoo.choose import Choice, Site, choose
 from zoo.config import DCNConfig, Injection, Replacement
 from zoo.convert import LayerArguments, convert, parents, to_deformable
-from zoo.flops import Measured, conv_flops, measure
+from zoo.flops import conv_flops
 from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
+from zoo.measure import Measured, measure
 from zoo.report import injection_table, show
 from zoo.weights import accept_plain_weights
 
@@ -24,9 +26,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 _Swap = tuple[Site, DeformConv2d]
 
 
-def plan(
-    model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: tuple[int, int, int] | None = None
-) -> Injection:
+def plan(model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: Size | None = None) -> Injection:
     """Print and return what ``inject_`` would replace, with parameters and FLOPs; the model stays as it is.
 
     Args:
@@ -37,23 +37,21 @@ def plan(
 
     Raises:
         ValueError: As ``inject_``.
+        TypeError: As ``inject_``.
     """
-    size, measured = _measure(model, input_size)
-    choice = choose(model, config, measured)
+    choice, measured = _choose(model, config, input_size)
     injection = Injection(
         replacements=tuple(_replacement(swap, measured) for swap in _swaps(choice.sites, config)),
         params_before=sum(p.numel() for p in model.parameters()),
-        flops_before=None if measured is None else measured.flops,
-        input_size=size,
+        flops_before=measured.flops,
+        input_size=measured.size,
         refused=choice.refused,
     )
     show(injection_table(injection))
     return injection
 
 
-def inject_(
-    model: _Model, config: DCNConfig = _DEFAULT, *, input_size: tuple[int, int, int] | None = None
-) -> _Model:
+def inject_(model: _Model, config: DCNConfig = _DEFAULT, *, input_size: Size | None = None) -> _Model:
     """Make convolutions of a network deformable, in place; until it is trained it computes the same.
 
     The layers hold the very Parameters, hooks and mode of the convolutions, under the same names; zero-initialised
@@ -74,9 +72,10 @@ def inject_(
         ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
             module of a pattern, if no convolution fits, or if offset_groups don't fit one. The model is then as
             it was.
+        TypeError: If one of the arguments is something else.
     """
-    _, measured = _measure(model, input_size)
-    swaps = _swaps(choose(model, config, measured).sites, config)
+    choice, _ = _choose(model, config, input_size)
+    swaps = _swaps(choice.sites, config)
     _replace(model, {site.conv: layer for site, layer in swaps})
     return model
 
@@ -111,17 +110,23 @@ def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None
     accept_plain_weights(model)
 
 
-def _measure(
-    model: nn.Module, input_size: tuple[int, int, int] | None
-) -> tuple[tuple[int, int, int] | None, Measured | None]:
-    size = input_size or _timm_input_size(model)
-    measured = measure(model, size) if size else None
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if size and measured is None and input_size is None and first is not None and first.in_channels != size[0]:
-        # timm.create_model(..., in_chans=1) leaves the 3 of its config.
-        size = (first.in_channels, *size[1:])
-        measured = measure(model, size)
-    return size, measured
+def _choose(model: nn.Module, config: DCNConfig, input_size: Size | None) -> tuple[Choice, Measured]:
+    check_network(model)
+    check_config(config)
+    measured = measure(model, _sizes(model, check_size(input_size)))
+    return choose(model, config, measured), measured
+
+
+def _sizes(model: nn.Module, input_size: Size | None) -> list[Size]:
+    """Return the sizes that the image may have: the caller's, or else timm's."""
+    if input_size is not None:
+        return [input_size]
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if not size:
+        return []
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), size[0])
+    # timm.create_model(..., in_chans=1) leaves the 3 of its config.
+    return [tuple(size)] if first == size[0] else [tuple(size), (first, *size[1:])]
 
 
 def _swaps(sites: Iterable[Site], config: DCNConfig) -> list[_Swap]:
@@ -135,9 +140,9 @@ def _swaps(sites: Iterable[Site], config: DCNConfig) -> list[_Swap]:
     return swaps
 
 
-def _replacement(swap: _Swap, measured: Measured | None) -> Replacement:
+def _replacement(swap: _Swap, measured: Measured) -> Replacement:
     site, layer = swap
-    count = None if measured is None else measured.positions[site.conv]
+    count = None if measured.flops is None else measured.positions[site.conv]
     return Replacement(
         fqn=site.names[0],
         stage=site.stage,
@@ -148,8 +153,3 @@ def _replacement(swap: _Swap, measured: Measured | None) -> Replacement:
         flops_before=None if count is None else conv_flops(site.conv, count),
         flops_after=None if count is None else conv_flops(layer, count),
     )
-
-
-def _timm_input_size(model: nn.Module) -> tuple[int, int, int] | None:
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    return tuple(size) if size else None

@@ -6,6 +6,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from dcn_ops import DeformConv2d
+from zoo.check import check_network
 
 
 def param_groups(
@@ -27,7 +28,11 @@ def param_groups(
         offset_lr_scale: The predictors' learning rate, relative to the others' in the same layer.
         layer_decay: Scale the learning rate of each layer, as timm's group_matcher counts them from the head, by
             this to the power of its distance from the head; None for one rate.
+
+    Raises:
+        TypeError: For a model that is no network.
     """
+    check_network(model)
     offsets = {
         parameter
         for layer in model.modules()

@@ -10,6 +10,7 @@ from timm.models import load_pretrained, register_model, save_for_hf
 from torch import nn
 
 from dcn_ops import DeformConv2d
+from zoo.check import check_network
 from zoo.config import DCNConfig
 from zoo.convert import LAYER_ARGUMENTS, LayerArguments
 from zoo.inject import inject_, rebuild_
@@ -35,6 +36,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         ValueError: For a network that timm.create_model didn't build or cut (features_only), or that has no
             deformable layer.
     """
+    check_network(model)
     base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not base or not hasattr(model, "num_classes"):
         raise ValueError(f"expected a whole network of timm.create_model, got {type(model).__name__}")

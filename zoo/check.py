@@ -1,0 +1,39 @@
+"""What the verbs of the zoo take, checked before anything is done."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from zoo.config import DCNConfig
+
+Size = tuple[int, int, int]
+
+
+def check_network(model: object) -> None:
+    """Raise a TypeError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a network, an nn.Module, for model, got {model!r}; timm.create_model builds one")
+
+
+def check_config(config: object) -> None:
+    """Raise a TypeError for anything but a DCNConfig."""
+    if not isinstance(config, DCNConfig):
+        raise TypeError(f"expected a DCNConfig for config, got {config!r}; pass zoo.DCNConfig(...) with its fields")
+
+
+def check_size(size: object) -> Size | None:
+    """Return an image's size as a tuple, None for None.
+
+    Raises:
+        TypeError: For anything but three integers.
+        ValueError: For another number of them, or one below 1.
+    """
+    if size is None:
+        return None
+    whole: Any = size
+    if not isinstance(size, Sequence) or isinstance(size, str) or not all(type(side) is int for side in whole):
+        raise TypeError(f"expected the integers (C, H, W) of an image for input_size, got {size!r}")
+    if len(size) != 3 or min(size) < 1:
+        raise ValueError(f"expected three positive integers (C, H, W) for input_size, got {size!r}")
+    return tuple(whole)
