@@ -1,5 +1,6 @@
 """What a training step learns of its deformable layers: the mean |offset|, and the mean squared one to penalise."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,17 +24,27 @@ class WithOffsets(nn.Module):
         super().__init__()
         self.model = model
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
-        self._seen: list[tuple[Tensor, Tensor]] = []
-        self._handles = [layer.register_forward_pre_hook(self._predict) for layer in self.layers.values()]
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._handles = [
+            layer.register_forward_pre_hook(partial(self._predict, name)) for name, layer in self.layers.items()
+        ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits [N, classes], mean |offset| [layers] without gradient, and mean squared offset [layers]."""
-        self._seen = []
+        """Return logits [N, classes], mean |offset| [layers] without gradient, and mean squared offset [layers].
+
+        Of a layer that is called several times, the means over its calls; 0 of one that is not called.
+        """
+        self._seen = {name: [] for name in self.layers}
         logits = self.model(images)
-        if not self._seen:
+        if not self.layers:
             return logits, logits.new_zeros(0), logits.new_zeros(0)
-        sizes, squares = zip(*self._seen, strict=True)
-        self._seen = []
+        nothing = logits.new_zeros((), dtype=torch.float32)
+        sizes, squares = [], []
+        for calls in self._seen.values():
+            sizes.append(sum((size for size, _ in calls), nothing) / max(1, len(calls)))
+            squares.append(sum((square for _, square in calls), nothing) / max(1, len(calls)))
+        # Not empty: a checkpointed block is computed, and seen, once more in the backward pass.
+        self._seen = {name: [] for name in self.layers}
         return logits, torch.stack(sizes), torch.stack(squares)
 
     def remove(self) -> None:
@@ -41,8 +52,8 @@ class WithOffsets(nn.Module):
         for handle in self._handles:
             handle.remove()
 
-    def _predict(self, layer: DeformConv2d, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _predict(self, name: str, layer: DeformConv2d, args: tuple[Any, ...]) -> tuple[Any, ...]:
         offset, mask = layer.offsets(args[0])
         wide = offset.float()
-        self._seen.append((wide.detach().abs().mean(), wide.square().mean()))
+        self._seen[name].append((wide.detach().abs().mean(), wide.square().mean()))
         return args[0], offset, mask

@@ -92,6 +92,43 @@ def test_offsets_are_seen_without_changing_the_output(compiled: bool) -> None:
     assert not layer._forward_pre_hooks
 
 
+class Uneven(nn.Module):
+    """A network that calls one of its layers twice, one once and one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.twice, self.once = (DeformConv2d(3, 3, 3, padding=1) for _ in range(3))
+        for layer in (self.idle, self.twice, self.once):
+            nn.init.normal_(layer.offset_weight, std=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(self.once(self.twice(x)))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_that_are_called_twice_or_never_keep_their_place(compiled: bool) -> None:
+    model, x = Uneven(), torch.randn(2, 3, 16, 16)
+    found: dict[DeformConv2d, list[Tensor]] = {model.idle: [torch.zeros(1)], model.twice: [], model.once: []}
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args: found[module].append(module.offsets(args[0])[0]))
+        for layer in (model.twice, model.once)
+    ]
+    expected = model(x)
+    for handle in handles:
+        handle.remove()
+    net = WithOffsets(model)
+    called = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
+    for _ in range(2):
+        output, sizes, squares = called(x)
+        assert list(net.layers) == ["idle", "twice", "once"]
+        assert_close(output, expected, rtol=1e-3, atol=1e-4)
+        for i, offsets in enumerate(found.values()):
+            size, square = (torch.stack([f(o).mean() for o in offsets]).mean() for f in (torch.abs, torch.square))
+            assert_close(sizes[i], size, rtol=1e-3, atol=1e-4)
+            assert_close(squares[i], square, rtol=1e-3, atol=1e-4)
+    assert torch.autograd.grad(squares.sum(), model.twice.offset_weight)[0].any()
+
+
 def test_a_network_in_checkpointed_blocks_shows_its_offsets() -> None:
     model = converted()
     x = torch.randn(2, 3, 64, 64)
