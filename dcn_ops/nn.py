@@ -1,7 +1,7 @@
 """The layer: an ``nn.Conv2d`` that predicts where it samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -27,6 +27,8 @@ class DeformConv2d(nn.Conv2d):
     A dense predictor costs more than the convolution itself where that is depthwise. A ``separable_predictor``
     is a depthwise convolution, ``offset_depthwise_weight`` [C, 1, kh, kw], that starts as the mean of its window,
     and a zero-initialised 1x1 convolution, ``offset_weight`` [.., C, 1, 1].
+
+    The ``state_dict`` of a plain convolution loads strictly, and leaves the predictor as it is.
 
     Args:
         in_channels: C.
@@ -189,6 +191,33 @@ class DeformConv2d(nn.Conv2d):
         """Return the Parameters that predict offsets and masks."""
         named = self._parameters.items()
         return [p for name, p in named if name.startswith("offset_") and p is not None]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take a plain convolution's weights too: the predictor stays as it is or, on meta, gets its start."""
+        foreign = len(unexpected_keys)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        predictor = {prefix + name: p for name, p in self._parameters.items() if name.startswith("offset_")}
+        lacks = {key for key, parameter in predictor.items() if parameter is not None}
+        # A part of a predictor, or one by other names (mmcv's conv_offset), is no plain convolution's.
+        if not lacks <= set(missing_keys) or len(unexpected_keys) > foreign or prefix + "weight" in missing_keys:
+            return
+        missing_keys[:] = [key for key in missing_keys if key not in lacks]
+        weight = self.offset_weight
+        if weight is not None and weight.is_meta and not self.weight.is_meta:
+            self._add_predictor(weight.shape[0])
+            for parameter in self.predictor_parameters():
+                parameter.requires_grad_(weight.requires_grad)
 
     def pad(self, input: Tensor) -> Tensor:
         """Pad the input where the operator, which knows zeros on both sides alone, can't."""

@@ -109,23 +109,6 @@ def test_state_dict_round_trip():
     torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
 
 
-def test_plain_checkpoint_loads_after_injection(caplog):
-    plain = perturbed("resnet18", **NARROW)
-    model = inject_(timm.create_model("resnet18", **NARROW)).eval()
-    model.load_state_dict(plain.state_dict())
-    assert "offsets stay as they are in layer2.0.conv1, layer2.0.conv2, layer2.1.conv1" in caplog.text
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model(x), plain(x))
-
-
-def test_a_part_of_a_predictor_is_missed():
-    model = inject_(timm.create_model("resnet18", **NARROW))
-    weights = model.state_dict()
-    del weights["layer4.0.conv1.offset_bias"]
-    with pytest.raises(RuntimeError, match=r"Missing key.*layer4\.0\.conv1\.offset_bias"):
-        model.load_state_dict(weights)
-
-
 @pytest.mark.parametrize(("name", "kwargs"), [("resnet18", NARROW), ("resnet50", {"num_classes": 10})])
 def test_training_step_moves_the_predictors(name, kwargs):
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
 from zoo.measure import Measured, measure
 from zoo.report import injection_table, show
-from zoo.weights import accept_plain_weights
+from zoo.weights import announce_plain_weights
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None
         for name in names[conv]:
             model.set_submodule(name, layer)
         logger.info("%s: %s -> %s", " = ".join(names[conv]), conv, layer)
-    accept_plain_weights(model)
+    announce_plain_weights(model)
 
 
 def _choose(model: nn.Module, config: DCNConfig, input_size: Size | None) -> tuple[Choice, Measured]:

@@ -1,28 +1,27 @@
 """Weights of a plain network in a converted one."""
 
 import logging
-from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from dcn_ops import DeformConv2d
+
 logger = logging.getLogger(__name__)
 
 
-def accept_plain_weights(model: nn.Module) -> None:
-    """Have ``load_state_dict`` take a plain network's weights, and say whose offsets they leave alone."""
-    model.register_load_state_dict_post_hook(_excuse_predictors)
+def announce_plain_weights(model: nn.Module) -> None:
+    """Have ``load_state_dict`` say whose offsets a plain network's weights leave alone."""
+    model.register_load_state_dict_pre_hook(_announce)
 
 
-def _excuse_predictors(model: nn.Module, incompatible: Any) -> None:
-    missing = defaultdict(set)
-    for key in incompatible.missing_keys:
-        layer, _, name = key.rpartition(".")
-        if name.startswith("offset_"):
-            missing[layer].add(name)
-    # All of a predictor: a part of it is an error.
-    plain = [layer for layer, names in missing.items() if {"offset_weight", "offset_bias"} <= names]
-    if plain:
+def _announce(model: nn.Module, weights: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    named = model.named_modules(prefix=prefix.rstrip("."), remove_duplicate=False)
+    layers = [name for name, m in named if isinstance(m, DeformConv2d) and m.predictor_parameters()]
+    offsets = {key for key in weights if "offset" in key}
+    own = {key for key in offsets if key.rpartition(".")[0] in layers and ".offset_" in key}
+    plain = [n for n in layers if f"{n}.weight" in weights and not any(key.startswith(f"{n}.") for key in own)]
+    # Offsets by other names, such as mmcv's, are no plain network's.
+    if plain and own == offsets:
         logger.warning("the weights are a plain network's: the offsets stay as they are in %s", ", ".join(plain))
-        excused = {f"{layer}.{name}" for layer in plain for name in missing[layer]}
-        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in excused]
