@@ -64,6 +64,15 @@ def perturbed(name, **kwargs):
     return model
 
 
+def without_data(name, **kwargs):
+    """Return a model on the meta device; on the CPU where timm can't build it there, as RegNets before 1.0.30."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **kwargs)
+    except NotImplementedError:
+        return timm.create_model(name, **kwargs)
+
+
 def deformable(model):
     return {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
 

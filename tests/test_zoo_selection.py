@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from test_zoo import deformable
+from test_zoo import deformable, without_data
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import DCNConfig, inject_
@@ -12,9 +12,7 @@ from zoo.select import block_of
 
 
 def chosen(model_name, **config):
-    with torch.device("meta"):
-        model = timm.create_model(model_name)
-    return deformable(inject_(model, DCNConfig(**config)))
+    return deformable(inject_(without_data(model_name), DCNConfig(**config)))
 
 
 def test_kinds_choose_by_groups():

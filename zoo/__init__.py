@@ -6,7 +6,8 @@ from zoo.batchnorm import fuse_batch_norm_
 from zoo.config import DCNConfig, Folding, Injection
 from zoo.fold import fold_
 from zoo.inject import inject_, plan
-from zoo.registry import list_models, load, save
+from zoo.registry import list_models
+from zoo.saved import load, save
 
 __all__ = [
     "DCNConfig",

@@ -11,7 +11,7 @@ from dcn_ops import DeformConv2d
 from zoo.check import Size, check_config, check_network, check_size
 from zoo.choose import Choice, Site, choose
 from zoo.config import DCNConfig, Injection, Replacement
-from zoo.convert import LayerArguments, convert, parents, to_deformable
+from zoo.convert import LAYER_ARGUMENTS, LayerArguments, convert, parents, to_deformable
 from zoo.flops import conv_flops
 from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
@@ -84,12 +84,15 @@ def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
     """Convert the very convolutions of these names, in place.
 
     Raises:
-        ValueError: For a name that is no convertible convolution; the model is then as it was.
+        ValueError: For a name that is no convertible convolution, or other arguments than a layer's; the model is
+            then as it was.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[nn.Conv2d, DeformConv2d] = {}
     for name, arguments in layers.items():
         conv = modules.get(name)
+        if not isinstance(arguments, Mapping) or set(arguments) != set(LAYER_ARGUMENTS):
+            raise ValueError(f"expected the arguments {', '.join(LAYER_ARGUMENTS)} of {name!r}, got {arguments!r}")
         if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
             raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")
         made[conv] = convert(conv, **arguments)

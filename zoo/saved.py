@@ -1,0 +1,185 @@
+"""A converted network in a folder, in the shape of a hub repository: weights (safetensors) and config.json."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dcn_ops import DeformConv2d
+from zoo.check import check_network
+from zoo.convert import LAYER_ARGUMENTS
+from zoo.pretrained import CONFIG, LOADING, WEIGHTS, data_config
+from zoo.rebuild import create, difference
+
+
+def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | None = None) -> None:
+    """Write weights (safetensors) and config.json of a converted timm network, in the shape of a hub repository.
+
+    ``zoo.load(folder)`` rebuilds it, and so does ``timm.create_model("local-dir:" + folder, pretrained=True)``
+    after ``import zoo``, or "hf-hub:" once the folder is uploaded. Before anything is written the network is built
+    anew, without data: what can't be rebuilt is refused.
+
+    Args:
+        model: A network of ``timm.create_model``, converted.
+        folder: It is made where it is missing; what an earlier call wrote there is replaced.
+        model_args: The arguments of ``timm.create_model`` that the network was built with, where timm doesn't
+            record them (before 1.0.31) or JSON can't hold them.
+
+    Raises:
+        ValueError: For a network that timm.create_model didn't build or cut (features_only), that has no
+            deformable layer, or that can't be rebuilt, such as a pruned one.
+        TypeError: For a model that is no network.
+    """
+    check_network(model)
+    base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if not base or not hasattr(model, "num_classes"):
+        raise ValueError(f"expected a whole network of timm.create_model, got {type(model).__name__}")
+    layers = {
+        name: {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
+        for name, layer in model.named_modules()
+        if isinstance(layer, DeformConv2d)
+    }
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
+    # What was converted says ``deformable``, and the number of classes has a place of its own.
+    not_saved = {"base", "dcn", "deformable", "num_classes", *LOADING}
+    built = {**getattr(model, "_model_args", {}), **(model_args or {})}
+    arguments = {key: value for key, value in built.items() if key not in not_saved}
+    arguments = _as_json({**arguments, "base": base, "deformable": layers})
+    config = _config(model, _rebuildable(model, arguments))
+    path = Path(folder)
+    path.mkdir(exist_ok=True, parents=True)
+    with TemporaryDirectory(dir=path) as new:
+        written = Path(new, CONFIG)
+        written.write_text(json.dumps(config, indent=2))
+        save_file(_apart(model.state_dict()), Path(new, WEIGHTS))
+        # safetensors makes a file that nobody else may read.
+        shutil.copymode(written, Path(new, WEIGHTS))
+        for name in (WEIGHTS, CONFIG):
+            os.replace(Path(new, name), path / name)
+
+
+def load(folder: str | Path, **kwargs: Any) -> nn.Module:
+    """Return the network that ``save`` wrote.
+
+    Nothing in the folder chooses what else is read: weights are read from its model.safetensors alone, and
+    config.json may name an architecture of timm's and arguments of it.
+
+    Args:
+        folder: What ``save`` wrote, or a clone of a hub repository.
+        **kwargs: As of ``timm.create_model``, such as ``num_classes``.
+
+    Raises:
+        FileNotFoundError: If there is no config.json or no model.safetensors.
+        ValueError: If config.json is none that ``save`` writes, or the weights are not the network's.
+    """
+    path = Path(folder, CONFIG)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}")
+    try:
+        config = json.loads(path.read_text())
+        name, arguments, cfg = config["architecture"], config["model_args"], config["pretrained_cfg"]
+        cfg = data_config(cfg) | {"num_classes": config["num_classes"], "source": "local-dir", "file": str(folder)}
+        refused = LOADING & set(arguments)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"expected a {CONFIG} of zoo.save, got {str(path)!r}: {error!r}") from error
+    if name != "dcn":
+        raise ValueError(
+            f"expected a {CONFIG} of zoo.save, with the architecture 'dcn', got {name!r} in {str(path)!r}; "
+            "timm.create_model('local-dir:...') loads networks that are not converted"
+        )
+    if refused:
+        raise ValueError(f"{str(path)!r} names {sorted(refused)}, which choose what is loaded; remove them")
+    return timm.create_model("dcn", pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
+
+
+def _rebuildable(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of which the network can be rebuilt: those given, and what the network itself tells."""
+    try:
+        rebuilt = create(**arguments, num_classes=model.num_classes)
+        theirs = _traits(rebuilt)
+        changed = {key: value for key, value in _traits(model).items() if value not in (None, theirs[key])}
+        if changed:
+            arguments = _as_json({**arguments, **changed})
+            rebuilt = create(**arguments, num_classes=model.num_classes)
+        reason = difference(model, rebuilt, _input_size(model))
+    except Exception as error:
+        reason = str(error)
+    if reason is None:
+        return arguments
+    given = {key: value for key, value in arguments.items() if key not in ("base", "deformable")}
+    raise ValueError(
+        f"{type(model).__name__} can't be rebuilt as {arguments['base']!r} with {given}: {reason}; pass the other "
+        "arguments of timm.create_model in zoo.save(model, folder, model_args={...}), or, if it was changed since, "
+        "save its state_dict"
+    )
+
+
+def _traits(model: Any) -> dict[str, Any]:
+    """Return what a network says of arguments that may have changed since it was built."""
+    head = getattr(model, "head", None)
+    pools = (
+        getattr(head, "global_pool", None),
+        getattr(head, "pool_type", None),
+        getattr(model, "global_pool", None),
+    )
+    names = [getattr(pool, "pool_type", pool) for pool in pools]
+    size = getattr(model, "_traits", {}).get("img_size")
+    return {
+        "global_pool": next((name for name in names if isinstance(name, str)), None),
+        "in_chans": getattr(model, "in_chans", None),
+        "img_size": None if size is None else list(size),
+    }
+
+
+def _input_size(model: Any) -> tuple[int, int, int]:
+    traits = _traits(model)
+    channels, *sides = model.pretrained_cfg["input_size"]
+    height, width = traits["img_size"] or getattr(model, "_model_args", {}).get("img_size") or sides
+    return (traits["in_chans"] or channels, height, width)
+
+
+def _config(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    cfg = data_config(model.pretrained_cfg)
+    if cfg["num_classes"] != model.num_classes:
+        cfg = {key: value for key, value in cfg.items() if key not in ("label_names", "label_descriptions")}
+    # A background class that the source's weights have is gone.
+    cfg = {key: value for key, value in cfg.items() if key not in ("architecture", "label_offset")}
+    cfg |= {"num_classes": model.num_classes, "input_size": _input_size(model)}
+    shown = {"num_classes": model.num_classes, "num_features": model.num_features}
+    return {"architecture": "dcn", **shown, "model_args": arguments, "pretrained_cfg": cfg}
+
+
+def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments as JSON gives them back."""
+    found = {}
+    for key, value in arguments.items():
+        try:
+            found[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected arguments that JSON can hold, got {key}={value!r} of timm.create_model; pass its name, "
+                f"zoo.save(model, folder, model_args={{{key!r}: ...}})"
+            ) from error
+    return found
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, as safetensors asks for; without copies where they are so."""
+    seen: set[int] = set()
+    found = {}
+    for key, value in state.items():
+        tensor = value.detach().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        found[key] = tensor
+    return found
