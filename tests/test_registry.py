@@ -328,6 +328,8 @@ def test_refuses_a_config_that_fits_nothing():
         timm.create_model("resnet18_dcn", dcn={"kinds": ("depthwise",)}, **NARROW)
     with pytest.raises(TypeError, match="colour"):
         timm.create_model("resnet18_dcn", dcn={"colour": 1}, **NARROW)
+    with pytest.raises(TypeError, match="expected a DCNConfig, or a dict of its fields, got dcn='every=2'"):
+        timm.create_model("resnet18_dcn", dcn="every=2", **NARROW)
     with pytest.raises(TypeError, match="base"):
         timm.create_model("dcn")
 

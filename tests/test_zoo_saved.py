@@ -111,6 +111,21 @@ def test_what_cannot_be_rebuilt_is_refused_before_anything_is_written(change, tm
     assert_same(zoo.load(tmp_path), first, images())
 
 
+def test_a_network_without_data_is_refused(tmp_path):
+    with torch.device("meta"):
+        model = timm.create_model("resnet18_dcn", **NARROW)
+    with pytest.raises(ValueError, match="ResNet has weights on the meta device, which hold no data"):
+        zoo.save(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_arguments_are_a_dict(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"a dict of the arguments of timm\.create_model for model_args, got \['channels'\]"
+    ):
+        zoo.save(converted(**NARROW), tmp_path, ["channels"])
+
+
 def test_pruned_weights_are_saved_once_they_are_plain(tmp_path):
     model = converted(**NARROW)
     pruned(model)

@@ -1,6 +1,7 @@
 """Converted networks by name: ``timm.create_model("resnet50_dcn", pretrained=True)``."""
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -76,6 +77,8 @@ def _converted(
         rebuild_(model, deformable)
         return model
     config = dcn if dcn is not None else PRESETS.get(base.partition(".")[0], DCNConfig())
+    if not isinstance(config, DCNConfig | Mapping):
+        raise TypeError(f"expected a DCNConfig, or a dict of its fields, got {dcn=}")
     return inject_(model, config if isinstance(config, DCNConfig) else DCNConfig(**config))
 
 

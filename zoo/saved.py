@@ -34,8 +34,8 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
 
     Raises:
         ValueError: For a network that timm.create_model didn't build or cut (features_only), that has no
-            deformable layer, or that can't be rebuilt, such as a pruned one.
-        TypeError: For a model that is no network.
+            deformable layer, has no data, or can't be rebuilt, such as a pruned one.
+        TypeError: For a model that is no network, or model_args that are no dict.
     """
     check_network(model)
     base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
@@ -48,6 +48,12 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     }
     if not layers:
         raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError(
+            f"{type(model).__name__} has weights on the meta device, which hold no data; load them first"
+        )
+    if not isinstance(model_args, Mapping | None):
+        raise TypeError(f"expected a dict of the arguments of timm.create_model for model_args, got {model_args!r}")
     # What was converted says ``deformable``, and the number of classes has a place of its own.
     not_saved = {"base", "dcn", "deformable", "num_classes", *LOADING}
     built = {**getattr(model, "_model_args", {}), **(model_args or {})}
