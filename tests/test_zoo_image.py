@@ -136,6 +136,13 @@ def test_a_network_that_cannot_run_keeps_what_takes_the_images_channels(size):
     assert converted(model, size, DCNConfig()) == {"body.0", "body.2", "body.3"}
 
 
+def test_another_number_of_channels_than_the_networks_is_no_way_to_its_stem(capsys):
+    model = Net()
+    assert plan(model, input_size=(1, 64, 64)).refused == {"stem": "reads the image"}
+    assert "doesn't run on a meta tensor of 1x64x64" in capsys.readouterr().out
+    assert converted(model, (1, 64, 64)) == {"body.0", "body.2"}
+
+
 def test_stages_of_a_network_that_cannot_run_are_refused_with_the_reason():
     with pytest.raises(
         ValueError, match=r"doesn't run on a meta tensor of \(3, 64, 64\): .*missing 1 required.*prompt"

@@ -58,8 +58,9 @@ def measure(model: nn.Module, sizes: Sequence[Size]) -> Measured:
     guess = likely_channels(model)
     tried = list(sizes) or [(guess, _SIDE, _SIDE)]
     run = _best_run(model, tried)
+    likely = likely_readers(model, guess) if guess <= MOST_CHANNELS else set()
     if not run.called:
-        run.readers = likely_readers(model, tried[0][0])
+        run.readers = likely_readers(model, tried[0][0]) or likely
     if not sizes:
         run.size, run.flops, run.strides = None, None, {}
         if guess > MOST_CHANNELS:
