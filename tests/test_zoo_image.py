@@ -216,6 +216,21 @@ def test_no_hook_of_the_users_is_called(size):
 
 
 @each_size
+def test_attributes_that_are_called_hooks_are_attributes(size):
+    class Hooked(Net):
+        def __init__(self):
+            super().__init__()
+            self.feature_hooks, self.scale_hooks = None, {"scale": 2}
+
+        def forward(self, x):
+            return super().forward(x) * self.scale_hooks["scale"]
+
+    injection = plan(Hooked(), input_size=size)
+    assert injection.refused == {"stem": "reads the image"}
+    assert size is None or injection.flops_before > 0
+
+
+@each_size
 @pytest.mark.parametrize("way", ["weight_norm", "prune"])
 def test_computed_weights_are_computed_in_the_copy(way, size):
     def wrap(conv):

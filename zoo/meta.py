@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+# Of every module, by the names of their dicts.
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy whose tensors are all on the meta device; the model stays as it is.
@@ -22,7 +25,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in modules:
         # A user's hook is for data, and may hold anything. deepcopy takes what the memo has.
-        memo |= {id(hooks): OrderedDict() for name, hooks in vars(module).items() if "_hooks" in name}
+        memo |= {id(vars(module)[name]): OrderedDict() for name in _HOOKS}
     with _WithoutData():
         twin = copy.deepcopy(model, memo)
         for module in modules:
