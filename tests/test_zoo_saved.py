@@ -294,6 +294,10 @@ BROKEN = {
         lambda path: path.write_text(path.read_text().replace('"dcn"', '"resnet18"')),
         r"with the architecture 'dcn', got 'resnet18' in '.*'; timm",
     ),
+    "an argument that the architecture lacks": (
+        lambda path: path.write_text(path.read_text().replace('"channels"', '"colours"')),
+        r"config\.json', with the arguments \{\}, is no network of timm's: .*unexpected keyword argument 'colours'",
+    ),
     "arguments of another layer": (
         lambda path: path.write_text(path.read_text().replace('"modulated"', '"colour"')),
         r"expected the arguments offset_groups, modulated, .* of 'layer2\.0\.conv1', got .*colour",

@@ -60,16 +60,20 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     arguments = {key: value for key, value in built.items() if key not in not_saved}
     arguments = _as_json({**arguments, "base": base, "deformable": layers})
     config = _config(model, _rebuildable(model, arguments))
-    path = Path(folder)
-    path.mkdir(exist_ok=True, parents=True)
-    with TemporaryDirectory(dir=path) as new:
+    _write(Path(folder), config, _apart(model.state_dict()))
+
+
+def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Write both files, and replace those of an earlier call once both are whole."""
+    folder.mkdir(exist_ok=True, parents=True)
+    with TemporaryDirectory(dir=folder) as new:
         written = Path(new, CONFIG)
         written.write_text(json.dumps(config, indent=2))
-        save_file(_apart(model.state_dict()), Path(new, WEIGHTS))
+        save_file(weights, Path(new, WEIGHTS))
         # safetensors makes a file that nobody else may read.
         shutil.copymode(written, Path(new, WEIGHTS))
         for name in (WEIGHTS, CONFIG):
-            os.replace(Path(new, name), path / name)
+            os.replace(Path(new, name), folder / name)
 
 
 def load(folder: str | Path, **kwargs: Any) -> nn.Module:
@@ -84,7 +88,8 @@ def load(folder: str | Path, **kwargs: Any) -> nn.Module:
 
     Raises:
         FileNotFoundError: If there is no config.json or no model.safetensors.
-        ValueError: If config.json is none that ``save`` writes, or the weights are not the network's.
+        ValueError: If config.json is none that ``save`` writes, the architecture doesn't have one of the arguments,
+            or the weights are not the network's.
     """
     path = Path(folder, CONFIG)
     if not path.is_file():
@@ -103,7 +108,10 @@ def load(folder: str | Path, **kwargs: Any) -> nn.Module:
         )
     if refused:
         raise ValueError(f"{str(path)!r} names {sorted(refused)}, which choose what is loaded; remove them")
-    return timm.create_model("dcn", pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
+    try:
+        return timm.create_model("dcn", pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
+    except TypeError as error:  # of an argument that the architecture doesn't have
+        raise ValueError(f"{str(path)!r}, with the arguments {kwargs}, is no network of timm's: {error}") from error
 
 
 def _rebuildable(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
