@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -37,13 +38,51 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
 
     Raises:
         FileNotFoundError: For a folder of images that is not there.
-        ValueError: For a data set that doesn't say its number of classes, has other classes in one split than in
-            the other, or has less than a batch to train on.
+        ValueError: For a data set that doesn't say its number of classes, has less than two or more than
+            ``data.num_classes``, has other classes in one split than in the other, or has less than a batch to
+            train on.
     """
-    splits = _digits_of(config, seed) if config.name in DISTORTIONS else _timm(config, transform, seed)
+    if config.name in DISTORTIONS:
+        splits = _digits_of(config, seed)
+    else:
+        transform = images.transform_config(config, transform)
+        train, evaluate = images.create_datasets(config, transform)
+        number, classes = _classes(train, config)
+        loaders = [_loader_of(d, config, seed, d is train, number) for d in (train, evaluate)]
+        splits = Splits(loaders[0], loaders[1], number, classes, transform)
+    if splits.num_classes < 2:
+        raise ValueError(f"expected two classes or more, got {splits.classes or splits.num_classes}")
     if len(splits.train) == 0:
         raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
     return splits
+
+
+def create_evaluation(config: Data, transform: dict[str, Any], seed: int) -> tuple[Loader, tuple[str, ...] | None]:
+    """Build the loader of the evaluation split alone, and return its classes' names where it has them.
+
+    Raises:
+        FileNotFoundError: For a folder of images that is not there.
+        ValueError: As ``create_splits``.
+    """
+    if config.name in DISTORTIONS:
+        splits = _digits_of(config, seed)
+        return splits.evaluate, splits.classes
+    dataset = images.create_evaluation(config, images.transform_config(config, transform))
+    return _loader_of(dataset, config, seed, False, None), images.class_names(dataset)
+
+
+def _classes(dataset: Any, config: Data) -> tuple[int, tuple[str, ...] | None]:
+    """Return the number of classes and their names, where the data set has them."""
+    classes = images.class_names(dataset)
+    number = config.num_classes or len(classes or ())
+    if not number:
+        raise ValueError(f"the data set '{config.name}' doesn't say its number of classes; set data.num_classes")
+    if number < len(classes or ()):
+        raise ValueError(f"the data have {len(classes or ())} classes, got data.num_classes={number}; drop it")
+    counts = images.count_classes(dataset)
+    if counts and max(counts) >= number:
+        raise ValueError(f"the data have labels of 0 to {max(counts)}, got data.num_classes={number}; raise it")
+    return number, classes
 
 
 def _loader(
@@ -60,36 +99,30 @@ def _loader(
     )
 
 
-def _timm(config: Data, transform: dict[str, Any], seed: int) -> Splits:
-    transform = images.transform_config(config, transform)
-    train, evaluate = images.create_datasets(config, transform)
-    classes = images.class_names(train)
-    number = config.num_classes or len(classes or ())
-    if not number:
-        raise ValueError(f"the data set '{config.name}' doesn't say its number of classes; set data.num_classes")
-    loaders = []
-    for dataset, training in ((train, True), (evaluate, False)):
-        if isinstance(dataset, IterableDataset):
-            loaders.append(_stream(dataset, config, training))
-            continue
-        size = len(dataset)
-        if not training and config.max_batches is not None:
-            size = min(size, config.max_batches * config.batch_size)
-        loaders.append(_loader(Keyed(dataset, seed, size), size, config, seed, training, collate))
-    return Splits(loaders[0], loaders[1], number, classes, transform)
+def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classes: int | None) -> Loader:
+    """Load what timm reads, with labels below ``num_classes``."""
+    collate_fn = partial(collate, num_classes=num_classes)
+    if isinstance(dataset, IterableDataset):
+        return _stream(dataset, config, training, collate_fn)
+    size = len(dataset)
+    if not training and config.max_batches is not None:
+        size = min(size, config.max_batches * config.batch_size)
+    return _loader(Keyed(dataset, seed, size), size, config, seed, training, collate_fn)
 
 
-def _stream(dataset: Any, config: Data, training: bool) -> Loader:
+def _stream(dataset: Any, config: Data, training: bool, collate_fn: Callable[[Any], Batch]) -> Loader:
     """Load what can only be read from its start; timm's readers shuffle it."""
     if config.max_batches is not None:
         raise ValueError(f"data.max_batches={config.max_batches} is for data sets with an index; drop it")
     dataset.set_loader_cfg(num_workers=config.workers)
     return DataLoader(
-        dataset, config.batch_size, num_workers=config.workers, drop_last=training, collate_fn=collate
+        dataset, config.batch_size, num_workers=config.workers, drop_last=training, collate_fn=collate_fn
     )
 
 
 def _digits_of(config: Data, seed: int) -> Splits:
+    if config.num_classes not in (None, 10):
+        raise ValueError(f"{config.name} has 10 classes, got data.num_classes={config.num_classes}; drop it")
     pixels, labels = digits()
     limit = None if config.max_batches is None else config.max_batches * config.batch_size
     held = [x[TRAINED:].repeat(config.eval_copies, *[1] * (x.ndim - 1))[:limit] for x in (pixels, labels)]
@@ -97,7 +130,7 @@ def _digits_of(config: Data, seed: int) -> Splits:
     evaluate = DistortedDigits(held[0], held[1], config, None)
     loaders = [_loader(d, len(d), config, seed, d is train, _batch) for d in (train, evaluate)]
     names = tuple(str(digit) for digit in range(10))
-    size = (config.in_chans, config.img_size, config.img_size)
+    size = (1, config.img_size, config.img_size)
     return Splits(
         loaders[0], loaders[1], 10, names, {"mean": (MNIST_MEAN,), "std": (MNIST_STD,), "input_size": size}
     )

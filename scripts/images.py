@@ -1,19 +1,21 @@
 """Images by timm's readers and torchvision's transforms, and what is wrong with a folder of them."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_dataset, is_img_extension
+from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
 from torchvision.transforms import InterpolationMode, v2
 
+from scripts import folders
 from scripts.config import Data
+from scripts.distortions import DISTORTIONS
+from scripts.pixels import to_mode
 
 _AUTO = {
     "randaugment": v2.RandAugment,
@@ -21,6 +23,8 @@ _AUTO = {
     "autoaugment": v2.AutoAugment,
     "augmix": v2.AugMix,
 }
+_MODES = {1: "L", 3: "RGB"}  # by the number of channels
+_READERS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 
 def transform_config(config: Data, pretrained: dict[str, Any]) -> dict[str, Any]:
@@ -81,8 +85,8 @@ class Images(torch.utils.data.Dataset[Any]):
         """
         try:
             with self._opened(index) as (source, label):
-                image = source.convert(self.mode)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                image = to_mode(source, self.mode)
+        except Exception as error:  # whatever a damaged image raises in Pillow
             raise ValueError(f"can't read the image {self.name(index)}: {error}; mend or delete it") from error
         if label is None or label < 0:
             raise ValueError(f"the image {self.name(index)} has no label, got {label}")
@@ -93,15 +97,15 @@ class Images(torch.utils.data.Dataset[Any]):
         try:
             with self._opened(index):
                 return None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # whatever a damaged image raises in Pillow
             return f"{self.name(index)}: {error}"
 
     def name(self, index: int) -> str:
         """Return the path of an image, or what the data set knows of it."""
-        reader: Any = getattr(self.dataset, "reader", None)
+        reader: Any = getattr(self.dataset, "reader", self.dataset)
         if hasattr(reader, "samples"):
             return str(reader.samples[index][0])
-        return f"{index} of {self.dataset}" if reader is None else f"{index} of {type(reader).__name__}"
+        return f"{index} of {type(reader).__name__}"
 
     def labels(self) -> Sequence[int] | None:
         """Return the labels without decoding images, or None where the data set has no list of them."""
@@ -127,37 +131,77 @@ class Images(torch.utils.data.Dataset[Any]):
 
 
 def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
-    """Build the two splits, and check what a folder of images can be checked for before training.
+    """Build the two splits, and check what can be checked before training.
 
     Raises:
         FileNotFoundError: For a folder that is not there.
-        ValueError: For an empty class, classes of one split alone, or files that are no images.
+        ValueError: For an unknown kind of data set, an empty class, classes of one split alone, or files that are
+            no images.
     """
-    folder = config.name == ""
-    if folder:
-        _check_folders(config)
-    train = _create(config, transform, training=True, class_map=None)
-    evaluate = _create(config, transform, training=False, class_map=class_to_idx(train) if folder else None)
-    if folder:
-        for split in (train, evaluate):
-            _check_headers(split)
+    if _is_folder(config):
+        readers = folders.open_splits(config)
+        train, evaluate = (_of_folder(r, config, transform, t) for r, t in zip(readers, (True, False), strict=True))
+    else:
+        train, evaluate = (_of_timm(config, transform, training) for training in (True, False))
+    if class_to_idx(train) != class_to_idx(evaluate):
+        raise ValueError(
+            f"expected the same classes in both splits of {config.name}, got {class_names(train)} in "
+            f"'{config.train_split}' and {class_names(evaluate)} in '{config.eval_split}'"
+        )
     return train, evaluate
 
 
-def _create(config: Data, transform: dict[str, Any], training: bool, class_map: dict[str, int] | None) -> Any:
-    mode = "L" if config.in_chans == 1 else "RGB"
-    split = config.train_split if training else config.eval_split
+def create_evaluation(config: Data, transform: dict[str, Any]) -> Any:
+    """Build the split to evaluate, as ``create_datasets`` does, without the one to train on."""
+    if _is_folder(config):
+        return _of_folder(folders.open_evaluation(config), config, transform, training=False)
+    return _of_timm(config, transform, training=False)
+
+
+def _is_folder(config: Data) -> bool:
+    if config.in_chans not in _MODES:
+        raise ValueError(f"images are read as grey or RGB: expected data.in_chans=1 or 3, got {config.in_chans}")
+    if config.name and "/" not in config.name:
+        raise ValueError(
+            f"expected data.name={', '.join(DISTORTIONS)}, '' for a folder of images (data=folder), or a name of "
+            f"timm that begins with {', '.join(_READERS)}, got '{config.name}'"
+        )
+    if not config.name and config.kwargs:
+        raise ValueError(f"data.kwargs go to the data sets of timm, and a folder takes none, got {config.kwargs}")
+    return not config.name
+
+
+def _of_folder(reader: folders.ClassFolders, config: Data, transform: dict[str, Any], training: bool) -> Images:
+    steps = create_transform(config, transform, training)
+    dataset = Images(ImageDataset(config.root, reader=reader), steps, _MODES[config.in_chans])
+    _check_headers(dataset)
+    return dataset
+
+
+def _of_timm(config: Data, transform: dict[str, Any], training: bool) -> Any:
     kwargs: dict[str, Any] = dict(config.kwargs)
+    mode = _MODES[config.in_chans]
     if config.name.startswith("torch/"):
         kwargs["download"] = config.download
     else:
-        kwargs |= {"input_img_mode": mode, "class_map": class_map, "batch_size": config.batch_size}
+        # As they are, for ``to_mode``; of TFDS timm has arrays, whose channels it must know.
+        read_as = mode if config.name.startswith("tfds/") else ""
+        kwargs |= {"input_img_mode": read_as, "batch_size": config.batch_size}
+    split = config.train_split if training else config.eval_split
     dataset = create_dataset(config.name, root=config.root, split=split, is_training=training, **kwargs)
+    if hasattr(dataset, "loader"):  # of torchvision, which converts to RGB
+        dataset.loader = _load
     steps = create_transform(config, transform, training)
     if isinstance(dataset, IterableDataset):
-        dataset.transform = steps  # type: ignore[attr-defined]
+        dataset.transform = v2.Compose([partial(to_mode, mode=mode), steps])  # type: ignore[attr-defined]
         return dataset
     return Images(dataset, steps, mode)
+
+
+def _load(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
 
 
 def class_to_idx(dataset: Any) -> dict[str, int]:
@@ -173,34 +217,6 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     """Return the names of the classes, by index, or None where the data set doesn't say."""
     found = class_to_idx(dataset)
     return tuple(str(name) for name in sorted(found, key=found.__getitem__)) or None
-
-
-def _check_folders(config: Data) -> None:
-    """Compare the two splits' folders; a class is a folder without folders in it, as timm has it."""
-    if not config.root or not Path(config.root).is_dir():
-        raise FileNotFoundError(f"expected a folder with a folder per split and class, got data.root={config.root}")
-    classes: dict[str, set[str]] = {}
-    for key, split in (("data.train_split", config.train_split), ("data.eval_split", config.eval_split)):
-        folder = Path(config.root, split)
-        if not folder.is_dir():
-            there = sorted(p.name for p in Path(config.root).iterdir() if p.is_dir())
-            raise FileNotFoundError(f"expected a folder {folder}; set {key} to one of {there}")
-        leaves = {Path(path): files for path, folders, files in os.walk(folder, followlinks=True) if not folders}
-        if folder in leaves:
-            raise ValueError(f"expected a folder per class in {folder}, got none")
-        if empty := sorted(str(path) for path, files in leaves.items() if not any(map(_is_image, files))):
-            raise ValueError(f"classes without an image; fill or delete these folders: {', '.join(empty)}")
-        classes[key] = {path.name for path in leaves}
-    train, evaluate = classes.values()
-    if train != evaluate:
-        raise ValueError(
-            f"expected the same classes in both splits of {config.root}, got {sorted(train - evaluate)} in "
-            f"'{config.train_split}' alone and {sorted(evaluate - train)} in '{config.eval_split}' alone"
-        )
-
-
-def _is_image(name: str) -> bool:
-    return is_img_extension(Path(name).suffix.lower())
 
 
 def _check_headers(dataset: Images) -> None:

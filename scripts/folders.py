@@ -1,0 +1,124 @@
+"""Folders of images: the first folder below a split is the class, whatever lies between it and its images."""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from scripts.config import Data
+
+_log = logging.getLogger(__name__)
+
+# What Pillow reads. timm's reader knows .png, .jpg and .jpeg alone, and leaves out the rest without a word.
+_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+
+
+class ClassFolders:
+    """One split of a folder of images, as a reader of ``timm.data.ImageDataset``.
+
+    timm's own reader takes the innermost folder's name for the class, so that ``tomato/healthy`` and
+    ``potato/healthy`` would be one. Hidden files and folders are left out.
+
+    Args:
+        root: Holds a folder for each split, and these a folder for each class.
+        split: Name of the split.
+        key: The config's key for the split, which errors name.
+
+    Raises:
+        FileNotFoundError: For a root or split that is not there.
+        ValueError: For a split without classes, a class without images, and images outside of classes.
+    """
+
+    def __init__(self, root: str | None, split: str, key: str) -> None:
+        folder = _folder_of(root, split, key)
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        if stray := [str(entry) for entry in entries if entry.is_file() and _is_image(entry.name)]:
+            raise ValueError(
+                f"{len(stray)} images outside of a class, such as {stray[0]}; move them into its folder"
+            )
+        names = sorted((entry.name for entry in entries if entry.is_dir()), key=_natural)
+        if not names:
+            raise ValueError(f"expected a folder per class in {folder}, got none")
+        self.class_to_idx = {name: index for index, name in enumerate(names)}
+        files = {name: _files(folder / name) for name in names}
+        images = {name: [path for path in found if _is_image(path)] for name, found in files.items()}
+        if empty := [str(folder / name) for name, found in images.items() if not found]:
+            raise ValueError(
+                f"classes without an image; fill or delete these folders: {', '.join(empty)} "
+                f"(images are {' '.join(_SUFFIXES)})"
+            )
+        # In the order of timm's reader.
+        samples = ((path, self.class_to_idx[name]) for name, found in images.items() for path in found)
+        self.samples: list[tuple[str, int]] = sorted(samples, key=lambda sample: _natural(sample[0]))
+        _report_left_out(folder, (path for found in files.values() for path in found if not _is_image(path)))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        path, label = self.samples[index]
+        return Path(path).open("rb"), label
+
+
+def open_splits(config: Data) -> tuple[ClassFolders, ClassFolders]:
+    """Return what there is to train on and to evaluate.
+
+    Raises:
+        FileNotFoundError: As ``ClassFolders``.
+        ValueError: As ``ClassFolders``, and for classes of one split alone.
+    """
+    train = ClassFolders(config.root, config.train_split, "data.train_split")
+    evaluate = open_evaluation(config)
+    first, second = set(train.class_to_idx), set(evaluate.class_to_idx)
+    if first != second:
+        raise ValueError(
+            f"expected the same classes in both splits of {config.root}, got {sorted(first - second)} in "
+            f"'{config.train_split}' alone and {sorted(second - first)} in '{config.eval_split}' alone"
+        )
+    return train, evaluate
+
+
+def open_evaluation(config: Data) -> ClassFolders:
+    """Return what there is to evaluate, without a look at what there is to train on."""
+    return ClassFolders(config.root, config.eval_split, "data.eval_split")
+
+
+def _folder_of(root: str | None, split: str, key: str) -> Path:
+    if not root or not Path(root).is_dir():
+        raise FileNotFoundError(f"expected a folder with a folder per split and class, got data.root={root}")
+    folder = Path(root, split)
+    if not folder.is_dir():
+        there = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+        raise FileNotFoundError(f"expected a folder {folder}; set {key} to one of {there}")
+    return folder
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the files at any depth below a folder that are not hidden."""
+    found = []
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(path, name) for name in files if not name.startswith(".")]
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in _SUFFIXES
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """Return what sorts "img2" before "img10", as timm does, and "A" and "a" alike in every process."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())], name
+
+
+def _report_left_out(folder: Path, paths: Iterable[str]) -> None:
+    suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in paths)
+    if suffixes:
+        listed = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5))
+        _log.warning("%s: left out what is no image by its name: %s", folder, listed)
