@@ -1,5 +1,7 @@
 """The typed schema of ``conf/visualize.yaml`` and ``conf/evaluate.yaml``."""
 
+import copy
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 
@@ -7,6 +9,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from scripts.config import Data
+
+# As Data; what the network was trained with stands in for a size or a number of channels that is not given.
+_OPEN = {"img_size", "in_chans"}
+_TYPES = {f.name: f.type | None if f.name in _OPEN else f.type for f in dataclasses.fields(Data)}  # type: ignore[operator]
+InspectedData = dataclasses.make_dataclass(
+    "InspectedData", [(f.name, _TYPES[f.name], copy.copy(f)) for f in dataclasses.fields(Data)]
+)
 
 
 @dataclass
@@ -17,7 +26,7 @@ class Visualize:
     name: str | None = None  # instead: a name of timm, such as resnet50 or resnet50_dcn
     pretrained: bool = False  # of name
     before: str | None = None  # a checkpoint to compare receptive fields with; by default the network newly drawn
-    data: Data = MISSING
+    data: InspectedData = MISSING  # type: ignore[valid-type]
     images: int = 4  # columns of the sampling picture
     points: list[list[float]] = field(
         default_factory=lambda: [[0.5, 0.5], [0.3, 0.3], [0.3, 0.7]]
@@ -35,7 +44,7 @@ class Evaluate:
 
     checkpoint: str = MISSING  # of dcn-train
     against: list[str] = field(default_factory=list)  # further checkpoints, on the same data and interleaved clock
-    data: Data = MISSING
+    data: InspectedData = MISSING  # type: ignore[valid-type]
     corruptions: list[str] = field(default_factory=lambda: ["all"])  # names, "all", or [] for none
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
     corruption_batches: int | None = 10  # of the evaluation split, for each corruption; null: all

@@ -57,8 +57,19 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
     return splits
 
 
-def create_evaluation(config: Data, transform: dict[str, Any], seed: int) -> tuple[Loader, tuple[str, ...] | None]:
-    """Build the loader of the evaluation split alone, and return its classes' names where it has them.
+def create_evaluation(
+    config: Data, transform: dict[str, Any], num_classes: int, seed: int
+) -> tuple[Loader, tuple[str, ...] | None, dict[str, Any]]:
+    """Build the loader of the evaluation split alone.
+
+    Args:
+        config: The data group of the config.
+        transform: As of ``create_splits``.
+        num_classes: What labels must be below in data that don't say their number of classes.
+        seed: Of the order and the distortions.
+
+    Returns:
+        The loader, the names of the classes, where the data have them, and what the images go through.
 
     Raises:
         FileNotFoundError: For a folder of images that is not there.
@@ -66,9 +77,12 @@ def create_evaluation(config: Data, transform: dict[str, Any], seed: int) -> tup
     """
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
-        return splits.evaluate, splits.classes
-    dataset = images.create_evaluation(config, images.transform_config(config, transform))
-    return _loader_of(dataset, config, seed, False, None), images.class_names(dataset)
+        return splits.evaluate, splits.classes, splits.transform
+    transform = images.transform_config(config, transform)
+    dataset = images.create_evaluation(config, transform)
+    names = images.class_names(dataset)
+    loader = _loader_of(dataset, config, seed, False, len(names or ()) or config.num_classes or num_classes)
+    return loader, names, transform
 
 
 def _classes(dataset: Any, config: Data) -> tuple[int, tuple[str, ...] | None]:
@@ -99,7 +113,7 @@ def _loader(
     )
 
 
-def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classes: int | None) -> Loader:
+def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classes: int) -> Loader:
     """Load what timm reads, with labels below ``num_classes``."""
     collate_fn = partial(collate, num_classes=num_classes)
     if isinstance(dataset, IterableDataset):

@@ -13,6 +13,7 @@ from scripts.distortions import MNIST_MEAN, MNIST_STD, distort
 from scripts.sampling import Key
 
 TRAINED = 4000  # of the 5,000 images
+CANVAS = 42  # pixels, unless a config says otherwise
 
 
 @functools.cache  # a text file, which takes seconds to parse

@@ -1,11 +1,9 @@
 """dcn-evaluate: accuracy, confusion matrix, accuracy under corruptions and throughput of checkpoints."""
 
-import csv
-import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,32 +12,17 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from scripts import checkpoint, config_inspect, figures
+from scripts import config_inspect, scores
 from scripts.benchmark.show import provenance
 from scripts.config import check_overrides
 from scripts.config_inspect import Evaluate
 from scripts.corruptions import CORRUPTIONS, corrupt
-from scripts.data import Batch, Loader, create_splits
-from scripts.visualize import existing
-
-
-@dataclass(kw_only=True)
-class Result:
-    """What was measured of one checkpoint; accuracies in percent."""
-
-    checkpoint: str
-    parameters: int
-    top1: float
-    top5: float
-    confusion: list[list[int]]  # rows: the class of the image, columns: the answer
-    images_per_second: float = 0.0
-    corruptions: dict[str, list[float]] = field(default_factory=dict)  # top-1 by severity
+from scripts.data import Batch
+from scripts.scores import Result
+from scripts.subject import Subject, existing, of_checkpoint
 
 
 @dataclass
@@ -67,7 +50,8 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
 
     Raises:
         FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network that doesn't fit the data, an unknown corruption or severity.
+        ValueError: For a network that doesn't fit the data, such as one that doesn't know their classes, an
+            unknown corruption or severity.
     """
     names = list(CORRUPTIONS) if config.corruptions == ["all"] else config.corruptions
     if unknown := set(names) - set(CORRUPTIONS):
@@ -77,40 +61,38 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     device = torch.device(
         config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
-    paths = [existing(path) for path in (config.checkpoint, *config.against)]
-    models = {name: checkpoint.load(path, device) for name, path in _named(paths).items()}
-    first = next(iter(models.values()))
-    splits = create_splits(config.data, resolve_data_config({}, model=first), config.seed)
-    for name, model in models.items():
-        _check(name, model, splits.num_classes, next(iter(splits.evaluate))[0])
-    mean, std = (torch.tensor(splits.transform[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
-    normalisation = Normalisation(mean, std)
+    stamp = provenance("dcn-evaluate")
+    paths = _named([existing(path) for path in (config.checkpoint, *config.against)])
+    subjects = {name: of_checkpoint(path, name, config.data, device, config.seed) for name, path in paths.items()}
+    labels = {name: subject.labels() for name, subject in subjects.items()}
+    calls = {name: _prepared(subject.model, config) for name, subject in subjects.items()}
     results = {}
-    for (name, model), path in zip(models.items(), paths, strict=True):
-        call = _prepared(model, config)
-        results[name] = _accuracy(call, model, splits.evaluate, splits.num_classes, device, str(path))
-        _corrupted(call, splits.evaluate, normalisation, names, config, device, results[name])
-    images = next(iter(splits.evaluate))[0].to(device)
-    speeds = throughput({name: _prepared(model, config) for name, model in models.items()}, images, config.rounds)
-    for name, speed in speeds.items():
+    for name, subject in subjects.items():
+        results[name] = _accuracy(calls[name], subject, labels[name], device, str(paths[name]))
+        results[name].corruptions = _corrupted(calls[name], subject, labels[name], names, config, device)
+    images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
+    for name, speed in throughput(calls, images, config.rounds).items():
         results[name].images_per_second = speed
-    _write(results, config, len(images), folder)
+    batch = len(next(iter(images.values())))
+    scores.write(results, stamp, batch, folder)
+    data = next(iter(subjects.values())).data
+    scores.show(results, str(data.name or data.root), config.severities, batch)
     return results
 
 
-def throughput(models: dict[str, Any], images: Tensor, rounds: int) -> dict[str, float]:
-    """Return images per second, the median over rounds in which the networks take turns."""
+def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -> dict[str, float]:
+    """Return images per second, the median over rounds in which the networks take turns, each with its images."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for i in range(rounds + 2):  # two to warm up
             for name, model in models.items():
                 start = time.perf_counter()
-                model(images)
-                if images.is_cuda:
-                    torch.cuda.synchronize(images.device)
+                model(images[name])
+                if images[name].is_cuda:
+                    torch.cuda.synchronize(images[name].device)
                 if i >= 2:
                     seconds[name].append(time.perf_counter() - start)
-    return {name: len(images) / statistics.median(values) for name, values in seconds.items()}
+    return {name: len(images[name]) / statistics.median(values) for name, values in seconds.items()}
 
 
 def _named(paths: list[Path]) -> dict[str, Path]:
@@ -122,128 +104,61 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     return dict(zip(names, paths, strict=True))
 
 
-def _check(name: str, model: nn.Module, num_classes: int, images: Tensor) -> None:
-    if getattr(model, "num_classes", num_classes) != num_classes:
-        raise ValueError(
-            f"'{name}' tells {model.num_classes} classes apart, and the data have {num_classes}: "
-            "set data= to what it was trained on"
-        )
-    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    if channels != images.shape[1]:
-        raise ValueError(
-            f"'{name}' reads {channels} channels, and the data have {images.shape[1]}: "
-            "set data= to what it was trained on"
-        )
-
-
 def _prepared(model: nn.Module, config: Evaluate) -> Any:
     model = model.to(memory_format=torch.channels_last) if config.channels_last else model
     return torch.compile(model, fullgraph=True) if config.compile else model
 
 
 @torch.inference_mode()
-def _accuracy(call: Any, model: nn.Module, loader: Loader, classes: int, device: torch.device, path: str) -> Result:
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    among_five = 0
-    for images, labels in track(loader, description="accuracy", transient=True):
-        logits = call(images.to(device)).float().cpu()
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(
-            classes, classes
+def _accuracy(call: Any, subject: Subject, labels: Tensor, device: torch.device, path: str) -> Result:
+    """Evaluate one network, whose output ``labels[c]`` stands for class c of the data."""
+    outputs, among_five = subject.model.num_classes, 0
+    confusion = torch.zeros(outputs, outputs, dtype=torch.int64)
+    for images, found in track(subject.loader, description="accuracy", transient=True):
+        logits, wanted = call(images.to(device)).float().cpu(), labels[found]
+        confusion += torch.bincount(wanted * outputs + logits.argmax(1), minlength=outputs**2).view(
+            outputs, outputs
         )
-        top5 = logits.topk(min(5, classes)).indices
-        among_five += int((top5 == labels[:, None]).any(1).sum())
+        top5 = logits.topk(min(5, outputs)).indices
+        among_five += int((top5 == wanted[:, None]).any(1).sum())
     total = int(confusion.sum())
     return Result(
         checkpoint=path,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for p in subject.model.parameters()),
         top1=100 * int(confusion.trace()) / total,
         top5=100 * among_five / total,
+        classes=subject.answers,
         confusion=confusion.tolist(),
     )
 
 
 @torch.inference_mode()
 def _corrupted(
-    call: Any,
-    loader: Loader,
-    normalisation: Normalisation,
-    names: list[str],
-    config: Evaluate,
-    device: torch.device,
-    result: Result,
-) -> None:
-    batches: list[Batch] = list(islice(loader, config.corruption_batches)) if names else []
-    count = sum(len(labels) for _, labels in batches)
+    call: Any, subject: Subject, labels: Tensor, names: list[str], config: Evaluate, device: torch.device
+) -> dict[str, list[float]]:
+    """Return top-1 in percent by corruption and severity."""
+    batches: list[Batch] = list(islice(subject.loader, config.corruption_batches)) if names else []
+    count = sum(len(found) for _, found in batches)
+    mean, std = (torch.tensor(subject.transform[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+    normalisation = Normalisation(mean, std)
+    accuracies: dict[str, list[float]] = {}
     for name in track(names, description="corruptions", transient=True):
-        result.corruptions[name] = []
+        accuracies[name] = []
         for severity in config.severities:
             generator, right = torch.Generator().manual_seed(config.seed), 0
-            for images, labels in batches:
+            for images, found in batches:
                 bare = normalisation.undo(images.to(device))
                 answer = call(normalisation.apply(corrupt(name, bare, severity, generator))).argmax(1).cpu()
-                right += int((answer == labels).sum())
-            result.corruptions[name].append(100 * right / count)
-
-
-def _write(results: dict[str, Result], config: Evaluate, batch: int, folder: Path) -> None:
-    command = " ".join(["dcn-evaluate", *sys.argv[1:]])
-    report = {
-        **provenance(),
-        "command": command,
-        "threads": torch.get_num_threads(),
-        "batch": batch,
-        "networks": {name: asdict(result) for name, result in results.items()},
-    }
-    (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    for name, result in results.items():
-        stem = f"confusion-{name.strip('/').replace('/', '-')}"
-        with (folder / f"{stem}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(result.confusion)
-        figures.confusion(
-            torch.tensor(result.confusion), f"{name}: top-1 {result.top1:.2f} %", folder / f"{stem}.png"
-        )
-    _print(results, config, batch)
-    print(f"written: {folder / 'results.json'}, confusion matrices as CSV and PNG beside it")
-
-
-def _print(results: dict[str, Result], config: Evaluate, batch: int) -> None:
-    console = Console(width=120)
-    count = sum(map(sum, next(iter(results.values())).confusion))
-    table = Table(title=f"{count:,} images of {config.data.name or config.data.root}")
-    columns = ("network", "top-1 %", "top-5 %", "worst class %", "parameters", f"images/s (batch {batch})")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    for name, result in results.items():
-        worst, recall = worst_class(result.confusion)
-        numbers = f"{result.top1:.2f}", f"{result.top5:.2f}", f"{recall:.1f} (class {worst})"
-        table.add_row(name, *numbers, f"{result.parameters:,}", f"{result.images_per_second:.0f}")
-    console.print(table)
-    names = next(iter(results.values())).corruptions
-    if not names:
-        return
-    table = Table(title=f"top-1 % under corruption, mean over severities {config.severities}")
-    table.add_column("corruption")
-    for name in results:
-        table.add_column(name, justify="right")
-    mean = {name: [statistics.mean(r.corruptions[c]) for c in names] for name, r in results.items()}
-    for i, corruption in enumerate(names):
-        table.add_row(corruption, *(f"{values[i]:.1f}" for values in mean.values()))
-    table.add_section()
-    table.add_row("mean", *(f"{statistics.mean(values):.1f}" for values in mean.values()))
-    console.print(table)
-
-
-def worst_class(confusion: list[list[int]]) -> tuple[int, float]:
-    """Return the class with the least recall among those that occur, and the recall in percent."""
-    recalls = {i: 100 * row[i] / sum(row) for i, row in enumerate(confusion) if sum(row)}
-    return min(recalls.items(), key=lambda item: item[1])
+                right += int((answer == labels[found]).sum())
+            accuracies[name].append(100 * right / count)
+    return accuracies
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
 def _main(config: DictConfig) -> None:
     try:
         run(cast(Evaluate, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -215,8 +215,10 @@ def class_to_idx(dataset: Any) -> dict[str, int]:
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
     """Return the names of the classes, by index, or None where the data set doesn't say."""
-    found = class_to_idx(dataset)
-    return tuple(str(name) for name in sorted(found, key=found.__getitem__)) or None
+    names: dict[int, str] = {}
+    for name, index in class_to_idx(dataset).items():
+        names.setdefault(index, str(name))  # ImageNet has several names for a class
+    return tuple(names[index] for index in sorted(names)) or None
 
 
 def _check_headers(dataset: Images) -> None:

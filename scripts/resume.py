@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts import state
-from scripts.checkpoint import atomically
 from scripts.config import Train
+from scripts.files import atomically
 
 _log = logging.getLogger(__name__)
 NAME = "config.json"

@@ -89,14 +89,14 @@ class Keyed(Dataset[Any]):
             return self.dataset[index]
 
 
-def collate(samples: Sequence[Any], num_classes: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(samples: Sequence[Any], num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Make one batch of samples, whose labels torch's own collation takes for int64.
 
     Raises:
         ValueError: For a label that is not in 0 to ``num_classes`` - 1.
     """
     images, labels = default_collate(list(samples))
-    if num_classes is not None and not 0 <= labels.min() <= labels.max() < num_classes:
+    if not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f"expected labels of 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}; set data.num_classes"
         )

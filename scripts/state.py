@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from scripts.checkpoint import atomically
+from scripts.files import atomically
 
 NAME = "state.pt"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

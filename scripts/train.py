@@ -126,9 +126,9 @@ def _train(name: str, config: Train, accelerator: Accelerator, folder: Path) -> 
 def _build(recipe: checkpoint.Recipe, config: Train, accelerator: Accelerator) -> nn.Module:
     # One process of a machine downloads the weights, and the others find them.
     with accelerator.local_main_process_first():
-        model: Any = checkpoint.build(
-            recipe, pretrained=config.model.pretrained, checkpoint_path=config.model.checkpoint_path
-        )
+        path = config.model.checkpoint_path
+        start = Path(path) if path else None
+        model: Any = checkpoint.build(recipe, pretrained=config.model.pretrained, start=start)
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise ValueError(f"{config.model.name} has no gradient checkpointing; drop grad_checkpointing=true")

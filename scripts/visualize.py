@@ -1,6 +1,5 @@
 """dcn-visualize: where a network samples, how far its offsets reach, and what its outputs depend on."""
 
-import difflib
 import json
 import logging
 import sys
@@ -9,21 +8,18 @@ from pathlib import Path
 from typing import cast
 
 import hydra
-import timm
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 import zoo  # noqa: F401  (registers resnet50_dcn and its like with timm)
 from scripts import cascade, checkpoint, config_inspect, figures, offset_statistics, receptive
 from scripts.config import check_overrides
 from scripts.config_inspect import Visualize
-from scripts.data import create_splits
+from scripts.subject import Subject, existing, of_checkpoint, of_timm
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +46,10 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     if config.device != "auto":
         device = torch.device(config.device)
     torch.manual_seed(config.seed)
-    model = network(config).to(device).eval()
-    images = _images(model, config).to(device)
-    drawn = _of_offsets(model, images, config, folder) if cascade.deformable_layers(model) else {}
+    subject = _subject(config, device)
+    model = subject.model.to(device)
+    images = _images(subject, config).to(device)
+    drawn = _of_offsets(subject, images, config, folder) if cascade.deformable_layers(model) else {}
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
     drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
@@ -61,57 +58,28 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     return drawn
 
 
-def network(config: Visualize) -> nn.Module:
-    """Return the network of a checkpoint or a name.
-
-    Raises:
-        FileNotFoundError: Where there is no such checkpoint.
-        ValueError: For neither or both, or a name that timm doesn't have.
-    """
+def _subject(config: Visualize, device: torch.device) -> Subject:
     if (config.checkpoint is None) == (config.name is None):
         raise ValueError(
             f"expected one of checkpoint=PATH and name=NAME, got {config.checkpoint=} and {config.name=}"
         )
     if config.checkpoint is not None:
-        return checkpoint.load(existing(config.checkpoint))
-    assert config.name is not None
-    if not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, timm.list_models(), n=5)
-        raise ValueError(f"timm has no model '{config.name}'; close names: {', '.join(close) or '-'}")
-    return timm.create_model(config.name, pretrained=config.pretrained, in_chans=config.data.in_chans)
+        return of_checkpoint(existing(config.checkpoint), config.checkpoint, config.data, device, config.seed)
+    return of_timm(str(config.name), config.pretrained, config.data, config.seed)
 
 
-def existing(path: str) -> Path:
-    """Return the path of a checkpoint.
-
-    Raises:
-        FileNotFoundError: Where there is none; the message names those nearby.
-    """
-    if Path(path).is_file():
-        return Path(path)
-    near = sorted(str(p) for p in Path("runs").glob("**/*.safetensors"))[-5:]
-    raise FileNotFoundError(f"no checkpoint {path!r}; under runs/ there are: {', '.join(near) or 'none'}")
-
-
-def _images(model: nn.Module, config: Visualize) -> Tensor:
-    splits = create_splits(config.data, resolve_data_config({}, model=model), config.seed)
+def _images(subject: Subject, config: Visualize) -> Tensor:
     batches, wanted = list[Tensor](), max(config.images, config.field_images)
-    for images, _ in splits.evaluate:
+    for images, _ in subject.loader:
         batches.append(images)
         if sum(map(len, batches)) >= wanted:
             break
-    images = torch.cat(batches)[:wanted]
-    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
-    if channels != images.shape[1]:
-        raise ValueError(
-            f"the network reads {channels} channels and the data have {images.shape[1]}: set data= to what it was "
-            f"trained on, got {config.data.name=}, {config.data.in_chans=}"
-        )
-    return images
+    return torch.cat(batches)[:wanted]
 
 
-def _of_offsets(model: nn.Module, images: Tensor, config: Visualize, folder: Path) -> dict[str, Path]:
-    rows, lengths = offset_statistics.measure(model, images.split(config.data.batch_size))
+def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Path) -> dict[str, Path]:
+    model = subject.model
+    rows, lengths = offset_statistics.measure(model, images.split(subject.data.batch_size))
     table = Table(title=f"offsets over {len(images)} images, in pixels of each layer's input")
     for i, column in enumerate(("layer", "mean", "median", "95 %", "max", "outside %", "mask")):
         table.add_column(column, justify="right" if i else "left")
@@ -172,17 +140,15 @@ def _before(config: Visualize) -> nn.Module | None:
         return checkpoint.load(existing(config.before))
     if config.checkpoint is None:
         return None
-    with safe_open(config.checkpoint, framework="pt") as file:
-        recipe = json.loads(file.metadata()["recipe"])
     torch.manual_seed(config.seed)
-    return checkpoint.build(recipe)
+    return checkpoint.build(checkpoint.read_recipe(config.checkpoint))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="visualize")
 def _main(config: DictConfig) -> None:
     try:
         run(cast(Visualize, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

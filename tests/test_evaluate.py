@@ -10,12 +10,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor
 
-from scripts import checkpoint, config_inspect
+from scripts import checkpoint, config_inspect, evaluate
 from scripts.config_inspect import Evaluate
 from scripts.corruptions import CORRUPTIONS, corrupt
-from scripts.evaluate import run, throughput, worst_class
+from scripts.evaluate import run, throughput
+from scripts.scores import worst_class
 
 RECIPE = {
     "create_model": {
@@ -143,7 +145,8 @@ def test_networks_whose_folders_have_one_name_are_told_apart(tmp_path: Path) -> 
 
 def test_throughput_counts_images() -> None:
     calls = []
-    speeds = throughput({"a": calls.append, "b": calls.append}, torch.zeros(7, 1), rounds=3)
+    images = {name: torch.zeros(7, 1) for name in "ab"}
+    speeds = throughput({"a": calls.append, "b": calls.append}, images, rounds=3)
     assert len(calls) == 2 * (3 + 2)
     assert min(speeds.values()) > 0
 
@@ -176,6 +179,92 @@ def test_a_network_that_does_not_fit_the_data_is_refused(key: str, value: int, a
     path = saved(tmp_path / "dcn", recipe)
     with pytest.raises(ValueError, match=answer):
         run(composed(f"checkpoint={path}", *QUICK), tmp_path)
+
+
+def photos_of(root: Path, *classes: str, size: int = 64) -> Path:
+    """Write three images of each class, and no split to train on."""
+    for index, name in enumerate(classes):
+        (root / "validation" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (size, size), (40 * index, 20 * i, 7)).save(root / "validation" / name / f"{i}.png")
+    return root
+
+
+def of_photos(folder: Path, answer: int, classes: list[str] | None, size: int = 48) -> Path:
+    """Write the checkpoint of a network with three outputs that always gives one answer."""
+    recipe = {"create_model": {**RECIPE["create_model"], "in_chans": 3, "num_classes": 3}, "dcn": None}
+    names = {} if classes is None else {"label_names": classes}
+    recipe["pretrained_cfg"] = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3, **names}
+    return saved(folder, recipe, answer)
+
+
+PHOTOS = ["data=folder", "data.workers=0", "data.batch_size=2", "corruptions=[]", "rounds=1"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "answer", "there", "top1"),
+    [
+        (["a", "b", "c"], 1, ["a", "b", "c"], 100 / 3),
+        (["a", "b", "c"], 1, ["b"], 100),
+        (["a", "b", "c"], 1, ["b", "c"], 50),  # by number it would be 50 too, of the other class
+        (["a", "b", "c"], 0, ["b", "c"], 0),
+        (["c", "b", "a"], 0, ["a", "c"], 50),
+        (["2", "10", "1"], 1, ["10"], 100),
+        (None, 2, ["a", "b", "c"], 100 / 3),
+    ],
+)
+def test_classes_are_compared_by_their_names(
+    trained: list[str] | None, answer: int, there: list[str], top1: float, tmp_path: Path
+) -> None:
+    path, root = of_photos(tmp_path / "dcn", answer, trained), photos_of(tmp_path / "photos", *there)
+    result = run(composed(f"checkpoint={path}", f"data.root={root}", *PHOTOS), tmp_path)["dcn"]
+    assert result.top1 == pytest.approx(top1)
+    assert result.classes == (None if trained is None else tuple(trained))
+    rows = [index for index, row in enumerate(result.confusion) if sum(row)]
+    assert rows == ([0, 1, 2] if trained is None else sorted(trained.index(name) for name in there))
+    assert all(row[answer] == sum(row) for row in result.confusion)
+
+
+@pytest.mark.parametrize(
+    ("trained", "answer"),
+    [
+        (["a", "b", "c"], r"'dcn' doesn't know the classes d of the data; it tells a, b, c apart"),
+        (None, "'dcn' tells 3 classes apart, and the data have 2"),
+    ],
+)
+def test_classes_that_a_network_does_not_know_are_refused(
+    trained: list[str] | None, answer: str, tmp_path: Path
+) -> None:
+    path, root = of_photos(tmp_path / "dcn", 0, trained), photos_of(tmp_path / "photos", "a", "d")
+    with pytest.raises(ValueError, match=answer):
+        run(composed(f"checkpoint={path}", f"data.root={root}", *PHOTOS), tmp_path)
+
+
+@pytest.mark.parametrize(("override", "size"), [([], 48), (["data.img_size=32"], 32)])
+def test_images_have_the_size_and_channels_that_the_network_was_trained_with(
+    override: list[str], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = of_photos(tmp_path / "dcn", 0, ["a", "b", "c"])
+    grey = {"create_model": {**RECIPE["create_model"], "num_classes": 3}, "dcn": None}
+    other = {"input_size": [1, 40, 40], "mean": [0.1], "std": [0.3], "label_names": ["c", "a", "b"]}
+    second = saved(tmp_path / "plain", grey | {"pretrained_cfg": other})
+    seen = []
+    monkeypatch.setattr(evaluate, "throughput", lambda models, images, rounds: seen.append(images) or {})
+    root = photos_of(tmp_path / "photos", "a", "b", "c")
+    run(composed(f"checkpoint={first}", f"against=[{second}]", f"data.root={root}", *PHOTOS, *override), tmp_path)
+    shapes = [tuple(images.shape[1:]) for images in seen[0].values()]
+    assert shapes == [(3, size, size), (1, *((32, 32) if override else (40, 40)))]
+    # Class a, image 0 is black but for a blue of 7.
+    assert seen[0]["plain"].amax().item() < 0 < seen[0]["plain"].amin().item() + 0.1 / 0.3 + 1e-3
+
+
+def test_a_machine_without_lscpu_and_git_gets_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path, root = of_photos(tmp_path / "dcn", 0, ["a", "b", "c"]), photos_of(tmp_path / "photos", "a", "b")
+    run(composed(f"checkpoint={path}", f"data.root={root}", *PHOTOS), tmp_path)
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["commit"] == ""
+    assert report["networks"]["dcn"]["classes"] == ["a", "b", "c"]
 
 
 @pytest.mark.slow

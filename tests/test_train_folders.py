@@ -168,7 +168,7 @@ def test_every_kind_of_data_set_scales_16_bits(kind: str, channels: int, tmp_pat
         pytest.importorskip("webdataset", reason="the wds extra is not installed")
         pack(root / "validation", root / "held-0.tar")
         keys["eval_split"] = "held-{0..0}.tar|2"
-    loader, _ = create_evaluation(config(root, **keys), TRANSFORM, seed=0)
+    loader, _, _ = create_evaluation(config(root, **keys), TRANSFORM, num_classes=2, seed=0)
     batch, _ = next(iter(loader))
     assert batch.shape == (1, channels, 8, 8)
     torch.testing.assert_close(batch, torch.zeros_like(batch), rtol=0, atol=0.01)  # 0.5 - mean

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dcn_ops import DeformConv2d
-from scripts import checkpoint, config_inspect, offset_statistics
+from scripts import checkpoint, config_inspect, figures, offset_statistics, receptive
 from scripts.cascade import cascade, record
 from scripts.config_inspect import Visualize
 from scripts.receptive import effective_fields, side_of_half, spread, without_offsets
@@ -197,6 +197,23 @@ def test_a_plain_network_of_timm_has_a_receptive_field(tmp_path: Path) -> None:
     assert set(drawn) == {"receptive"}
 
 
+def test_images_have_the_size_that_the_network_was_trained_with(tmp_path: Path) -> None:
+    recipe = {**RECIPE, "pretrained_cfg": {"input_size": [1, 56, 56], "mean": [0.5], "std": [0.5]}}
+    checkpoint.save(checkpoint.build(recipe), recipe, tmp_path / "last.safetensors")
+    for split in ("a", "b"):
+        (tmp_path / "images" / "validation" / split).mkdir(parents=True)
+        Image.new("RGB", (90, 70)).save(tmp_path / "images" / "validation" / split / "0.webp")
+    seen = []
+    config = composed(
+        f"checkpoint={tmp_path / 'last.safetensors'}", "data=folder", f"data.root={tmp_path / 'images'}"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(receptive, "effective_fields", lambda model, images: seen.append(images.shape) or {})
+        patch.setattr(figures, "receptive_fields", lambda *_: None)
+        run(config, tmp_path)
+    assert set(seen) == {(2, 1, 56, 56)}
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "answer"),
     [
@@ -219,7 +236,7 @@ def test_images_of_other_channels_are_refused(path: Path, tmp_path: Path) -> Non
     config = composed(f"checkpoint={path}")
     recipe = {**RECIPE, "create_model": {**RECIPE["create_model"], "in_chans": 3}}
     checkpoint.save(checkpoint.build(recipe), recipe, path)
-    with pytest.raises(ValueError, match="reads 3 channels and the data have 1: set data="):
+    with pytest.raises(ValueError, match="reads 3 channels, and the data have 1: set data="):
         run(config, tmp_path)
 
 

@@ -1,0 +1,102 @@
+"""Files that are whole or not there, and folders that one run at a time writes into."""
+
+import errno
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_log = logging.getLogger(__name__)
+# What file systems answer that have no fsync.
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+_LOCK, _HOLDER, _TEMPORARY = ".lock", ".lock.json", ".tmp"
+
+
+def atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace a file by what ``write`` writes, once that is on the disk; until then the old one stays.
+
+    Raises:
+        Exception: What ``write`` raises, with a note that names the file.
+    """
+    # Of one's own: whoever else writes this file must not write, rename or delete this one.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        write(temporary)
+        _permit(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    except Exception as error:
+        error.add_note(f"while writing {path}; what stood there before is whole")
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    # For the name to survive a power failure. Not every system opens a folder or syncs one.
+    with suppress(OSError):
+        _fsync(path.parent, os.O_RDONLY)
+
+
+def _permit(path: Path) -> None:
+    # What open() gives; safetensors creates files for their owner alone.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def _sync(path: Path) -> None:
+    try:
+        _fsync(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system lets go of it however this process ends.
+
+    Temporary files of a run that was killed are deleted.
+
+    Raises:
+        ValueError: Where another run is in the folder; the message names it.
+    """
+    lock, holder = FileLock(folder / _LOCK, timeout=0), folder / _HOLDER
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use by {_read(holder)}; wait for that run, end it, or take another folder"
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        _log.warning("%s can't be locked (%s): start no other run in it", folder, error)
+    try:
+        started = datetime.now().isoformat(timespec="seconds")
+        holder.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}))
+        for left in (*folder.glob(f"*{_TEMPORARY}"), *folder.glob(f"*/*{_TEMPORARY}")):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        run = json.loads(holder.read_text())
+        return f"process {run['process']} on {run['host']} since {run['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # between taking the lock and writing the name
+        return "another run"

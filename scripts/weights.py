@@ -1,0 +1,75 @@
+"""Weights to start a training from: a file of timm's or torchvision's, or a checkpoint of dcn-train."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a safetensors file, or of one of ``torch.save`` that holds nothing but tensors.
+
+    Raises:
+        FileNotFoundError: Where there is no such file.
+        ValueError: For a file that can't be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of weights, got model.checkpoint_path={path}")
+    try:
+        state: Any = load_state_dict(str(path), weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"model.checkpoint_path={path} is damaged or no safetensors file: {error}") from error
+    except Exception as error:  # whatever torch says of a file that is no archive, or holds more than tensors
+        raise ValueError(f"model.checkpoint_path={path} can't be read as weights alone: {error}") from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"expected a state_dict in model.checkpoint_path={path}, got {list(state)[:5]}")
+    return state
+
+
+def converted(state: dict[str, Tensor]) -> bool:
+    """Say whether weights are those of a network with deformable layers."""
+    return any(key.endswith("offset_weight") for key in state)
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load all weights but those of a classifier for other classes, which starts anew as with timm's own weights.
+
+    Raises:
+        ValueError: For weights of another network.
+    """
+    own, heads = model.state_dict(), _classifiers(model)
+    anew = {head for head in heads if _shape(state, head) != _shape(own, head)}
+    kept = {key: value for key, value in state.items() if key.rpartition(".")[0] not in anew}
+    try:
+        result = model.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"model.checkpoint_path={origin} is of another network: {error}") from error
+    missing = [key for key in result.missing_keys if key.rpartition(".")[0] not in anew]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"model.checkpoint_path={origin} is of another network, or one that is converted otherwise: "
+            f"it lacks {_some(missing)}, and has {_some(result.unexpected_keys)} too many; "
+            "set model.name, model.kwargs and dcn as they were, and variants=[dcn] for a converted one"
+        )
+    if anew:
+        _log.info("%s: a classifier of other classes, which starts anew: %s", origin, ", ".join(sorted(anew)))
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _shape(state: dict[str, Tensor], layer: str) -> tuple[int, ...] | None:
+    weight = state.get(f"{layer}.weight")
+    return None if weight is None else tuple(weight.shape)
+
+
+def _some(keys: list[str]) -> str:
+    others = [f"{len(keys) - 3} others"] if len(keys) > 3 else []
+    return ", ".join([*keys[:3], *others]) or "nothing"
