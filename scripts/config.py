@@ -1,16 +1,16 @@
 """The typed schema of ``conf/``, and the answer to a mistyped key."""
 
 import dataclasses
-import difflib
 import sys
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 
+from scripts import overrides
 from zoo import DCNConfig
 
 # The same fields as zoo.DCNConfig, mutable, so that Hydra can override them; but for the function.
@@ -167,37 +167,37 @@ def register() -> None:
     store.store(name="export_schema", node=Export)
 
 
-def compose_train(*overrides: str) -> Train:
+def compose_train(*arguments: str) -> Train:
     """Return the config that ``dcn-train`` with these arguments would run."""
     register()
     with initialize_config_module("conf", version_base="1.3"):
-        return cast(Train, OmegaConf.to_object(compose("train", overrides=list(overrides))))
+        return cast(Train, OmegaConf.to_object(compose("train", overrides=list(arguments))))
 
 
 def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> None:
-    """Exit with the right keys where an argument of the command line names a key that the schema lacks.
+    """Have Hydra take the command line as it stands, or exit with what is right where a key or option is wrong.
 
-    Hydra's own message names the wrong key alone. ``groups`` are config groups without a field of their own.
+    Values that Hydra takes in quotes alone get them in ``sys.argv``. ``groups`` are config groups without a field
+    of their own.
     """
-    arguments = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    for override in OverridesParser.create().parse_overrides(arguments):
-        key = override.key_or_group
-        if key.split("/")[0] in (*groups, "hydra") or key.split(".")[0] == "hydra":
+    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    # Who brings configs has options that we don't know.
+    foreign = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in sys.argv[1:])
+    for index, argument in enumerate(sys.argv):
+        if index == 0 or not overrides.is_override(argument):
             continue
-        if problem := _unknown(key, schema):
+        try:
+            sys.argv[index] = overrides.quoted(argument, schema, sweep)
+            override = overrides.parse(sys.argv[index])
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        except HydraException as error:
+            sys.exit(f"error: can't read '{argument}': {str(error).splitlines()[0]}")
+        key = override.key_or_group
+        if key.split("/")[0] == "hydra" or key.split(".")[0] == "hydra":
+            continue
+        problem = None if key.split("/")[0] in groups else overrides.unknown_key(key, schema)
+        if not (problem or foreign):
+            problem = overrides.unknown_option(override, schema, groups)
+        if problem:
             sys.exit(f"error: {problem}")
-
-
-def _unknown(key: str, schema: Any) -> str | None:
-    path = ""
-    for part in key.replace("/", ".").split("."):
-        if not dataclasses.is_dataclass(schema):
-            return None  # free-form, such as model.kwargs
-        types = {f.name: f.type for f in dataclasses.fields(schema)}
-        if part not in types:
-            known = ", ".join(f"{path}{name}" for name in types)
-            guess = difflib.get_close_matches(part, types, n=1)
-            mend = f"; did you mean {path}{guess[0]!s}?" if guess else "."
-            return f"there is no key '{path}{part}' in '{key}'{mend}\nThe keys here: {known}"
-        schema, path = types[part], f"{path}{part}."
-    return None

@@ -1,7 +1,6 @@
 """One training: accelerate's processes and precision, timm's recipe, and a state saved so that nothing is lost."""
 
 import logging
-import math
 import signal
 import time
 import warnings
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 
-from scripts import checkpoint, offset_statistics, recipe, state
+from scripts import checkpoint, divergence, offset_statistics, recipe, state
 from scripts.config import Train
 from scripts.data import Splits
 from scripts.metrics import MetricLog, Metrics
@@ -28,7 +27,6 @@ from scripts.sampling import seed_all
 from scripts.stop import Stopped, StopRequest
 
 _log = logging.getLogger(__name__)
-FAR = 50.0  # pixels; trained layers stay far below, and detectron2's users report divergence above
 
 
 def fit(
@@ -52,7 +50,7 @@ def fit(
         resume: Go on from the state in the folder, if there is one.
 
     Raises:
-        FloatingPointError: When the loss is not finite; the last state stays.
+        FloatingPointError: When the loss or a weight is not finite; the last state stays.
         Stopped: After SIGTERM or Ctrl-C, with the state saved.
         ValueError: For a recipe that doesn't fit the network, the data or the number of processes.
     """
@@ -224,36 +222,20 @@ class _Training:
         values = self.accelerator.reduce(torch.cat([flags, mine]), "mean").tolist()
         due, signum = values[0] > 0, self.stop.signum or (signal.SIGTERM if values[1] > 0 else 0)
         found, offsets = values[2 : 2 + len(losses)], values[2 + len(losses) :]
-        for i, loss in enumerate(found):
-            if not math.isfinite(loss):
-                raise FloatingPointError(self._not_finite(loss, self.position.step - len(found) + i))
+        first = self.position.step - len(found)
+        divergence.check_losses(found, self.position.epoch, first, self.config, self.path)
         self.position.loss += sum(found)
-        self._warn(offsets)
+        if self.accelerator.is_main_process:
+            where, scale = f"{self.title} at {self._where()}", self.config.optim.offset_lr_scale
+            divergence.warn_far(self.net.layers, self.position.offsets, offsets, where, scale)
         self.position.offsets = offsets
         return due, signum
-
-    def _not_finite(self, loss: float, step: int) -> str:
-        kept = f"the last good state is {self.path}" if self.path.exists() else "there is no state yet"
-        return (
-            f"the loss is {loss} at epoch {self.position.epoch}, step {step}: lower "
-            f"optim.lr={self.config.optim.lr}, or set optim.clip_grad, dcn.offset_bound or optim.offset_l2; {kept}"
-        )
-
-    def _warn(self, offsets: list[float]) -> None:
-        """Warn where a layer's offsets begin to be far."""
-        before = self.position.offsets or [0.0] * len(offsets)
-        for name, old, new in zip(self.net.layers, before, offsets, strict=True):
-            if new > FAR >= old and self.accelerator.is_main_process:
-                _log.warning(
-                    "%s: the mean |offset| of %s is %.0f pixels at %s; set dcn.offset_bound or optim.offset_l2, "
-                    "or lower optim.offset_lr_scale=%g",
-                    *(self.title, name, new, self._where(), self.config.optim.offset_lr_scale),
-                )
 
     def _where(self, steps: int | None = None) -> str:
         return f"epoch {self.position.epoch}, step {self.position.step} of {steps or self.steps}"
 
     def _save_state(self) -> None:
+        divergence.check_weights(self.model, self.accelerator, self._where(), self.config, self.path)
         ema = None if self.ema is None else self.ema.module
         state.save(self.path, self.position, self.accelerator, self.model, self.optimizer.optimizer, ema)
         self.saved_at = time.monotonic()

@@ -59,5 +59,6 @@ def drop_from(path: Path, epoch: int) -> None:
     """Drop the rows of this epoch and later ones: a run that goes on comes by an epoch twice."""
     if path.exists():
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+            # Of a process that was killed while it wrote a row, half of it may be there.
+            rows = [row for row in csv.DictReader(file) if row["epoch"].isdecimal() and int(row["epoch"]) < epoch]
         atomically(path, lambda temporary: append(temporary, rows))

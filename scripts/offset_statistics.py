@@ -92,7 +92,9 @@ def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWri
     metrics.drop_from(folder / FILE, epoch)
     metrics.append(folder / FILE, ({"epoch": epoch, **asdict(row)} for row in rows))
     for row in rows:
-        board.add_histogram(f"offsets/{row.layer}", lengths[row.layer], epoch)
+        finite = lengths[row.layer][lengths[row.layer].isfinite()]
+        if len(finite):  # of none, as after a divergence, there is no histogram
+            board.add_histogram(f"offsets/{row.layer}", finite, epoch)
         board.add_scalar(f"offset_mean/{row.layer}", row.mean, epoch)
 
 

@@ -52,10 +52,11 @@ def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
 
     Raises:
         FileNotFoundError: For a ``config.resume`` that is not the folder of a run.
+        ValueError: For one whose config is damaged.
     """
     wanted = describe(config)
     if config.resume == "auto":
-        same = [run for run in runs if _read(run) == wanted and list(run.glob(f"*/{state.NAME}"))]
+        same = [run for run in runs if _same(run, wanted) and list(run.glob(f"*/{state.NAME}"))]
         if not same:
             _log.info("resume=auto: no run with this config in %s, so this is a new one", folder.parent)
             return folder
@@ -70,6 +71,22 @@ def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
     return run
 
 
+def _same(run: Path, wanted: dict[str, Any]) -> bool:
+    try:
+        return _read(run) == wanted
+    except ValueError as error:  # one damaged neighbour must not stop this run
+        _log.warning("resume=auto passes over a run: %s", error)
+        return False
+
+
 def _read(run: Path) -> dict[str, Any] | None:
     path = run / NAME
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no config of dcn-train: {str(found)[:100]}")
+    return found

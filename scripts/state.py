@@ -5,7 +5,8 @@ so that the step is all there is to save of scheduler, sampler and generators. W
 go by the parameters' names: a run may go on with another number of processes.
 """
 
-from dataclasses import asdict, dataclass, field
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from scripts.files import atomically
 
 NAME = "state.pt"
+_KEYS = {"position", "model", "optimizer", "ema", "scaler"}
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -78,6 +80,24 @@ def _write(state: dict[str, Any], path: Path) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file that ``save`` wrote, whose check sums torch itself doesn't look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise ValueError(f"the check sum of {part} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged archive raises
+        raise ValueError(f"{path} is no training state of dcn-train, or a damaged one: {error}") from error
+    parts = {key: state[key] for key in _KEYS if key in state} if isinstance(state, dict) else {}
+    places = {f.name for f in fields(Position)}
+    if set(parts) != _KEYS or not all(isinstance(parts[key], dict) for key in ("position", "model", "optimizer")):
+        raise ValueError(f"{path} is no training state of dcn-train: expected a dict of {', '.join(sorted(_KEYS))}")
+    if set(parts["position"]) != places:
+        raise ValueError(f"{path} is the state of another version, with the position {parts['position']}")
+    return parts
+
+
 def load(
     path: Path,
     accelerator: Accelerator,
@@ -92,10 +112,7 @@ def load(
     """
     state: dict[str, Any] = {}
     if accelerator.is_main_process:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged archive raises
-            raise ValueError(f"{path} is no training state of dcn-train: {error}") from error
+        state = _read(path)
         if (state["ema"] is None) != (ema is None) or (state["scaler"] is None) != (accelerator.scaler is None):
             raise ValueError(f"optim.ema or precision differ from those of {path}; start anew, without resume")
         if accelerator.num_processes > 1:

@@ -1,0 +1,58 @@
+"""What a training that diverges is told: by losses and weights that are not finite, by offsets that are far."""
+
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from dcn_ops import DeformConv2d
+from scripts.config import Train
+
+_log = logging.getLogger(__name__)
+FAR = 50.0  # pixels; trained layers stay far below, and detectron2's users report divergence above
+
+
+def check_losses(losses: Iterable[float], epoch: int, first: int, config: Train, state: Path) -> None:
+    """Raise ``FloatingPointError`` where a loss of the steps from ``first`` on is not finite."""
+    for step, loss in enumerate(losses, first):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at epoch {epoch}, step {step}: {_mend(config, state)}")
+
+
+def check_weights(model: nn.Module, accelerator: Accelerator, where: str, config: Train, state: Path) -> None:
+    """Raise ``FloatingPointError`` in every process where a weight is not finite; all processes call this."""
+    parameters = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    broken = torch.stack([~p.detach().isfinite().all() for p in parameters]).any().float()
+    if accelerator.reduce(broken, "sum").item():
+        raise FloatingPointError(f"weights are not finite at {where}: {_mend(config, state)}")
+
+
+def _mend(config: Train, state: Path) -> str:
+    kept = f"the last good state is {state}" if state.exists() else "there is no state yet"
+    return f"lower optim.lr={config.optim.lr}, or set optim.clip_grad, dcn.offset_bound or optim.offset_l2; {kept}"
+
+
+def warn_far(names: Iterable[str], before: list[float], now: list[float], where: str, scale: float) -> None:
+    """Warn where a layer's mean |offset| begins to be far."""
+    for name, old, new in zip(names, before or [0.0] * len(now), now, strict=True):
+        if new > FAR >= old:
+            _log.warning(
+                "%s: the mean |offset| of %s is %.0f pixels; set dcn.offset_bound or optim.offset_l2, "
+                "or lower optim.offset_lr_scale=%g",
+                *(where, name, new, scale),
+            )
+
+
+def still_layers(model: nn.Module) -> list[str]:
+    """Return the deformable layers whose offsets are zero whatever the image, as they are before a training."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, DeformConv2d)
+        and not any(p.any() for p in (layer.offset_weight, layer.offset_bias) if p is not None)
+    ]

@@ -1,0 +1,114 @@
+"""The arguments of a command: paths need no quotes of Hydra's, and mistyped keys and options get the right ones."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+import conf
+
+
+def is_override(argument: str) -> bool:
+    """Say whether an argument is Hydra's ``key=value`` or ``~key``, and no option such as ``--help``."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def parse(argument: str) -> Override:
+    """Return what Hydra reads.
+
+    Raises:
+        HydraException: Where it can't.
+    """
+    return OverridesParser.create().parse_override(argument)
+
+
+def quoted(argument: str, schema: Any, sweep: bool) -> str:
+    """Return an argument with quotes where its value is a text that Hydra would not take as it is.
+
+    Its grammar has no letters beyond ASCII and no ``=``, ``(``, ``#`` or ``&`` in a text without quotes, and takes
+    ``a,b`` for a sweep and ``true`` for a bool.
+
+    Args:
+        argument: ``key=value``.
+        schema: The dataclass whose keys are overridden.
+        sweep: Commas are those of a sweep.
+
+    Raises:
+        ValueError: For what can't be read with quotes either; the message shows where they go.
+    """
+    key, _, value = argument.partition("=")
+    expected = _type_of(key.lstrip("+~").partition("@")[0], schema)
+    text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+    try:
+        override = parse(argument)
+    except HydraException as error:
+        if not _may_be_text(expected):
+            raise ValueError(f"can't read '{argument}': {_mend(key, expected, error)}") from error
+        return text
+    if not _is_text(expected) or sweep or (value and value[0] in "'\""):
+        return argument
+    if override.is_sweep_override() or not isinstance(override.value(), str | None):
+        return text
+    return argument
+
+
+def unknown_key(key: str, schema: Any) -> str | None:
+    """Return what is wrong with a key that the schema lacks, with the right ones."""
+    path = ""
+    for part in key.replace("/", ".").split("."):
+        if not dataclasses.is_dataclass(schema):
+            return None  # free-form, such as model.kwargs
+        keys = {f.name: f.type for f in dataclasses.fields(schema)}
+        if part not in keys:
+            known = ", ".join(f"{path}{name}" for name in keys)
+            guess = difflib.get_close_matches(part, keys, n=1)
+            mend = f"; did you mean {path}{guess[0]!s}?" if guess else "."
+            return f"there is no key '{path}{part}' in '{key}'{mend}\nThe keys here: {known}"
+        schema, path = keys[part], f"{path}{part}."
+    return None
+
+
+def unknown_option(override: Override, schema: Any, groups: Iterable[str]) -> str | None:
+    """Return what is wrong with ``group=option`` for an option that ``conf/`` lacks, with those that it has."""
+    group = override.key_or_group
+    folder = Path(conf.__file__).parent / group
+    if not (group in groups or dataclasses.is_dataclass(_type_of(group, schema))) or not folder.is_dir():
+        return None
+    value: Any = override.value()
+    chosen = value.list if override.is_choice_sweep() else value if isinstance(value, list) else [value]
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    for name in chosen:
+        if isinstance(name, str | int) and str(name).removesuffix(".yaml") not in known:
+            guess = difflib.get_close_matches(str(name), known, n=3)
+            mend = f"; did you mean {' or '.join(guess)}?" if guess else "."
+            return f"there is no {group} '{name}'{mend}\nThere are: {', '.join(known)}"
+    return None
+
+
+def _mend(key: str, expected: Any, error: HydraException) -> str:
+    if get_origin(expected) in (list, tuple, dict):
+        return f"each text in it wants quotes of its own, \"{key}=['a=b']\""
+    return f"{str(error).splitlines()[0].partition(' expecting')[0]}; expected {expected}"
+
+
+def _type_of(key: str, schema: Any) -> Any:
+    """Return the type of a key, or Any for one that the schema doesn't know."""
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(schema):
+            return Any
+        schema = {f.name: f.type for f in dataclasses.fields(schema)}.get(part, Any)
+    return schema
+
+
+def _is_text(expected: Any) -> bool:
+    return expected is str or (isinstance(expected, types.UnionType) and str in get_args(expected))
+
+
+def _may_be_text(expected: Any) -> bool:
+    return expected is Any or _is_text(expected) or dataclasses.is_dataclass(expected)

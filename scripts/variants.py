@@ -1,0 +1,149 @@
+"""The networks of a run, plain and deformable: built and checked before the first step of the first of them."""
+
+import difflib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+
+from dcn_ops import DeformConv2d
+from scripts import checkpoint, recipe
+from scripts.config import Train
+from scripts.data import Splits
+
+VARIANTS = ("plain", "dcn")
+PRECISIONS = (None, "no", "bf16", "fp16")
+# What the recipe says of its own, by the key that sets it.
+_SET_BY = {"model_name": "model.name", "in_chans": "data.in_chans", "num_classes": "data.num_classes"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network on the CPU, and the recipe that its checkpoints hold."""
+
+    recipe: checkpoint.Recipe
+    model: nn.Module
+
+
+def check(config: Train) -> None:
+    """Raise ``ValueError`` for what is wrong with a config whatever the data are."""
+    if not timm.is_model(config.model.name):
+        close = difflib.get_close_matches(config.model.name, timm.list_models(), n=5)
+        raise ValueError(f"timm has no model '{config.model.name}'; close names: {', '.join(close) or '-'}")
+    if unknown := set(config.variants) - set(VARIANTS):
+        raise ValueError(f"expected variants among {VARIANTS}, got {sorted(unknown)}")
+    if not config.variants or len(set(config.variants)) < len(config.variants):
+        raise ValueError(f"expected one variant or both, each once, got variants={list(config.variants)}")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"expected a precision among {PRECISIONS}, got {config.precision=}")
+    if twice := sorted(set(_SET_BY) & set(config.model.kwargs)):
+        raise ValueError(f"set {_SET_BY[twice[0]]}, and drop model.kwargs.{twice[0]}")
+
+
+def build_all(config: Train, splits: Splits, accelerator: Accelerator) -> dict[str, Variant]:
+    """Build every network, on the CPU, from the same seed, and try each on zeros of the data's shape.
+
+    Raises:
+        FileNotFoundError: For a ``model.checkpoint_path`` that is not there.
+        ValueError: For what recipe, data, model and conversion refuse.
+    """
+    recipe.check(config.optim, config.data.batch_size, accelerator.num_processes)
+    if (found := splits.transform["input_size"][0]) != config.data.in_chans:
+        raise ValueError(f"the images have {found} channels, got data.in_chans={config.data.in_chans}")
+    built = {}
+    for name in config.variants:
+        torch.manual_seed(config.seed)
+        header = recipe_of(name, config, splits)
+        model = _build(header, config, accelerator)
+        if name == "plain" and any(isinstance(module, DeformConv2d) for module in model.modules()):
+            raise ValueError(
+                f"model.name={config.model.name} is deformable by itself; take "
+                f"model.name={config.model.name.removesuffix('_dcn')}, which the variant dcn converts by dcn.*"
+            )
+        _check_model(name, model, config, splits, accelerator)
+        built[name] = Variant(header, model)
+    return built
+
+
+def recipe_of(name: str, config: Train, splits: Splits) -> checkpoint.Recipe:
+    """Return what rebuilds a variant's network."""
+    names = {"label_names": list(splits.classes)} if splits.classes else {}
+    return {
+        "create_model": {
+            "model_name": config.model.name,
+            "in_chans": config.data.in_chans,
+            "num_classes": splits.num_classes,
+            **config.model.kwargs,
+        },
+        "dcn": asdict(config.dcn) if name == "dcn" else None,
+        "pretrained_cfg": {**splits.transform, **names},
+    }
+
+
+def _build(header: checkpoint.Recipe, config: Train, accelerator: Accelerator) -> nn.Module:
+    path = config.model.checkpoint_path
+    # One process of a machine downloads the weights, and the others find them.
+    with accelerator.local_main_process_first():
+        model: Any = checkpoint.build(
+            header, pretrained=config.model.pretrained, start=Path(path) if path else None
+        )
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise ValueError(f"{config.model.name} has no gradient checkpointing; drop grad_checkpointing=true")
+        model.set_grad_checkpointing()
+    if config.sync_bn and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise ValueError("sync_bn=true needs GPUs: torch has no synchronised BatchNorm on the CPU")
+        model = convert_sync_batchnorm(model)
+    return model
+
+
+def _check_model(name: str, model: nn.Module, config: Train, splits: Splits, accelerator: Accelerator) -> None:
+    _try(name, model, splits)
+    frozen = recipe.freeze(model, config.optim.freeze)
+    recipe.create_scheduler(recipe.create_optimizer(model, config.optim), config.optim, len(splits.train))
+    part = config.data.batch_size // (accelerator.num_processes * config.optim.accumulate)
+    alone = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm) and module not in frozen
+    ]
+    if part == 1 and alone:
+        raise ValueError(
+            f"{len(alone)} BatchNorms of '{name}' would take the statistics of 1 image: raise "
+            f"data.batch_size={config.data.batch_size}, lower optim.accumulate={config.optim.accumulate}, or "
+            "freeze them with optim.freeze"
+        )
+    steps = config.optim.epochs * len(splits.train)
+    deformable = any(isinstance(module, DeformConv2d) for module in model.modules())
+    if deformable and steps < (waiting := config.optim.offset_warmup_steps):
+        raise ValueError(
+            f"optim.offset_warmup_steps={waiting} is longer than this run of {steps} steps, so that the offsets "
+            f"would never learn; set optim.offset_warmup_steps={steps // 10}"
+        )
+
+
+@torch.no_grad()
+def _try(name: str, model: nn.Module, splits: Splits) -> None:
+    size = splits.transform["input_size"]
+    training = model.training
+    try:
+        output = model.eval()(torch.zeros(2, *size))
+    except Exception as error:  # whatever a network says of images that it can't take
+        raise ValueError(
+            f"'{name}' can't take images of {list(size)} (data.in_chans, img_size): {error}"
+        ) from error
+    finally:
+        model.train(training)
+    shape = getattr(output, "shape", None)
+    if shape != (2, splits.num_classes):
+        raise ValueError(
+            f"expected of '{name}' a score for each of the {splits.num_classes} classes, got an output of "
+            f"{'no tensor' if shape is None else list(shape)}; see model.name and model.kwargs"
+        )
