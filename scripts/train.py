@@ -135,9 +135,9 @@ def _train(
             model = checkpoint.load(path, accelerator.device)
         if still := still_layers(model):
             _log.warning(
-                "%s: the offsets are still zero, as before the training, in %s; lower optim.offset_warmup_steps or "
-                "optim.freeze less, or raise optim.offset_lr_scale or optim.epochs",
-                *(name, ", ".join(still)),
+                "%s: the offsets are still zero in %s; lower optim.offset_warmup_steps, or raise "
+                "optim.offset_lr_scale or optim.epochs",
+                *(name, ", ".join(still) if len(still) < 6 else f"{len(still)} layers"),
             )
     images, _ = next(iter(splits.evaluate))
     return _Trained(model, metrics["eval/top1"], images.to(accelerator.device))

@@ -66,7 +66,7 @@ def test_right_keys_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         "optim.lr=1",
         "model=resnet50",
         "+model.kwargs.drop_rate=0.1",
-        "experiment=x",
+        "experiment=demo",
         "hydra.run.dir=y",
         "-m",
     ]

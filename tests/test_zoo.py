@@ -265,10 +265,13 @@ def test_shared_convolution_becomes_one_layer():
 
 
 def test_each_layer_is_logged(caplog):
-    with caplog.at_level(logging.INFO, logger="zoo"):
+    with caplog.at_level(logging.DEBUG, logger="zoo.inject"):
         model = inject_(timm.create_model("resnet18", **NARROW))
-    assert [r.getMessage().split(":")[0] for r in caplog.records] == list(deformable(model))
-    assert caplog.records[0].getMessage() == (
+    *layers, total = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in layers] == list(deformable(model))
+    assert total == f"ResNet: {len(layers)} convolutions became deformable"
+    assert [r.levelname for r in caplog.records] == ["DEBUG"] * len(layers) + ["INFO"]
+    assert layers[0] == (
         "layer2.0.conv1: Conv2d(8, 16, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), bias=False)"
         f" -> {model.layer2[0].conv1}"
     )

@@ -117,7 +117,9 @@ def _step(model: nn.Module) -> None:
     for layer, parameter in ((n, p) for n, module in layers.items() for p in module.predictor_parameters()):
         if parameter.grad is None or not parameter.grad.isfinite().all():
             raise ValueError(f"the predictor of {layer} has no finite gradient, with a loss of {float(loss)}")
-    moved = [n for n, m in layers.items() if m.offset_weight is not None and bool((m.offset_weight.grad != 0).any())]
+    moved = [
+        n for n, m in layers.items() if m.offset_weight is not None and bool((m.offset_weight.grad != 0).any())
+    ]
     if layers and not moved:
         raise ValueError("no predictor has a gradient other than 0")
     optimizer.step()
@@ -261,7 +263,17 @@ def table(results: list[Result]) -> str:
     for result in results:
         families[result["family"]].append(result)
     rows = [_row("**all**", results), *(_row(name, of) for name, of in sorted(families.items()))]
-    head = ("family", "architectures", "with a candidate", "converted", "run", "identical", "compile", "script", "train")
+    head = (
+        "family",
+        "architectures",
+        "with a candidate",
+        "converted",
+        "run",
+        "identical",
+        "compile",
+        "script",
+        "train",
+    )
     lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, rows)]
     exceptions = [
         f"- {r['name']}: {_reason(r)}"
@@ -280,7 +292,15 @@ def _row(name: str, results: list[Result]) -> list[str]:
         return f"{count(key)} of {asked}" if asked else "–"
 
     keys = ("candidates", "converted", "input")
-    return [name, str(len(results)), *map(count, keys), count("identical"), share("compiles"), share("scripts"), share("trains")]
+    return [
+        name,
+        str(len(results)),
+        *map(count, keys),
+        count("identical"),
+        share("compiles"),
+        share("scripts"),
+        share("trains"),
+    ]
 
 
 def _line(cells: Iterable[str]) -> str:

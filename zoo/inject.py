@@ -109,7 +109,8 @@ def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None
     for conv, layer in layers.items():
         for name in names[conv]:
             model.set_submodule(name, layer)
-        logger.info("%s: %s -> %s", " = ".join(names[conv]), conv, layer)
+        logger.debug("%s: %s -> %s", " = ".join(names[conv]), conv, layer)
+    logger.info("%s: %d convolutions became deformable", type(model).__name__, len(layers))
     announce_plain_weights(model)
 
 

@@ -1,0 +1,128 @@
+"""The command line: paths as they are, mistyped options, one line for what can't be read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from PIL import Image
+
+from scripts import config_inspect
+from scripts.config import Export, Train, check_overrides, register
+from scripts.config_inspect import Evaluate
+from scripts.overrides import parse
+
+PATHS = [
+    "/photos/küche", "/写真/1", "a=b", "(1)", "x(1)", "#1", "a&b", "two words", "a,b", "it's", 'say "x"', "1_000",
+    "007", "true", "[x]", "{x}", "~/x", "C:\\new\\", "a\\'b", "%d", "a:b", "50%", "x;y", "!x", "a|b", "<a>", "`a`",
+]  # fmt: skip
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, *arguments: str, schema: type = Train) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["dcn-train", *arguments])
+    check_overrides(schema)
+    return sys.argv[1:]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("key", ["data.root", "model.checkpoint_path", "resume"])
+def test_a_path_needs_no_quotes(path: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (argument,) = checked(monkeypatch, f"{key}={path}")
+    assert parse(argument).value() == path
+
+
+def test_paths_arrive_in_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    paths = {"data.root": "/é (1)", "+data.kwargs.x": "a=é", "resume": "1_000", "hydra.run.dir": "é"}
+    overrides = checked(monkeypatch, *(f"{key}={path}" for key, path in paths.items()))
+    with initialize_config_module("conf", version_base="1.3"):
+        found = compose("train", overrides=overrides, return_hydra_config=True)
+    assert (found.data.root, found.data.kwargs.x, found.resume, found.hydra.run.dir) == tuple(paths.values())
+
+
+QUOTED = ["data.root='/a b'", "data.root=null", 'data.root="x"', "data.root=a\\=b", "~seed"]
+
+
+@pytest.mark.parametrize("argument", QUOTED)
+def test_what_hydra_reads_stays(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(monkeypatch, argument) == [argument]
+
+
+def test_a_sweep_over_paths_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(monkeypatch, "-m", "data.root=/a,/b") == ["-m", "data.root=/a,/b"]
+    assert checked(monkeypatch, "data.root=/a,/b") == ["data.root='/a,/b'"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        (
+            "optim.freeze=[é]",
+            "can't read 'optim.freeze=[é]': each text in it wants quotes of its own, \"optim.freeze=",
+        ),
+        ("optim.lr=(1", "can't read 'optim.lr=(1': "),
+        ("é=1", "can't read 'é=1'"),
+        ("experiment=finetune_resnet", "no experiment 'finetune_resnet'; did you mean finetune_resnet50"),
+        ("experiment=[demo,finetune_resnet]", "no experiment 'finetune_resnet'"),
+        ("experiment=x", "There are: demo, finetune_convnext_tiny, finetune_efficientnet_b0, finetune_resnet50"),
+        ("data=foldr", "no data 'foldr'; did you mean folder?"),
+        ("data=/photos", "There are: folder, hfds"),
+        ("model=resnet5", "did you mean resnet50"),
+        ("+optim=admw", "did you mean adamw?"),
+    ],
+)
+def test_a_mistake_is_one_answer(argument: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as error:
+        checked(monkeypatch, argument)
+    assert str(error.value).startswith("error: ")
+    assert answer in str(error.value)
+
+
+def test_an_option_of_a_sweep_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(monkeypatch, "-m", "data=mnist_r,mnist_p")
+    with pytest.raises(SystemExit, match="no data 'mnist_q'"):
+        checked(monkeypatch, "-m", "data=mnist_r,mnist_q")
+
+
+def test_ones_own_options_and_keys_of_other_commands_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(monkeypatch, "--config-dir", "/mine", "experiment=of_mine")
+    assert checked(monkeypatch, "model=resnet5", schema=Export)
+    config_inspect.register()
+    assert checked(monkeypatch, "checkpoint=/é/x", "data=folder", schema=Evaluate) == [
+        "checkpoint='/é/x'",
+        "data=folder",
+    ]
+
+
+def test_an_unknown_experiment_is_no_default_run() -> None:
+    """Where the check of the command line doesn't look."""
+    register()
+    with initialize_config_module("conf", version_base="1.3"), pytest.raises(Exception, match="finetune_resnet50"):
+        compose("train", overrides=["experiment=finetune_resnet"])
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "scripts.train", *arguments],
+        capture_output=True, text=True, timeout=120, cwd=folder, env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_reads_photos_of_any_folder(tmp_path: Path) -> None:
+    root = tmp_path / "Küche (1) #2, a=b & 'c'"
+    for split in ("train", "validation"):
+        for name in ("ä", "b"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(root / split / name / "0.png")
+    arguments = ["data=folder", f"data.root={root}", "data.batch_size=2", "data.img_size=32", "dry_run=true"]
+    done = command(tmp_path, *arguments, "optim.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert "layer4.0.conv2" in done.stdout  # of the plan
+    done = command(tmp_path, *arguments, "experiment=finetune_resnet")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no experiment 'finetune_resnet'; did you mean")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,139 @@
+"""dcn-train: what can't be trained is refused before the first step of the first variant, and in a dry run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scripts import engine
+from scripts.config import compose_train
+from scripts.train import run
+
+QUICK = [
+    "data.max_batches=2", "data.batch_size=20", "data.eval_copies=1", "optim.epochs=2", "optim.warmup_epochs=0",
+    "report=false", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(params=[False, True], ids=["run", "dry run"])
+def refused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run with overrides, where nothing may be trained or written; return the error."""
+
+    def fit(*_: object, **__: object) -> None:
+        raise AssertionError("it trains")
+
+    def refusal(*overrides: str) -> str:
+        monkeypatch.setattr(engine, "fit", fit)
+        dry = f"dry_run={str(request.param).lower()}"
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            run(compose_train(*QUICK, dry, *overrides), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    return refusal
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (["dcn.stages=[9]"], "9"),
+        (["dcn.include=[nothing]"], "nothing"),
+        (["dcn.offset_groups=7"], "offset_groups"),
+        (["model=timm", "model.name=resnet18_dcn"], "is deformable by itself; take model.name=resnet18,"),
+        (["data.in_chans=3"], "the images have 1 channels, got data.in_chans=3"),
+        (["data.in_chans=4"], "the images have 1 channels, got data.in_chans=4"),
+        (["data.num_classes=5"], "mnist_rts has 10 classes, got data.num_classes=5"),
+        (["+model.kwargs.num_classes=3"], "drop model.kwargs.num_classes"),
+        (["+model.kwargs.in_chans=3"], "set data.in_chans, and drop model.kwargs.in_chans"),
+        (
+            ["+model.kwargs.checkpoint_path=x"],
+            "a recipe builds a network and loads nothing, got checkpoint_path='x'",
+        ),
+        (["+model.kwargs.pretrained=true"], "got pretrained=True"),
+        (["+model.kwargs.layrs=3"], "timm can't build this network"),
+        (["+model.kwargs.features_only=true"], "expected of 'plain' a score for each of the 10 classes"),
+        (["model=timm", "model.name=test_vit"], "'plain' can't take images of [1, 42, 42]"),
+        (["model.checkpoint_path=nowhere.pth"], "got model.checkpoint_path=nowhere.pth"),
+        (["data.batch_size=1"], "BatchNorms of 'plain' would take the statistics of 1 image"),
+        (["optim.accumulate=20"], "lower optim.accumulate=20"),
+        (["optim.offset_warmup_steps=5"], "longer than this run of 4 steps"),
+        (["optim.freeze=[nothing]"], "matches no module"),
+        (["optim.epochs=0"], "config.epochs=0"),
+        (["optim.sched=none"], "follows the step"),
+        (["optim.opt=admw"], "admw"),
+        (["variants=[]"], "each once, got variants=[]"),
+        (["variants=[dcn,dcn]"], "each once"),
+        (["precision=fp8"], "config.precision='fp8'"),
+        (["device=nonsense"], "there is no device=nonsense"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_once(overrides: list[str], answer: str, refused: Any) -> None:
+    assert answer in refused(*overrides)
+
+
+def test_frozen_batch_norms_take_single_images(tmp_path: Path) -> None:
+    frozen = "optim.freeze=['*bn*','*downsample.1*']"
+    run(compose_train(*QUICK, "data.batch_size=1", "variants=[plain]", frozen, "optim.epochs=1"), tmp_path)
+    assert (tmp_path / "plain" / "last.safetensors").exists()
+
+
+def test_a_dry_run_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(compose_train(*QUICK, "dry_run=true", "dcn.include=[layer4.*]"), tmp_path)
+    out = capsys.readouterr().out
+    assert "layer4.0.conv2" in out
+    assert "whole network (2 replaced)" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["augmented.png"]
+
+
+def test_layers_whose_offsets_stayed_at_zero_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = ["variants=[dcn]", "dcn.include=[layer4.*]", "data.max_batches=4", "optim.epochs=1"]
+    with caplog.at_level(logging.WARNING):
+        run(compose_train(*QUICK, *few), tmp_path / "a")
+    assert "offsets are still zero" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        run(compose_train(*QUICK, *few, "optim.offset_warmup_steps=4"), tmp_path / "b")
+    assert "dcn: the offsets are still zero in layer4.0.conv1, layer4.0.conv2; lower" in caplog.text
+
+
+def test_the_default_run_logs_no_line_for_each_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run(compose_train(*QUICK, "data.max_batches=1", "optim.epochs=1"), tmp_path)
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    assert not [line for line in lines if "FLOPs" in line or "DeformConv2d(" in line]
+    assert [line for line in lines if "6 convolutions" in line and "deformable" in line]
+    assert max(len(line) for line in lines if "/" not in line) < 160  # but for paths
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the last step is finite, and what the step makes of the weights is not."""
+
+    def poison(training: Any, *args: Any) -> Any:
+        found = original(training, *args)
+        with torch.no_grad():
+            next(p for p in training.model.parameters()).view(-1)[0] = torch.nan
+        return found
+
+    original = engine._Training._step
+    config = compose_train(*QUICK, "variants=[plain]", "checkpoint_every=1", "optim.epochs=1")
+    monkeypatch.setattr(engine._Training, "_step", poison)
+    with pytest.raises(
+        FloatingPointError, match=r"weights are not finite at epoch 0, step 1 of 2: lower optim\.lr"
+    ):
+        run(config, tmp_path)
+    assert not (tmp_path / "plain" / "state.pt").exists()
+
+
+def test_diverged_offsets_have_no_histogram_and_end_no_run(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from dcn_ops import DeformConv2d
+    from scripts import offset_statistics
+
+    model = nn.Sequential(DeformConv2d(1, 1, 3, padding=1))
+    nn.init.constant_(model[0].offset_bias, torch.nan)
+    with SummaryWriter(tmp_path) as board:
+        offset_statistics.log_epoch(model, torch.randn(1, 1, 8, 8), tmp_path, board, 0)
+    assert "nan" in (tmp_path / "offsets.csv").read_text()
