@@ -37,6 +37,7 @@ def fit(
     folder: Path,
     weights: checkpoint.Recipe,
     resume: bool = False,
+    started: Callable[[], None] | None = None,
 ) -> Metrics:
     """Train ``model`` and return the metrics of the last epoch, its weights then being those that were evaluated.
 
@@ -48,6 +49,7 @@ def fit(
         folder: Receives ``last.safetensors``, ``best.safetensors``, ``metrics.csv`` and ``state.pt``.
         weights: The recipe that the checkpoints hold.
         resume: Go on from the state in the folder, if there is one.
+        started: Called by the first process before the first step, once a state is read.
 
     Raises:
         FloatingPointError: When the loss or a weight is not finite; the last state stays.
@@ -59,6 +61,8 @@ def fit(
         # The first process alone has the file.
         if broadcast_object_list([resume and training.path.exists()])[0]:
             training.restore()
+        if started is not None and accelerator.is_main_process:
+            started()
         with StopRequest() as training.stop:
             return training.run()
     finally:

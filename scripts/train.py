@@ -72,7 +72,6 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[rep
         return []
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        resume.record(config, folder)
         trained = _train_all(built, splits, config, accelerator, folder)
         return _report(trained, config, folder) if config.report else []
 
@@ -125,8 +124,11 @@ def _train(
     model = variant.model.to(accelerator.device)
     if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 splits contiguous parameters alone
         model = model.to(memory_format=torch.channels_last)
-    resumed = config.resume is not None
-    metrics = engine.fit(model, splits, config, accelerator, folder, variant.recipe, resume=resumed)
+    metrics = engine.fit(
+        model, splits, config, accelerator, folder, variant.recipe,
+        resume=config.resume is not None,
+        started=lambda: resume.record(config, folder.parent),  # not of a config that the run's state refuses
+    )  # fmt: skip
     accelerator.free_memory()
     if accelerator.is_main_process:
         path = folder / "last.safetensors"

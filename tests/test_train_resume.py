@@ -1,18 +1,22 @@
 """dcn-train: nothing is lost, whatever ends a run."""
 
 import csv
+import os
+import random
 import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts import checkpoint, state
+from scripts import checkpoint, metrics, resume, state
 from scripts.config import compose_train
 from scripts.train import run
 
@@ -165,6 +169,8 @@ def test_what_differs_from_the_resumed_run_is_named(
     with pytest.raises(ValueError, match="the state of another network"):
         run(compose_train(*QUICK, "dcn.modulated=false", f"resume={uninterrupted}"), tmp_path)
     assert "dcn.modulated was True and is False" in caplog.text
+    # Its config is as it was: resume=auto finds it again.
+    assert resume.choose(compose_train(*QUICK, "resume=auto"), tmp_path, [uninterrupted]) == uninterrupted
 
 
 def test_an_epoch_of_another_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +190,111 @@ def test_a_damaged_state_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is no training state"):
         run(compose_train(*QUICK, f"resume={tmp_path}"), tmp_path / "new")
+
+
+def test_a_flipped_bit_of_a_state_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.load looks at no check sum: it took 171 of 180 for good."""
+    crash(tmp_path, monkeypatch, save=1)
+    path = tmp_path / "dcn" / "state.pt"
+    whole, expected = path.read_bytes(), state._read(path)
+    generator = random.Random(0)
+    for _ in range(100):
+        damaged, at = bytearray(whole), generator.randrange(len(whole))
+        damaged[at] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        with suppress(ValueError):
+            # Else it is not of the content, such as the time of a part or its padding.
+            assert same(state._read(path), expected), at
+    at = whole.index(state._read(write(path, whole))["model"]["conv1.weight"].numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match=r"state\.pt is no training state .*the check sum of .* is wrong|Bad CRC"):
+        run(compose_train(*QUICK, f"resume={tmp_path}"), tmp_path / "new")
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {}, "optimizer": {}},
+        {"state_dict": {}},
+        [1, 2],
+        torch.zeros(2),
+        {"position": {}, "model": {}, "optimizer": {}, "ema": {}, "scaler": None},
+        {"position": 1, "model": {}, "optimizer": {}, "ema": {}, "scaler": None},
+    ],
+)
+def test_a_foreign_state_is_named(content: Any, tmp_path: Path, uninterrupted: Path) -> None:
+    (tmp_path / "dcn").mkdir()
+    (tmp_path / "config.json").write_bytes((uninterrupted / "config.json").read_bytes())
+    torch.save(content, tmp_path / "dcn" / "state.pt")
+    with pytest.raises(ValueError, match=r"dcn/state\.pt is (no training state|the state of another version)"):
+        run(compose_train(*QUICK, f"resume={tmp_path}"), tmp_path / "new")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"optim.lr": ', b"[]", b"\xff\xfe", b"null"])
+def test_a_damaged_config_of_a_neighbour_is_passed_over_and_named(
+    content: bytes, tmp_path: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbour = tmp_path / "neighbour"
+    neighbour.mkdir()
+    (neighbour / "config.json").write_bytes(content)
+    config = compose_train(*QUICK, "resume=auto")
+    assert resume.choose(config, tmp_path / "new", [neighbour, uninterrupted]) == uninterrupted
+    assert f"{neighbour / 'config.json'}" in caplog.text
+    config.resume = str(neighbour)
+    with pytest.raises(ValueError, match=r"neighbour/config\.json (can't be read|is no config)"):
+        resume.choose(config, tmp_path / "new", [])
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def start_another(*args: Any) -> None:
+        if not refused:
+            with pytest.raises(ValueError, match=r"is in use by process \d+ on .* take another folder") as error:
+                run(compose_train(*QUICK, f"resume={tmp_path}"), tmp_path / "new")
+            refused.append(error)
+        save(*args)
+
+    save = state.save
+    monkeypatch.setattr(state, "save", start_another)
+    run(compose_train(*QUICK), tmp_path)
+    assert refused
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_half_a_row_of_metrics_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,loss\n0,1.5\n1,1.0\n,\n")
+    metrics.drop_from(path, 1)
+    assert path.read_text().split() == ["epoch,loss", "0,1.5"]
+
+
+def test_a_second_interruption_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is a KeyboardInterrupt without a message."""
+    script = (
+        "import sys\nfrom scripts import train\n"
+        "def run(*_): raise KeyboardInterrupt\n"
+        f"train.run = run\nsys.argv = ['dcn-train', 'hydra.run.dir={tmp_path}']\ntrain.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted; the same command with resume=auto goes on"
 
 
 def test_best_is_the_best(uninterrupted: Path) -> None:
