@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 # What file systems answer that have no fsync.
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 _LOCK, _HOLDER, _TEMPORARY = ".lock", ".lock.json", ".tmp"
+PATIENCE = 10.0  # seconds; the workers of a run that was killed hold its lock until they notice
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -74,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Where another run is in the folder; the message names it.
     """
-    lock, holder = FileLock(folder / _LOCK, timeout=0), folder / _HOLDER
+    lock, holder = FileLock(folder / _LOCK, timeout=PATIENCE), folder / _HOLDER
     try:
         lock.acquire()
     except Timeout:

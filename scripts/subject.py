@@ -76,9 +76,11 @@ def of_checkpoint(path: Path, name: str, config: Any, device: torch.device, seed
 
     Raises:
         FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network whose images have other channels.
+        ValueError: For a network whose images have other channels, or whose weights are not finite.
     """
     recipe, model = checkpoint.read_recipe(path), checkpoint.load(path, device)
+    if broken := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise ValueError(f"{path}: weights that are not finite, such as {broken[0]}: the training diverged")
     recorded = recipe.get("pretrained_cfg") or {}
     size = recorded.get("input_size", (recipe["create_model"].get("in_chans"), None))
     names = recorded.get("label_names")

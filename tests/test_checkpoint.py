@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from dcn_ops import DeformConv2d
-from scripts import checkpoint
+from scripts import checkpoint, files
 from scripts.files import atomically, locked
 
 SMALL = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_width": 8}
@@ -228,17 +230,37 @@ def test_two_that_write_one_file_leave_one_whole(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_text() == "first"
 
 
-def test_a_folder_in_use_names_the_other_run(tmp_path: Path) -> None:
+def test_a_folder_in_use_names_the_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0)
     (tmp_path / "dcn").mkdir()
-    left = tmp_path / "dcn" / "state.pt.1-2.tmp"
+    left = tmp_path / "dcn" / "state.pt.1.tmp"
     left.write_bytes(b"of a run that was killed")
     with locked(tmp_path):
         assert not left.exists()
-        with (
-            pytest.raises(ValueError, match=rf"is in use by process {os.getpid()} on .* since \d{{4}}"),
-            locked(tmp_path),
-        ):
+        answer = rf"is in use by process {os.getpid()} on .* since \d{{4}}"
+        with pytest.raises(ValueError, match=answer), locked(tmp_path):
             raise AssertionError
+    with locked(tmp_path):
+        pass
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from scripts.files import locked
+with locked(Path(sys.argv[1])):
+    if not os.fork():
+        time.sleep(2)  # a worker of a data loader, which goes on for a while
+        os._exit(0)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_run_that_was_killed_is_waited_for(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
+    assert done.returncode == -9
+    assert (tmp_path / ".lock.json").exists()
     with locked(tmp_path):
         pass
 

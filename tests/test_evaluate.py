@@ -258,6 +258,14 @@ def test_images_have_the_size_and_channels_that_the_network_was_trained_with(
     assert seen[0]["plain"].amax().item() < 0 < seen[0]["plain"].amin().item() + 0.1 / 0.3 + 1e-3
 
 
+def test_a_network_that_diverged_is_refused(tmp_path: Path) -> None:
+    model = checkpoint.build(RECIPE)
+    torch.nn.init.constant_(model.fc.bias, torch.nan)
+    checkpoint.save(model, RECIPE, tmp_path / "last.safetensors")
+    with pytest.raises(ValueError, match=r"last\.safetensors: weights that are not finite, such as fc\.bias"):
+        run(composed(f"checkpoint={tmp_path / 'last.safetensors'}", *QUICK), tmp_path)
+
+
 def test_a_machine_without_lscpu_and_git_gets_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     path, root = of_photos(tmp_path / "dcn", 0, ["a", "b", "c"]), photos_of(tmp_path / "photos", "a", "b")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts import checkpoint, metrics, resume, state
+from scripts import checkpoint, files, metrics, resume, state
 from scripts.config import compose_train
 from scripts.train import run
 
@@ -271,6 +271,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(
         save(*args)
 
     save = state.save
+    monkeypatch.setattr(files, "PATIENCE", 0)
     monkeypatch.setattr(state, "save", start_another)
     run(compose_train(*QUICK), tmp_path)
     assert refused

@@ -67,7 +67,7 @@ def measure(model: nn.Module, sizes: Sequence[Size]) -> Measured:
             run.readers = set()
     elif run.failure is not None:
         run.size = sizes[0]
-        logger.info(
+        logger.debug(
             "FLOPs of %s are unknown, it doesn't run on meta tensors: %s", type(model).__name__, run.failure
         )
     return run
