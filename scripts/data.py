@@ -137,6 +137,8 @@ def _stream(dataset: Any, config: Data, training: bool, collate_fn: Callable[[An
 def _digits_of(config: Data, seed: int) -> Splits:
     if config.num_classes not in (None, 10):
         raise ValueError(f"{config.name} has 10 classes, got data.num_classes={config.num_classes}; drop it")
+    if config.root is not None:
+        raise ValueError(f"data.root={config.root} is not read by data.name={config.name}; add data=folder")
     pixels, labels = digits()
     limit = None if config.max_batches is None else config.max_batches * config.batch_size
     held = [x[TRAINED:].repeat(config.eval_copies, *[1] * (x.ndim - 1))[:limit] for x in (pixels, labels)]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dcn_ops import DeformConv2d
 from scripts.config import Train
 
 _log = logging.getLogger(__name__)
@@ -48,11 +47,9 @@ def warn_far(names: Iterable[str], before: list[float], now: list[float], where:
             )
 
 
-def still_layers(model: nn.Module) -> list[str]:
+def still_layers(state: dict[str, Tensor]) -> list[str]:
     """Return the deformable layers whose offsets are zero whatever the image, as they are before a training."""
+    layers = [key.removesuffix(".offset_weight") for key in state if key.endswith(".offset_weight")]
     return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, DeformConv2d)
-        and not any(p.any() for p in (layer.offset_weight, layer.offset_bias) if p is not None)
+        name for name in layers if not (state[f"{name}.offset_weight"].any() or state[f"{name}.offset_bias"].any())
     ]

@@ -16,6 +16,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ def _train(
         _log.info("%s: top-1 %.2f %%, checkpoint %s", name, metrics["eval/top1"], path)
         if accelerator.is_fsdp2:  # in pieces, which one process alone can't call
             model = checkpoint.load(path, accelerator.device)
-        if still := still_layers(model):
+        if still := still_layers(load_file(path)):
             _log.warning(
                 "%s: the offsets are still zero in %s; lower optim.offset_warmup_steps, or raise "
                 "optim.offset_lr_scale or optim.epochs",

@@ -45,6 +45,7 @@ def refused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         (["model=timm", "model.name=resnet18_dcn"], "is deformable by itself; take model.name=resnet18,"),
         (["data.in_chans=3"], "the images have 1 channels, got data.in_chans=3"),
         (["data.in_chans=4"], "the images have 1 channels, got data.in_chans=4"),
+        (["data.root=/photos"], "data.root=/photos is not read by data.name=mnist_rts; add data=folder"),
         (["data.num_classes=5"], "mnist_rts has 10 classes, got data.num_classes=5"),
         (["+model.kwargs.num_classes=3"], "drop model.kwargs.num_classes"),
         (["+model.kwargs.in_chans=3"], "set data.in_chans, and drop model.kwargs.in_chans"),
