@@ -134,7 +134,7 @@ class Bench:
 
 @dataclass
 class Export:
-    """``conf/export.yaml``."""
+    """``conf/deploy/export.yaml``."""
 
     checkpoint: str | None = None  # of dcn-train
     model: str | None = None  # instead: a folder of zoo.save, or a name of timm

@@ -66,7 +66,7 @@ def _attempt(session: Session, name: str, folder: Path) -> Row:
         return Row(name, reason=f"{type(error).__name__}: {lines[0]}")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="export")
+@hydra.main(version_base="1.3", config_path="pkg://conf.deploy", config_name="export")
 def _main(config: DictConfig) -> None:
     try:
         rows = run(cast(Export, OmegaConf.to_object(config)))

@@ -181,6 +181,19 @@ def test_the_command_fails_where_a_target_does(trained: Path, tmp_path: Path) ->
     assert "error: no file for compile" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["name", "folder"])
+def test_the_command_takes_a_name_of_timm_and_a_folder_of_save(kind: str, tmp_path: Path) -> None:
+    model = "test_resnet"
+    if kind == "folder":
+        zoo.save(zoo.inject_(timm.create_model(model)), tmp_path / "saved")
+        model = str(tmp_path / "saved")
+    command = [sys.executable, "-W", "ignore", "-m", "scripts.export", f"model={model}", f"size=[{SIZE}]"]
+    command += [f"folder={tmp_path}", "target=torchscript", "rounds=1", "plain=false"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{Path(model).name}.pt").stat().st_size > 0
+
+
 def test_a_folder_of_classes_gives_the_accuracy(tmp_path: Path) -> None:
     for name, grey in (("bright", 200), ("dark", 20)):
         (tmp_path / name).mkdir()
