@@ -247,11 +247,15 @@ def test_an_aoti_package_runs_in_python_and_in_the_cpp_example(trained: Path, ph
     expected = checkpoint.load(trained)((pixels - 0.5) / 0.25)[0].topk(5)
     assert classes == expected.indices.tolist()
     torch.testing.assert_close(scores, expected.values, rtol=1e-3, atol=1e-3)
-    broken = subprocess.run(
-        [*command[:2], "nowhere.ppm", *command[3:]], check=False, capture_output=True, text=True
-    )
-    assert broken.returncode == 1
-    assert "can't open nowhere.ppm" in broken.stderr
+    for place, value, message in (
+        (2, "nowhere.ppm", "can't open nowhere.ppm"),
+        (3, str(SIZE + 16), f"expected images of the shape exported, [any, 3, {SIZE}, {SIZE}], got [1, 3, 64, 64]"),
+    ):
+        broken = subprocess.run(
+            [*command[:place], value, *command[place + 1 :]], check=False, capture_output=True, text=True
+        )
+        assert broken.returncode == 1
+        assert message in broken.stderr
 
 
 @pytest.mark.slow

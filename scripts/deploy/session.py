@@ -164,7 +164,7 @@ class Session:
         rounds = self.config.rounds
         named = [(row.target, file) for file in files]
         result = verify.run(named, self.inputs, library=row.library, threads=self.threads, rounds=rounds)
-        agreement = verify.agreement(result.outputs, self.expected)
+        agreement = verify.agreement([*result.outputs, result.pictures], [*self.expected, self.expected[0]])
         row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.top1
         row.accuracy = self._accuracy(result.outputs)
         row.ms, row.first_s = result.ms[0], result.first_s

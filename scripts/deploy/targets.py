@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dcn_ops
 from dcn_ops.onnx import OPSET
-from scripts.deploy import quantize
+from scripts.deploy import inputs, quantize
 
 DYNAMIC = {"none": (), "batch": (0,), "size": (0, 2, 3)}
 _NAMES = {0: "batch", 2: "height", 3: "width"}
@@ -126,10 +126,11 @@ def _contiguous(model: nn.Module) -> nn.Module:
 def _aoti(job: Job, file: Path) -> None:
     # Freezing packs the weights, which it lays out itself. On torch 2.15, with dynamic sizes, filters of one
     # channel that are channels_last already come out wrong, and int8 does in any layout.
-    job = replace(job, model=_contiguous(job.model))
+    job = replace(job, model=inputs.Checked(_contiguous(job.model)))
     program = job.portable() if job.decompose else job.program()
-    freezing = not job.int8 or job.dynamic == "none"
-    with _quiet(), torch.no_grad(), torch._inductor.config.patch(freezing=freezing):
+    settings = {"freezing": not job.int8 or job.dynamic == "none"}
+    settings |= inputs.settings(job.images, DYNAMIC[job.dynamic])
+    with _quiet(), torch.no_grad(), torch._inductor.config.patch(settings):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 
 

@@ -24,6 +24,7 @@ class Result:
     """What the fresh process measured."""
 
     outputs: list[Tensor]
+    pictures: Tensor  # of the first input in the memory order of decoded pictures, [N, H, W, C]
     ms: list[float]  # a batch of the first input, for each file
     first_s: float  # from the start of loading to the first result
 
@@ -59,8 +60,8 @@ def run(files: list[tuple[str, Path]], inputs: list[Tensor], *, library: bool, t
             raise VerificationError("\n".join((f"a fresh process can't run it: {last}", *before[-5:])))
         times = json.loads((here / "times.json").read_text())
         with np.load(here / "outputs.npz") as outputs:
-            tensors = [torch.from_numpy(outputs[str(i)]) for i in range(len(inputs))]
-    return Result(tensors, times["ms"], times["first_s"])
+            *tensors, pictures = (torch.from_numpy(outputs[str(i)]) for i in range(len(outputs)))
+    return Result(tensors, pictures, times["ms"], times["first_s"])
 
 
 @dataclass(frozen=True)
