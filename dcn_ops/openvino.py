@@ -90,7 +90,9 @@ def _decomposed(input: Any, offset: Any, weight: Any, mask: Any, conv: Conv, pad
     from openvino import opset15 as ops
 
     k, (rows, cols) = conv.taps, (_sizes(offset, 2, "i64"), _sizes(offset, 3, "i64"))
-    channels, filters = (list(t.get_partial_shape())[i].get_length() for t, i in ((input, 1), (weight, 0)))
+    # Of the weight, which is a constant: the image's channels may be unknown.
+    filters, depth = (dimension.get_length() for dimension in list(weight.get_partial_shape())[:2])
+    channels = depth * conv.groups
     # [N * G, K, 2, Ho, Wo] -> two of [N * G, K, Ho, Wo]
     offsets = ops.split(_reshape(offset, -1, k, 2, rows, cols), 2, 2)
     y, x = (_position(ops.squeeze(offsets.output(i), [2]), i, conv, input) for i in (0, 1))
@@ -116,6 +118,9 @@ def _position(offset: Any, axis: int, conv: Conv, input: Any) -> Any:
     taps = np.repeat(taps, conv.kernel[1]) if axis == 0 else np.tile(taps, conv.kernel[0])  # [K]
     position = ops.add(ops.add(ops.convert(offset, "f32"), steps), taps[:, None, None])
     size = _sizes(input, 2 + axis, "f32")
+    # What is not a number or far away lies outside, where samples are 0.
+    position = ops.select(ops.is_nan(position), np.float32(-2), position)
+    position = ops.minimum(ops.maximum(position, np.float32(-2)), ops.add(size, np.float32(1)))
     scaled = ops.divide(ops.add(ops.multiply(position, np.float32(2)), np.float32(1)), size)
     return ops.subtract(scaled, np.float32(1))
 

@@ -149,6 +149,66 @@ def test_openvino_reads_every_form(layer: str, source: str, tmp_path: Path) -> N
         assert_close(compiled(draw(*size).numpy())[0], model(draw(*size)))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@torch.no_grad()
+def test_openvino_reads_a_bare_layer_whose_channels_only_its_weight_tells(groups: int) -> None:
+    layer = DeformConv2d(8, 8, 3, padding=1, groups=groups).eval()
+    nn.init.normal_(layer.offset_bias)
+    converted = openvino.convert_model(
+        layer, example_input=draw(1, 8, 9, 7), extension=dcn_ops.openvino.extension()
+    )
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert_close(compiled(draw(2, 8, 6, 8).numpy())[0], layer(draw(2, 8, 6, 8)))
+
+
+class Given(nn.Module):
+    """The operator with offsets and masks from outside."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups, self.weight = groups, nn.Parameter(torch.randn(4, 4 // groups, 3, 3))
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        return dcn_ops.deform_conv2d(x, offset, self.weight, padding=1, mask=mask)
+
+
+def run_openvino(source: object, arguments: tuple[Tensor, ...], **more: object) -> np.ndarray:
+    converted = openvino.convert_model(source, extension=dcn_ops.openvino.extension(), **more)
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled([argument.numpy() for argument in arguments])[0]
+
+
+def run_onnx(model: nn.Module, arguments: tuple[Tensor, ...], file: Path, **how: object) -> np.ndarray:
+    names = ["x", "offset", "mask"]
+    torch.onnx.export(model, arguments, file, verbose=False, input_names=names, **how)
+    feed = dict(zip(names, (argument.numpy() for argument in arguments), strict=True))
+    return onnxruntime.InferenceSession(file).run(None, feed)[0]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@torch.no_grad()
+def test_positions_that_are_not_finite_or_far_away_sample_0_in_every_runtime(groups: int, tmp_path: Path) -> None:
+    model, file = Given(groups).eval(), tmp_path / "model.onnx"
+    arguments = torch.randn(2, 4, 7, 6), torch.randn(2, 18, 7, 6), torch.rand(2, 9, 7, 6)
+    offset = arguments[1].view(-1)
+    places = torch.randperm(offset.numel())
+    for i, value in enumerate((float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 2.0**31)):
+        offset[places[100 * i : 100 * i + 100]] = value
+    expected = model(*arguments)
+    assert expected.isfinite().all()
+    program = torch.export.export(model, arguments)
+    for outputs in (
+        run_onnx(model, arguments, file, dynamo=True, opset_version=18),
+        run_onnx(model, arguments, file, dynamo=False, opset_version=20),
+        run_onnx(model, arguments, file, dynamo=True, opset_version=20),
+        run_openvino(file, arguments),
+        run_openvino(program, arguments),
+        run_openvino(model, arguments, example_input=arguments),
+        program.run_decompositions(dcn_ops.decompositions()).module()(*arguments).numpy(),
+    ):
+        assert_close(outputs, expected)
+
+
 def backbone() -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("resnet18", layers=(1, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=5)

@@ -1,8 +1,8 @@
 """What an AOTInductor package does with its input before anything else: check it, and copy it as it was exported.
 
 Inductor's code takes rank, sizes, strides and dtype of its inputs on trust. So the first operator of an exported
-network is ours, and its kernel is compiled into the package, where it meets the tensor as it is. Images in any memory
-order and of any floating dtype give the right scores, another shape an error, in Python and in C++.
+network is ours, and its kernel is compiled into the package, where it meets the tensor as it is. Images in any
+memory order and of any floating dtype give the right scores, another shape an error, in Python and in C++.
 """
 
 from typing import Any
