@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,22 +14,48 @@ from dcn_ops.check import check_arguments
 from dcn_ops.settings import settings
 
 
-def decompositions() -> dict[Any, Callable[..., Tensor]]:
-    """Return a decomposition table of the operator into core ATen: ``grid_sampler_2d`` and a 1x1 convolution.
+def decompositions(sampling: str = "grid_sample", *, finite: bool = False) -> dict[Any, Callable[..., Tensor]]:
+    """Return a decomposition table of the operator into core ATen: bilinear samples and a 1x1 convolution.
 
     ``exported.run_decompositions(dcn_ops.decompositions())`` turns a ``torch.export`` program, which holds the
-    operator whole, into one that runs where this library is not installed. Positions lose some 1e-7 of the image's
-    size by the scaling that ``grid_sampler_2d`` asks for. For inference: exported programs have no backward.
+    operator whole, into one that runs where this library is not installed. For inference: exported programs have no
+    backward.
+
+    Args:
+        sampling: "grid_sample" samples by ``grid_sampler_2d``; positions lose some 1e-7 of the image's size by the
+            scaling that it asks for. "gather" adds four gathered pixels: slower where there is a good
+            ``grid_sampler_2d``, for runtimes that have none or compute it wrongly, as TensorRT does in places.
+        finite: Leave out the comparison by which offsets that are NaN sample 0, for runtimes without comparisons,
+            such as ncnn.
+
+    Raises:
+        ValueError: For another ``sampling``.
     """
-    return {torch.ops.dcn_ops.deform_conv2d.default: decompose}
+    if sampling not in portable.SAMPLING:
+        raise ValueError(f"expected sampling to be one of {', '.join(portable.SAMPLING)}, got {sampling=}")
+    return {
+        torch.ops.dcn_ops.deform_conv2d.default: partial(decompose, sampling=sampling, finite=finite),
+        torch.ops.aten.alias.default: _same,  # what a slice over everything becomes, which pnnx lacks
+    }
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def decompose(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *integers: Any,
+    sampling: str = "grid_sample",
+    finite: bool = False,
 ) -> Tensor:
     """Compute the operator, its arguments in its own order, by core ATen."""
     conv = check_arguments(input, offset, weight, bias, mask, *integers)
-    return portable.forward(input, offset, weight, bias, mask, conv)
+    return portable.forward(input, offset, weight, bias, mask, conv, sampling, finite)
 
 
 @contextmanager
