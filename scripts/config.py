@@ -144,6 +144,7 @@ class Export:
     dtype: str = "float32"
     int8: bool = False  # the ordinary convolutions; deformable ones and their predictors stay float
     decompose: bool = False  # torch-export, torchscript: leave no dcn_ops operator; the others need none
+    sampling: str = "grid_sample"  # of decompose=true; "gather" for runtimes whose GridSample is wrong or missing
     opset: int = 20  # of onnx
     fuse: bool = True  # BatchNorms into the convolutions before them
     channels_last: bool = True
@@ -155,6 +156,7 @@ class Export:
     rounds: int = 20
     threads: int | None = None
     tolerance: float | None = None  # largest error over the largest score; default: by dtype
+    limit_minutes: float = 30.0  # that the runtime of a target may take to load, run and time its file
     markdown: str | None = None  # put the table into this file, between the marks of ...
     block: str = "targets"
 

@@ -1,52 +1,86 @@
 """dcn-export: a network in the file of each runtime, verified there before it gets its name."""
 
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from dcn_ops.portable import SAMPLING
+from scripts import markdown
 from scripts.benchmark.show import provenance
 from scripts.config import Export, check_overrides, register
 from scripts.deploy import report
+from scripts.deploy.progress import stage
 from scripts.deploy.report import Row
 from scripts.deploy.session import Session
 from scripts.deploy.targets import DYNAMIC, TARGETS
+from scripts.deploy.verify import VerificationError
+from scripts.deploy.workplace import workplace
 
 _log = logging.getLogger(__name__)
 
 
 def run(config: Export) -> list[Row]:
-    """Export to every target that the config asks for; write and print the report.
+    """Export to every target that the config asks for; print the table of all.
 
     Raises:
-        ValueError: For an unknown target, dtype or kind of dynamic sizes, or what the network's source refuses.
-        FileNotFoundError: For a checkpoint or a folder of images that is not there.
+        ValueError: For an unknown target, dtype or kind of dynamic sizes, a number out of range, a folder that
+            can't be written to, or what the network's source refuses.
+        FileNotFoundError: For a checkpoint, a folder of images or a Markdown file that is not there.
     """
     names = _targets(config.target)
-    if config.dynamic not in DYNAMIC:
-        raise ValueError(f"expected dynamic to be one of {', '.join(DYNAMIC)}, got {config.dynamic!r}")
-    if config.batch < 1:
-        raise ValueError(f"expected at least one image to a batch, got {config.batch=}")
-    session, folder, console = Session(config), Path(config.folder), Console(width=160)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check(config)
+    folder, console = Path(config.folder), Console(width=160)
+    _check_writable(folder)
+    if config.markdown:
+        markdown.around_block(Path(config.markdown), config.block)
+    with stage("building the network"):
+        session = Session(config)
+    title = session.title()
+    about = {**provenance("dcn-export"), "title": title, "config": vars(config)}
     rows = [session.eager()]
     try:
         for name in names:
-            console.print(f"{name} ...")
-            rows.append(_attempt(session, name, folder))
+            rows.append(_attempt(session, name, folder, rows[0], about))
     finally:  # an interruption costs what was not finished
-        title = session.title()
         report.show(rows, title, console)
-        path = folder / f"{session.source.name}.json"
-        report.save(rows, {**provenance("dcn-export"), "title": title, "config": vars(config)}, path)
-        console.print(f"written: {path}")
+        for row in rows:
+            if row.file:
+                print(f"written: {row.file}, with its report {row.file}.json")
     if config.markdown:
         report.write_matrix(rows, title, Path(config.markdown), config.block)
     return rows
+
+
+def _check(config: Export) -> None:
+    if config.dynamic not in DYNAMIC:
+        raise ValueError(f"expected dynamic to be one of {', '.join(DYNAMIC)}, got {config.dynamic!r}")
+    if config.sampling not in SAMPLING:
+        raise ValueError(f"expected sampling to be one of {', '.join(SAMPLING)}, got {config.sampling!r}")
+    if config.sampling != SAMPLING[0] and not config.decompose:
+        raise ValueError(f"sampling={config.sampling} is of decomposed files: set decompose=true")
+    for name in ("batch", "rounds", "max_images", "threads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"expected {name} of 1 or more, got {name}={value}")
+    if not config.limit_minutes > 0:
+        raise ValueError(f"expected limit_minutes above 0, got {config.limit_minutes=}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise ValueError before the work where its result could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with workplace(folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"can't write into folder={folder}: {error.strerror}; name another folder") from error
 
 
 def _targets(target: str | list[str]) -> list[str]:
@@ -56,9 +90,9 @@ def _targets(target: str | list[str]) -> list[str]:
     return names
 
 
-def _attempt(session: Session, name: str, folder: Path) -> Row:
+def _attempt(session: Session, name: str, folder: Path, eager: Row, about: dict[str, Any]) -> Row:
     try:
-        return session.export(name, folder)
+        return session.export(name, folder, eager, about)
     except Exception as error:  # whatever stops one target must not cost the others
         _log.debug("%s failed", name, exc_info=True)
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -70,16 +104,24 @@ def _attempt(session: Session, name: str, folder: Path) -> Row:
 def _main(config: DictConfig) -> None:
     try:
         rows = run(cast(Export, OmegaConf.to_object(config)))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, VerificationError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):  # a developer wants the stack
+            raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; files that have their name are whole and verified")
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped or 'interrupted'}; files that have their name are whole and verified", file=sys.stderr)
+        sys.exit(143 if stopped.args else 130)
     if failed := [row.target for row in rows if row.reason is not None]:
         sys.exit(f"error: no file for {', '.join(failed)}; files of earlier runs, if any, are as they were")
 
 
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt("terminated")  # as Ctrl-C does: what is half written goes
+
+
 def main() -> None:
     """Entry point of the console command."""
+    signal.signal(signal.SIGTERM, _terminated)
     register()
     check_overrides(Export)
     _main()

@@ -10,13 +10,24 @@ def replace_block(path: Path, block: str, content: str) -> None:
     Raises:
         ValueError: For a file without these marks.
     """
+    head, tail = around_block(path, block)
+    path.write_text(f"{head}\n{content}\n{tail}")
+
+
+def around_block(path: Path, block: str) -> tuple[str, str]:
+    """Return what stands before and after the content of a block, the marks included.
+
+    Raises:
+        FileNotFoundError: Where there is no such file.
+        ValueError: For a file without these marks.
+    """
     text = path.read_text()
     start, end = f"<!-- {block} -->", f"<!-- /{block} -->"
-    if start not in text or end not in text:
-        raise ValueError(f"expected the lines {start!r} and {end!r} in {path}")
     head, _, rest = text.partition(start)
-    tail = rest.partition(end)[2]
-    path.write_text(f"{head}{start}\n{content}\n{end}{tail}")
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise ValueError(f"expected the lines {start!r} and {end!r} in {path}")
+    return head + start, end + tail
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import cmake
 import numpy as np
+import onnx
+import onnxruntime
+import openvino
 import pytest
 import timm
 import torch
@@ -35,6 +38,7 @@ RECIPE = {
     },
     # Two, of stride 2 and 1: each costs Inductor and the C++ compiler seconds.
     "dcn": {"include": ("layer3.0.conv1", "layer4.0.conv2")},
+    "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "label_names": [f"class {i}" for i in range(7)]},
 }
 
 
@@ -71,19 +75,39 @@ def assert_works(row: Row, tolerance: float = 1e-3) -> None:
     assert row.ms > 0
 
 
+def facts_of(target: str, file: str) -> dict[str, str]:
+    """Return what a file says of its network, as its runtime reads it."""
+    known = dict.fromkeys(("input_size", "mean", "label_names"), "")
+    if target == "onnx":
+        return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    if target == "openvino":
+        model = openvino.Core().read_model(file)
+        return {name: model.get_rt_info(name).astype(str) for name in known}
+    if target == "torchscript":
+        torch.jit.load(file, _extra_files=known)
+    else:
+        torch.export.load(file, extra_files=known)
+    return known
+
+
 @pytest.mark.parametrize("target", ["onnx", "openvino", "torchscript", "torch-export"])
 def test_a_target_takes_every_size(target: str, trained: Path, tmp_path: Path) -> None:
     row = rows_of(config(trained, tmp_path, target=target, dynamic="size", plain=target == "onnx"))[target]
     assert_works(row)
     assert (row.ratio is not None) == (target == "onnx")
     assert row.dynamic == "batch, height, width"
-    saved = json.loads((tmp_path / "small.json").read_text())
+    saved = json.loads(Path(f"{row.file}.json").read_text())
     assert [r["target"] for r in saved["rows"]] == ["eager", target]
-    assert {path.name for path in tmp_path.iterdir()} <= {
-        "small.json",
+    known = facts_of(target, row.file)
+    assert json.loads(known["input_size"]) == [3, SIZE, SIZE]
+    assert json.loads(known["mean"]) == [0.5] * 3
+    assert json.loads(known["label_names"]) == RECIPE["pretrained_cfg"]["label_names"]
+    others = {"small.bin"} if target == "openvino" else set()
+    assert {path.name for path in tmp_path.iterdir()} == {
         Path(row.file).name,
-        "small.bin",
-    }, "something is left over"
+        f"{Path(row.file).name}.json",
+        *others,
+    }
 
 
 def test_executorch_takes_every_batch(trained: Path, tmp_path: Path) -> None:
@@ -102,6 +126,14 @@ def test_decomposed_files_need_no_library(target: str, trained: Path, tmp_path: 
     assert row.relative <= 1e-3
 
 
+@pytest.mark.parametrize("opset", [18, 20])
+def test_samples_are_gathered_on_request(opset: int, trained: Path, tmp_path: Path) -> None:
+    more = {"decompose": True, "sampling": "gather", "opset": opset, "plain": False}
+    row = rows_of(config(trained, tmp_path, target="onnx", **more))["onnx"]
+    assert_works(row)
+    assert not {"GridSample", "DeformConv"} & {node.op_type for node in onnx.load(row.file).graph.node}
+
+
 def test_half_precision_takes_and_gives_float32(trained: Path, tmp_path: Path) -> None:
     row = rows_of(config(trained, tmp_path, target="onnx", dtype="float16", plain=False))["onnx"]
     assert row.reason is None
@@ -111,8 +143,6 @@ def test_half_precision_takes_and_gives_float32(trained: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_int8_leaves_deformable_layers_and_their_predictors_alone(trained: Path, tmp_path: Path) -> None:
-    import onnx
-
     row = rows_of(config(trained, tmp_path, target="onnx", int8=True))["onnx"]
     assert row.reason is None
     assert row.top1 >= 0.75
@@ -138,31 +168,13 @@ def test_a_wrong_export_leaves_no_file(trained: Path, tmp_path: Path, monkeypatc
     row = rows_of(config(trained, tmp_path, target="torchscript", plain=False))["torchscript"]
     assert "outputs are off by" in row.reason
     assert row.file is None
-    assert [path.name for path in tmp_path.iterdir()] == ["small.json"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_its_runtime_refuses_is_an_error(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(verify.VerificationError, match="a fresh process can't run it"):
         verify.run([("onnx", tmp_path / "model.onnx")], [torch.ones(1)], library=False, threads=1, rounds=1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target": "onx"}, "expected target=all, one of compile"),
-        ({"dynamic": "sizes"}, "expected dynamic to be one of none, batch, size"),
-        ({"dtype": "fp16"}, "expected dtype to be one of float32"),
-        ({"size": [1, 2, 3]}, "expected size="),
-        ({"model": "resnet50_dcn"}, "expected checkpoint=FILE"),
-        ({"checkpoint": None, "model": "resnet50_dnc"}, "resnet50_dcn"),
-        ({"batch": 0}, "at least one image"),
-    ],
-)
-def test_mistakes_name_the_mend(changes: dict, message: str, trained: Path, tmp_path: Path) -> None:
-    arguments = {"checkpoint": str(trained), "folder": str(tmp_path), "size": [SIZE]} | changes
-    with pytest.raises(ValueError, match=message):
-        export.run(Export(**arguments))
 
 
 def test_what_a_target_can_not_do_is_said_before(trained: Path, tmp_path: Path) -> None:
@@ -225,7 +237,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def best(printed: str) -> tuple[list[int], Tensor]:
-    lines = [line.split() for line in printed.splitlines()]
+    lines = [line.split()[:2] for line in printed.splitlines()]
     return [int(index) for index, _ in lines], torch.tensor([float(score) for _, score in lines])
 
 
@@ -247,7 +259,10 @@ def test_an_aoti_package_runs_in_python_and_in_the_cpp_example(trained: Path, ph
     expected = checkpoint.load(trained)((pixels - 0.5) / 0.25)[0].topk(5)
     assert classes == expected.indices.tolist()
     torch.testing.assert_close(scores, expected.values, rtol=1e-3, atol=1e-3)
+    assert best(subprocess.run(command[:3], check=True, capture_output=True, text=True).stdout)[0] == classes
     for place, value, message in (
+        (3, "large", 'expected SIZE of numbers with commas, got "large"'),
+        (3, "0", "expected SIZE of 1 pixel or more, got 0"),
         (2, "nowhere.ppm", "can't open nowhere.ppm"),
         (3, str(SIZE + 16), f"expected images of the shape exported, [any, 3, {SIZE}, {SIZE}], got [1, 3, 64, 64]"),
     ):
@@ -262,13 +277,42 @@ def test_an_aoti_package_runs_in_python_and_in_the_cpp_example(trained: Path, ph
 def test_the_python_example_classifies_as_eager_does(trained: Path, photo: Path, tmp_path: Path) -> None:
     row = rows_of(config(trained, tmp_path, target="onnx", plain=False))["onnx"]
     command = [sys.executable, REPOSITORY / "examples/onnxruntime_classify.py", row.file, photo]
-    command += ["--size", str(SIZE), "--mean", "0.5", "--std", "0.25"]
-    classes, scores = best(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert all(line.endswith(f"class {line.split()[0]}") for line in printed.splitlines())
+    given = [*command, "--size", str(SIZE), "--mean", "0.5", "--std", "0.25"]
+    assert subprocess.run(given, check=True, capture_output=True, text=True).stdout == printed
+    classes, scores = best(printed)
     image = Image.open(photo).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     expected = checkpoint.load(trained)((pixels - 0.5) / 0.25)[0].topk(5)
     assert classes == expected.indices.tolist()
     torch.testing.assert_close(scores, expected.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["photo.ppm", "--size", "64"], f"error: the network takes images of {SIZE}x{SIZE}, got --size 64"),
+        (["photo.ppm", "--mean", "0.5", "0.5"], "error: the network has 3 channels: give one --mean and --std"),
+        (["nowhere.ppm"], "error: [Errno 2] No such file or directory"),
+        (["small.onnx"], "error: cannot identify image file"),
+    ],
+)
+def test_mistakes_with_the_python_example_are_one_line(
+    more: list[str], message: str, onnx_file: Path, photo: Path
+) -> None:
+    (onnx_file.parent / "photo.ppm").write_bytes(photo.read_bytes())
+    command = [sys.executable, REPOSITORY / "examples/onnxruntime_classify.py", onnx_file, *more]
+    done = subprocess.run(command, cwd=onnx_file.parent, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def onnx_file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    return Path(rows_of(config(trained, folder, target="onnx", plain=False))["onnx"].file)
 
 
 @pytest.mark.slow

@@ -55,11 +55,14 @@ def test_an_aoti_package_scores_rightly_or_refuses_whatever_images_it_gets(dynam
         calibration=example,
         dynamic=dynamic,
         decompose=False,
+        sampling="grid_sample",
         opset=20,
         int8=False,
+        facts={"mean": "[0.5]"},
     )
     targets.TARGETS["aoti"].write(job, tmp_path / "model.pt2")
     package = torch._inductor.aoti_load_package(str(tmp_path / "model.pt2"))
+    assert package.get_metadata()["mean"] == "[0.5]"
     refused = set()
     for name, given in awkward(example).items():
         before = given.clone()

@@ -1,9 +1,11 @@
 """Real images to verify and calibrate with."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,23 +72,48 @@ def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], mo
     From the second time on an image is taken mirrored, and then again.
     """
     channels, height, width = shape
-    if not images:
-        _log.warning("no images (give images=FOLDER or install scikit-image): verifying on random ones")
+    if not images or channels not in (1, 3):
+        why = "pictures have 1 channel or 3" if images else "no pictures (images=FOLDER, or install scikit-image)"
+        _log.warning("%s: verifying on random images", why)
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
-    config = resolve_data_config({"input_size": shape}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
-    mean, std = (_for(config[name], channels) for name in ("mean", "std"))
+    config = preparation(shape, model)
     steps: list[nn.Module] = [
         v2.Grayscale(channels) if channels == 1 else v2.RGB(),
         v2.Resize((height, width), antialias=True),
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(mean, std),
+        v2.Normalize(config["mean"], config["std"]),
     ]
     transform = v2.Compose(steps)
     out = torch.stack([transform(images[i % len(images)]) for i in range(count)])
     mirrored = torch.arange(count) // len(images) % 2 == 1
     out[mirrored] = out[mirrored].flip(-1)
     return out.as_subclass(Tensor)
+
+
+def preparation(shape: tuple[int, int, int], model: nn.Module) -> dict[str, Any]:
+    """Return how images are made for a network, by timm's names: input_size, mean and std by channel and so on."""
+    config = resolve_data_config({"input_size": shape}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
+    named = {name: config[name] for name in ("interpolation", "crop_pct")}
+    return {"input_size": list(shape), **{name: _for(config[name], shape[0]) for name in ("mean", "std")}, **named}
+
+
+def facts(shape: tuple[int, int, int], model: nn.Module, classes: int) -> dict[str, str]:
+    """Return what a file says of its network beside the scores: how images are made for it, and its classes' names.
+
+    Args:
+        shape: C, H, W of the images.
+        model: A network of timm; a checkpoint of dcn-train has the names of its classes.
+        classes: Number of scores.
+
+    Returns:
+        JSON by name: those of ``preparation``, and ``label_names`` where they are known.
+    """
+    known = preparation(shape, model)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if names and len(names) == classes:
+        known["label_names"] = list(names)
+    return {name: json.dumps(value) for name, value in known.items()}
 
 
 def _for(values: tuple[float, ...], channels: int) -> list[float]:

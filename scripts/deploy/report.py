@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from scripts import markdown
@@ -63,16 +64,14 @@ def show(rows: list[Row], title: str, console: Console) -> None:
     """Print the table."""
     table = Table(*_COLUMNS, title=title)
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*map(escape, _cells(row)))
     console.print(table)
 
 
 def save(rows: list[Row], about: dict[str, Any], path: Path) -> None:
-    """Write the JSON, whole or not at all."""
-    temporary = path.with_suffix(".partial")
+    """Write the JSON."""
     values = [{**asdict(row), "ratio": row.ratio} for row in rows]
-    temporary.write_text(json.dumps({**about, "rows": values}, indent=1) + "\n")
-    temporary.replace(path)
+    path.write_text(json.dumps({**about, "rows": values}, indent=1) + "\n")
 
 
 def write_matrix(rows: list[Row], title: str, path: Path, block: str) -> None:

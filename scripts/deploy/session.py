@@ -4,17 +4,18 @@ import copy
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import zoo
 from scripts.config import Export
-from scripts.deploy import images, source, targets, verify
+from scripts.deploy import images, report, source, targets, verify
+from scripts.deploy.progress import stage
 from scripts.deploy.report import Row
+from scripts.deploy.workplace import publish, workplace
 
 _log = logging.getLogger(__name__)
 # Of the largest score: what rounding may do in a deep network.
@@ -27,7 +28,7 @@ class Session:
     """One network on its way to several targets.
 
     Raises:
-        ValueError: For an unknown dtype, or a network whose own scores are not finite.
+        ValueError: For an unknown dtype, or a network that doesn't take the images or whose scores are not finite.
     """
 
     def __init__(self, config: Export) -> None:
@@ -40,13 +41,22 @@ class Session:
         self.threads = torch.get_num_threads()
         self.photos = images.read(config.images, config.max_images)
         self.inputs = self._inputs()
-        with torch.inference_mode():
-            self.expected = [self.source.model(batch) for batch in self.inputs]
+        self.expected = self._scores()
         if not all(bool(scores.isfinite().all()) for scores in self.expected):
             raise ValueError("the network's own scores are not finite: nothing can be verified against them")
         self.network = self._prepared(self.source.model)
         plain = source.plain(self.source.model) if config.plain else None
         self.plain = None if plain is None else self._prepared(plain)
+
+    def _scores(self) -> list[Tensor]:
+        try:
+            with torch.inference_mode():
+                return [self.source.model(batch) for batch in self.inputs]
+        except Exception as error:  # whatever a network raises
+            shapes = " and ".join(sorted({str(list(batch.shape)) for batch in self.inputs}))
+            raise ValueError(
+                f"the network doesn't take images of {shapes}: {' '.join(str(error).split())[:300]}; set size=..."
+            ) from error
 
     def title(self) -> str:
         """Return what the numbers of the report are about."""
@@ -88,7 +98,8 @@ class Session:
             files = [Path(folder) / f"{i}.eager" for i, _ in enumerate(self._networks())]
             for file, network in zip(files, self._networks(), strict=True):
                 torch.save(network, file.with_suffix(".module"))
-            return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), files)
+            with stage("eager: timing in a fresh process"):
+                return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), files)
 
     def against_eager(self, name: str, file: Path) -> float:
         """Return how many times as long a file of torch's takes as eager, in turns with it in one process."""
@@ -97,22 +108,33 @@ class Session:
             torch.save(self.network, eager.with_suffix(".module"))
             files = [(name, file), ("eager", eager)]
             rounds = self.config.rounds
-            times = verify.run(files, self.inputs[:1], library=True, threads=self.threads, rounds=rounds).ms
+            limit = self.config.limit_minutes
+            times = verify.run(
+                files, self.inputs[:1], library=True, threads=self.threads, rounds=rounds, limit_minutes=limit
+            ).ms
         return times[0] / times[1]
 
-    def export(self, name: str, folder: Path) -> Row:
-        """Write, verify and name the file of one target; leave no file where that fails."""
-        with _workplace(folder, name) as places:
+    def export(self, name: str, folder: Path, eager: Row, about: dict[str, Any]) -> Row:
+        """Write, verify and name the file of one target, and a report beside it; leave neither where that fails.
+
+        Args:
+            name: The target.
+            folder: Receives FILE and FILE.json.
+            eager: Reported beside.
+            about: What else the report holds.
+        """
+        with workplace(folder) as places:
             start = time.perf_counter()
-            files = self.write(name, places)
+            with stage(f"{name}: writing"):
+                files = self.write(name, places)
             export_s = time.perf_counter() - start
-            row = self.verified(name, files)
+            with stage(f"{name}: verifying in a fresh process"):
+                row = self.verified(name, files)
             files[0].with_suffix(".module").unlink(missing_ok=True)
-            written = sorted(places[0].iterdir())
-            row.export_s, row.bytes = export_s, sum(path.stat().st_size for path in written)
-            for path in written:
-                path.replace(folder / path.name)
+            row.export_s, row.bytes = export_s, sum(path.stat().st_size for path in places[0].iterdir())
             row.file = str(folder / files[0].name)
+            report.save([eager, row], about, places[0] / f"{files[0].name}.json")
+            publish(places[0], files[0].name, folder)
         return row
 
     def write(self, name: str, places: list[Path]) -> list[Path]:
@@ -155,15 +177,24 @@ class Session:
             calibration=self.inputs[1] if self.config.dynamic != "none" else torch.cat(self.inputs[1:]),
             dynamic=self.config.dynamic,
             decompose=self.config.decompose,
+            sampling=self.config.sampling,
             opset=self.config.opset,
             int8=self.config.int8,
+            facts=images.facts(self.source.size, self.source.model, self.expected[0].shape[1]),
         )
 
     def _verified(self, row: Row, files: list[Path]) -> Row:
         """Run the files, hold the network's against eager, and fill the row in."""
         rounds = self.config.rounds
         named = [(row.target, file) for file in files]
-        result = verify.run(named, self.inputs, library=row.library, threads=self.threads, rounds=rounds)
+        result = verify.run(
+            named,
+            self.inputs,
+            library=row.library,
+            threads=self.threads,
+            rounds=rounds,
+            limit_minutes=self.config.limit_minutes,
+        )
         agreement = verify.agreement([*result.outputs, result.pictures], [*self.expected, self.expected[0]])
         row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.top1
         row.accuracy = self._accuracy(result.outputs)
@@ -187,13 +218,3 @@ class Session:
             return float((whole.argmax(1)[: len(labels)] == torch.tensor(labels)).float().mean())
 
         return share(self.expected), share(outputs)
-
-
-@contextmanager
-def _workplace(folder: Path, name: str) -> Iterator[list[Path]]:
-    """Yield two empty folders, for network and plain, on the file system of ``folder``: naming is a rename."""
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-        places = [Path(temporary) / place for place in ("network", "plain")]
-        for place in places:
-            place.mkdir()
-        yield places

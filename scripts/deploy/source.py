@@ -2,6 +2,8 @@
 
 import copy
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,19 +35,24 @@ def load(path: str | None, model: str | None, size: list[int] | None) -> Source:
         size: Height and width, or one number for both; by default what the network was made for.
 
     Raises:
-        ValueError: Where both or neither are given, for an unknown name, or another number of sizes.
+        ValueError: Where both or neither are given, for an unknown name, a file or folder that can't be read, or
+            sizes that are none.
         FileNotFoundError: Where there is no such checkpoint.
     """
     if (path is None) == (model is None):
         raise ValueError("expected checkpoint=FILE of dcn-train, or model=FOLDER of zoo.save or a timm name")
+    if size is not None and (len(size) not in (1, 2) or min(size) < 1):
+        raise ValueError(f"expected size=[HEIGHT, WIDTH] or size=[SIDE], of 1 pixel or more, got size={size}")
     if path is not None:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"expected a checkpoint of dcn-train, such as last.safetensors, got {path!r}")
-        name, network = _stem(Path(path)), checkpoint.load(path)
+            raise FileNotFoundError(
+                f"expected a checkpoint of dcn-train, such as last.safetensors, got checkpoint={path}"
+            )
+        name = _stem(Path(path))
+        with _readable(f"checkpoint={path}", "a safetensors file that dcn-train wrote"):
+            network = checkpoint.load(path)
     else:
         name, network = _named(str(model))
-    if size is not None and len(size) not in (1, 2):
-        raise ValueError(f"expected size=[HEIGHT, WIDTH] or size=[SIDE], got {size}")
     channels = _channels(network)
     default = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     height, width = default[1:] if size is None else (size[0], size[-1])
@@ -57,9 +64,20 @@ def _stem(path: Path) -> str:
     return path.parent.name if path.stem in ("last", "best") and path.parent.name else path.stem
 
 
+@contextmanager
+def _readable(argument: str, kind: str) -> Iterator[None]:
+    """Say what was expected of a file or folder, whatever reading it and building its network raise."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"expected {kind}, whole, got {argument}, which can't be read: {reason[:300]}") from error
+
+
 def _named(model: str) -> tuple[str, nn.Module]:
     if (Path(model) / "config.json").is_file():
-        return Path(model).name, zoo.load(model)
+        with _readable(f"model={model}", "a folder that zoo.save wrote"):
+            return Path(model).resolve().name, zoo.load(model)
     if not timm.is_model(model.partition(".")[0]):
         close = difflib.get_close_matches(model, timm.list_models(), n=5)
         raise ValueError(f"no folder with a config.json and no network of timm: '{model}'; close: {close}")

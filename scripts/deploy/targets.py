@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 import dcn_ops
-from dcn_ops.onnx import OPSET
 from scripts.deploy import inputs, quantize
 
 DYNAMIC = {"none": (), "batch": (0,), "size": (0, 2, 3)}
@@ -33,8 +32,10 @@ class Job:
     calibration: Tensor  # real images, for int8
     dynamic: str  # a key of DYNAMIC
     decompose: bool  # so that the file runs without dcn_ops
+    sampling: str  # how, of dcn_ops.portable.SAMPLING
     opset: int
     int8: bool
+    facts: dict[str, str]  # what the file says of its network, JSON by name
 
     def program(self, largest: int | None = None) -> torch.export.ExportedProgram:
         """Return the model's program, its operators whole; ``largest`` bounds the dynamic sizes."""
@@ -52,7 +53,7 @@ class Job:
     def portable(self, largest: int | None = None) -> torch.export.ExportedProgram:
         """Return the program in core ATen."""
         with _quiet():
-            return self.program(largest).run_decompositions(dcn_ops.decompositions())
+            return self.program(largest).run_decompositions(dcn_ops.decompositions(self.sampling))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,12 @@ def _compile(job: Job, file: Path) -> None:
     """The caches of torch.compile: ``torch.compiler.load_cache_artifacts`` makes another process start warm."""
     # In a fresh process: what this one has compiled before, frozen at that, would show in the keys of the caches.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        saved = process.submit(_caches, job.model, job.inputs, torch.get_num_threads()).result()
+        try:
+            saved = process.submit(_caches, job.model, job.inputs, torch.get_num_threads()).result()
+        except BaseException:  # such as a signal, which is not to wait for the compiler
+            for child in active_children():
+                child.kill()
+            raise
     if saved is None:
         raise RuntimeError("torch.compile left nothing in its caches; are they switched off?")
     file.write_bytes(saved)
@@ -129,7 +135,7 @@ def _aoti(job: Job, file: Path) -> None:
     job = replace(job, model=inputs.Checked(_contiguous(job.model)))
     program = job.portable() if job.decompose else job.program()
     settings = {"freezing": not job.int8 or job.dynamic == "none"}
-    settings |= inputs.settings(job.images, DYNAMIC[job.dynamic])
+    settings |= inputs.settings(job.images, DYNAMIC[job.dynamic]) | {"aot_inductor.metadata": job.facts}
     with _quiet(), torch.no_grad(), torch._inductor.config.patch(settings):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 
@@ -137,21 +143,23 @@ def _aoti(job: Job, file: Path) -> None:
 def _torch_export(job: Job, file: Path) -> None:
     program = job.portable() if job.decompose else job.program()
     with _quiet():
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=dict(job.facts))
 
 
 def _torchscript(job: Job, file: Path) -> None:
     with _quiet(), torch.no_grad():
         model = job.portable().module() if job.decompose else job.model
         traced = torch.jit.trace(model, job.images, check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced.eval()), file)
+        torch.jit.save(torch.jit.freeze(traced.eval()), file, _extra_files=dict(job.facts))
 
 
 def _onnx(job: Job, file: Path) -> None:
+    import onnx
+
     axes = {axis: _NAMES[axis] for axis in DYNAMIC[job.dynamic]}
     example = torch.cat((job.images, job.images)) if len(job.images) == 1 and axes else job.images
     model: Any = job.model
-    if job.decompose and job.opset >= OPSET:
+    if job.decompose:
         model = Job(**{**vars(job), "int8": False}).portable()
     # Its warnings are of the conversion to another opset, and of the names of dynamic axes.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -170,6 +178,9 @@ def _onnx(job: Job, file: Path) -> None:
         )
     if job.int8:
         quantize.onnx(file, job.calibration)
+    written = onnx.load(file)
+    onnx.helper.set_model_props(written, job.facts)
+    onnx.save(written, file)
 
 
 def _openvino(job: Job, file: Path) -> None:
@@ -178,6 +189,8 @@ def _openvino(job: Job, file: Path) -> None:
     program = job.portable() if job.decompose else job.program()
     with _quiet():
         model = openvino.convert_model(program, extension=dcn_ops.openvino.extension())
+    for name, value in job.facts.items():
+        model.set_rt_info(value, name)
     openvino.save_model(model, file, compress_to_fp16=False)
 
 

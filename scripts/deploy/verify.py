@@ -29,11 +29,19 @@ class Result:
     first_s: float  # from the start of loading to the first result
 
 
-def run(files: list[tuple[str, Path]], inputs: list[Tensor], *, library: bool, threads: int, rounds: int) -> Result:
+def run(
+    files: list[tuple[str, Path]],
+    inputs: list[Tensor],
+    *,
+    library: bool,
+    threads: int,
+    rounds: int,
+    limit_minutes: float = 30.0,
+) -> Result:
     """Run the first file in the runtime of its target, time them all, in a process with caches of its own.
 
     Raises:
-        VerificationError: If the process fails; the message has the end of what it said.
+        VerificationError: If the process fails, with the end of what it said, or takes longer than the limit.
     """
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -53,8 +61,18 @@ def run(files: list[tuple[str, Path]], inputs: list[Tensor], *, library: bool, t
             "TORCHINDUCTOR_CACHE_DIR": str(here / "caches"),
             "OMP_NUM_THREADS": str(threads),
         }
-        command = [sys.executable, "-W", "ignore", runtimes.__file__, str(here / "request.json")]
-        done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=False)
+        # -P: the script's folder, whose names are ordinary, is not where the runtime looks for its modules.
+        command = [sys.executable, "-P", "-W", "ignore", runtimes.__file__, str(here / "request.json")]
+        limit = 60 * limit_minutes
+        try:
+            done = subprocess.run(
+                command, env=environment, cwd=here, capture_output=True, text=True, check=False, timeout=limit
+            )
+        except subprocess.TimeoutExpired as error:
+            raise VerificationError(
+                f"the runtime of {files[0][0]} was stopped: it had not loaded, run and timed its file within "
+                f"{limit_minutes:g} minutes; allow more with limit_minutes=..."
+            ) from error
         if done.returncode != 0:
             *before, last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise VerificationError("\n".join((f"a fresh process can't run it: {last}", *before[-5:])))

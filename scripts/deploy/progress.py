@@ -1,0 +1,25 @@
+"""Signs of life: what takes minutes says so."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stage(what: str, every: float = 30.0) -> Iterator[None]:
+    """Print what is being done and, every so many seconds, that it still is."""
+    start, done = time.monotonic(), threading.Event()
+
+    def remind() -> None:
+        while not done.wait(every):
+            print(f"{what}: {time.monotonic() - start:.0f} s so far", flush=True)
+
+    print(f"{what} ...", flush=True)
+    thread = threading.Thread(target=remind, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
