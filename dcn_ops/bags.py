@@ -178,10 +178,22 @@ def gather(rows: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> Tenso
 
 def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> Tensor:
     """Return the gradient of the rows, [R, D], from that of the sums, [B, D], and a table: a bag for every row."""
-    by_row, entry = sort_rows(row, rows)
-    firsts = _firsts(by_row, rows)
-    bag = entry.to(row.dtype).div_(4 * samples, rounding_mode="floor")
-    return _bag(grad, bag, firsts, False, _SUM, False, weight.index_select(0, entry), True)[0]
+    return _sum_by_row(grad, weight, *sort_rows(row, rows), rows, samples)
+
+
+def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor) -> None:
+    """Add the gradient of the rows, [R, D], to ``total``: in memory of the rows between the first and the last."""
+    by_row, entry = sort_rows(row, total.shape[0])
+    first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
+    total[first : first + count] += _sum_by_row(grad, weight, by_row.sub_(first), entry, count, 1)
+
+
+def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:
+    firsts, integer = _firsts(by_row, rows), by_row.dtype
+    del by_row
+    bag, weight = entry.to(integer).div_(4 * samples, rounding_mode="floor"), weight.index_select(0, entry)
+    del entry
+    return _bag(grad, bag, firsts, False, _SUM, False, weight, True)[0]
 
 
 def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:

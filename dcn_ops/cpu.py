@@ -33,6 +33,7 @@ from dcn_ops.bags import (
     padded_count,
     padded_rows,
     scatter,
+    scatter_onto,
     stored,
     table_backward,
     unpadded,
@@ -44,6 +45,7 @@ from dcn_ops.private import has_fast_half, is_functional
 from dcn_ops.workspace import chunk_bytes
 
 _LARGE = 2**18  # filters' elements, from which the 1x1 convolution takes longer to reorder them than it saves
+_SORT_BYTES = 128  # of a sample: its four entries, their order by row, and what the radix sort takes
 _TABLE_BYTES = 64  # of a sample: rows, weights, their gradients, and what they are made of
 ATOMIC = False  # the order of additions is the same in every run
 
@@ -76,6 +78,8 @@ def forward(
                 entries = _entries(piece, chunk, conv, wo)
                 samples = gather(rows, table.row[entries], table.weight[entries]).to(dtype)
                 out.add(_contract(_as_image(samples, piece, wo, conv), kernel, bias, conv), piece)
+                del samples
+            del table  # before the next takes as much
     return out.whole()
 
 
@@ -99,7 +103,8 @@ def backward(
     grad_kernel = _zero_kernel(kernel, wide, conv) if need_weight else None
     grad_offset, grad_mask = _gradient_of(offset, need_offset), _gradient_of(mask, need_mask)
 
-    for images, chunks in _blocks(input, output, conv) if need_samples or need_weight else ():
+    blocks = _blocks(input, output, conv, _SORT_BYTES if need_input else 0)
+    for images, chunks in blocks if need_samples or need_weight else ():
         rows = _rows(images, conv)
         for chunk, pieces in chunks:
             table = _table(chunk, offset, mask, input, conv)
@@ -190,8 +195,14 @@ class _ImageGradient:
         if before:
             row = row - before * (height + BORDER) * (width + BORDER) * self.conv.offset_groups
         count = padded_count(images, (height, width)) * self.conv.offset_groups
-        rows = scatter(samples, row, weight, count)
-        self.rows = rows if piece.h0 == 0 or self.rows is None else self.rows.add_(rows)
+        is_whole = piece.h0 == 0 and piece.h1 == self.output_height
+        if is_whole or self.total.traced or row.device.type != "cpu":
+            rows = scatter(samples, row, weight, count)
+            self.rows = rows if piece.h0 == 0 or self.rows is None else self.rows.add_(rows)
+        else:
+            if piece.h0 == 0 or self.rows is None:
+                self.rows = samples.new_zeros(count, samples.shape[1])
+            scatter_onto(self.rows, samples, row, weight)
         if piece.h1 == self.output_height:
             image = unpadded(self.rows.view(-1, channels), images, (height, width))
             self.total.add(image.permute(0, 3, 1, 2), Chunk(piece.n0, piece.n1, 0, height))
@@ -200,8 +211,13 @@ class _ImageGradient:
         return self.total.whole()
 
 
-def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[Chunk, list[Chunk]]]]]:
-    """Yield images, as a view [n, H, W, C], with chunks of their output, of one table each, and their pieces."""
+def _blocks(
+    input: Tensor, output: Pair, conv: Conv, sample_bytes: int = 0
+) -> Iterator[tuple[Tensor, list[tuple[Chunk, list[Chunk]]]]]:
+    """Yield images, as a view [n, H, W, C], with chunks of their output, of one table each, and their pieces.
+
+    A sample counts with its D channels, and with ``sample_bytes`` at least.
+    """
     batch, channels, height, width = input.shape
     ho, wo = output
     images = input.permute(0, 2, 3, 1)
@@ -211,7 +227,8 @@ def _blocks(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, l
         yield images, [(whole, [whole])]
         return
     table_bytes = wo * conv.taps * conv.offset_groups * _TABLE_BYTES  # a row of the output
-    unrolled_bytes = wo * conv.taps * channels * wide_dtype(input).itemsize
+    row_bytes = channels // conv.offset_groups * wide_dtype(input).itemsize
+    unrolled_bytes = wo * conv.taps * conv.offset_groups * max(row_bytes, sample_bytes)
     image_bytes = padded_count(1, (height, width)) * channels * wide_dtype(input).itemsize
     step = even_step(batch, chunk_bytes() // (image_bytes + ho * table_bytes))
     for n0 in range(0, batch, step):
