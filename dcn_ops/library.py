@@ -4,7 +4,6 @@ Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its back
 """
 
 import importlib.util
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
@@ -255,30 +254,28 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tenso
 # Autocast: features and weights in the autocast dtype, sampling positions and mask in float32.
 
 
-def _autocast(device: str) -> Callable[..., Tensor]:
-    def kernel(
-        input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
-    ) -> Tensor:
-        dtype = torch.get_autocast_dtype(device)
+def _autocast(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
+) -> Tensor:
+    device = input.device.type
+    dtype = torch.get_autocast_dtype(device)
 
-        def cast(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
-            # As torch's own rules do, leave float64 and what is not floating alone.
-            if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-                return tensor
-            return tensor.to(to)
+    def cast(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
+        # As torch's own rules do, leave float64 and what is not floating alone.
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(to)
 
-        with torch.autocast(device, enabled=False):
-            return _forward_op(
-                cast(input, dtype),
-                cast(offset, torch.float32),
-                cast(weight, dtype),
-                cast(bias, dtype),
-                cast(mask, torch.float32),
-                *integers,
-            )
-
-    return kernel
+    with torch.autocast(device, enabled=False):
+        return _forward_op(
+            cast(input, dtype),
+            cast(offset, torch.float32),
+            cast(weight, dtype),
+            cast(bias, dtype),
+            cast(mask, torch.float32),
+            *integers,
+        )
 
 
-for _device, _key in autocast_keys().items():
-    _library.impl("deform_conv2d", _autocast(_device), _key)
+for _key in autocast_keys():
+    _library.impl("deform_conv2d", _autocast, _key)

@@ -238,13 +238,13 @@ class DeformConv2d(nn.Conv2d):
         weight, depthwise = self.offset_weight, self.offset_depthwise_weight
         if weight is None:
             raise ValueError("a layer with predict_offsets=False needs its offset: call layer(input, offset, mask)")
+        # Every argument of a convolution: FX graph-mode quantisation looks them up by position.
         if depthwise is None:
-            # Every argument: FX graph-mode quantisation looks them up by position.
             out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation, 1)
         else:
             groups = depthwise.shape[0]
             out = F.conv2d(padded, depthwise, None, self.stride, self._padding_hw, self.dilation, groups)
-            out = F.conv2d(out, weight, self.offset_bias)
+            out = F.conv2d(out, weight, self.offset_bias, (1, 1), (0, 0), (1, 1), 1)
         offset = out[:, : self._offset_channels]
         bound = self.offset_bound
         if bound is not None:

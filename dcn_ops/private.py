@@ -60,14 +60,10 @@ def _has_other_kernel(op: Any) -> bool:
     return known[1]
 
 
-def autocast_keys() -> dict[str, str]:
-    """Return the dispatch key of autocast for each type of device that has one."""
-    keys = [
-        name
-        for name in dir(torch._C.DispatchKey)
-        if name.startswith("Autocast") and name != "AutocastFunctionality"
-    ]
-    return {key.removeprefix("Autocast").lower(): key for key in keys}
+def autocast_keys() -> list[str]:
+    """Return the dispatch keys of autocast, one for each type of device."""
+    keys = (name for name in dir(torch._C.DispatchKey) if name.startswith("Autocast"))
+    return [key for key in keys if key != "AutocastFunctionality"]
 
 
 def is_functional(tensor: torch.Tensor) -> bool:
@@ -126,7 +122,7 @@ def tagged_caches(tag: str) -> Iterator[None]:
     config = torch.compiler.config
     value, of_thread = _tagged(config.cache_key_tag, tag), getattr(_cache_key_entry(), "user_override", None)
     if not isinstance(of_thread, ContextVar):
-        with config.patch(cache_key_tag=value):
+        with config.patch(cache_key_tag=value):  # type: ignore[attr-defined]
             yield
         return
     token = of_thread.set(value)
@@ -198,7 +194,7 @@ def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, belo
             ours = {} if op in registered else {op: below}
             return {**ours, **make_table(registered)}
 
-        _decomp.create_onnx_friendly_decomposition_table = with_ours
+        _decomp.create_onnx_friendly_decomposition_table = with_ours  # type: ignore[assignment]
 
     after_import(_ONNX_TRANSLATIONS, register)
 

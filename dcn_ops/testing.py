@@ -1,5 +1,6 @@
 """What the tests of every implementation share: cases, their tensors in any layout, the error budget."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import methodcaller
@@ -12,7 +13,7 @@ from dcn_ops import reference
 from dcn_ops.geometry import Conv
 
 Results = dict[str, Tensor]
-LAYOUTS = ("contiguous", "channels_last", "permuted", "strided")
+LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "unit_strides")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,14 @@ def _lay_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "permuted":
         backwards = tuple(range(tensor.dim()))[::-1]
         return tensor.permute(backwards).contiguous().permute(backwards)
+    if layout == "unit_strides" and tensor.dim() == 4:
+        # A dimension of size 1 may have any stride: it says nothing, and misleads who asks it.
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+        strides = [
+            math.prod(tensor.shape[1:]) if size == 1 else s
+            for size, s in zip(tensor.shape, tensor.stride(), strict=True)
+        ]
+        return tensor.as_strided(tensor.shape, strides)
     if layout == "strided":
         # Whoever reads past the slice finds NaN.
         larger = tensor.new_full([2 * size + 1 for size in tensor.shape], torch.nan)

@@ -49,6 +49,8 @@ WRONG = {
     "double_mask": ({"mask": zeros(2, 18, 6, 5).double()}, TypeError, ["mask.dtype=torch.float64", "mask.to("]),
     "half_weight": ({"weight": zeros(6, 2, 3, 3).half()}, TypeError, ["weight.dtype=torch.float16", "weight.to("]),
     "double_bias": ({"bias": zeros(6).double()}, TypeError, ["bias.dtype=torch.float64", "bias.to("]),
+    "sparse_input": ({"input": RIGHT["input"].to_sparse()}, TypeError, ["input to be dense", "torch.sparse_coo"]),
+    "sparse_weight": ({"weight": RIGHT["weight"].to_sparse()}, TypeError, ["weight.layout", "weight.to_dense()"]),
     "input_device": ({"input": RIGHT["input"].to("meta")}, ValueError, ["device meta", "offset.device=cpu"]),
     "offset_device": ({"offset": RIGHT["offset"].to("meta")}, ValueError, ["device cpu", "offset.device=meta"]),
     "weight_device": ({"weight": RIGHT["weight"].to("meta")}, ValueError, ["device cpu", "weight.device=meta"]),
@@ -67,6 +69,8 @@ WRONG_IN_PYTHON = {
     "fractional_padding": ({"padding": 0.5}, ValueError, ["padding", "pair", "0.5"]),
     "fractional_dilation": ({"dilation": (1, 1.5)}, ValueError, ["dilation", "pair", "(1, 1.5)"]),
     "named_padding": ({"padding": "same"}, ValueError, ["padding", "'same'"]),
+    "no_stride": ({"stride": ()}, ValueError, ["stride", "pair", "()"]),
+    "mkldnn_input": ({"input": RIGHT["input"].to_mkldnn()}, TypeError, ["input to be dense", "torch._mkldnn"]),
 }
 
 
@@ -116,12 +120,38 @@ def test_wrong_groups(change: dict[str, int]) -> None:
         ({"offset_bound": 0.0}, "offset_bound=0.0"),
         ({"offset_bound": torch.nan}, "offset_bound=nan"),
         ({"offset_bound": torch.inf}, "offset_bound=inf"),
+        ({"kernel_size": (3,)}, r"kernel_size to be an integer or a pair of integers, got kernel_size=\(3,\)"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size=\(3, 3, 3\)"),
+        ({"kernel_size": 2.5}, "kernel_size=2.5"),
+        ({"stride": (1, 1, 1)}, r"stride to be an integer or a pair of integers, got stride=\(1, 1, 1\)"),
+        ({"padding": (1, 1, 1)}, r"padding=\(1, 1, 1\)"),
     ],
     ids=str,
 )
 def test_wrong_layer(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dcn_ops.DeformConv2d(4, 8, **{"kernel_size": 3} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("offset", "error", "message"),
+    [
+        (zeros(36), ValueError, r"offset with 4 dimensions, got offset\.shape=\[36\]"),
+        (5, TypeError, "offset to be a torch.Tensor, got int 5"),
+    ],
+)
+def test_wrong_offset_of_a_layer(offset: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dcn_ops.DeformConv2d(4, 8, 3)(RIGHT["input"], offset)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_the_operator_takes_one_integer_in_a_list_as_convolutions_do_and_no_three(name: str) -> None:
+    expected = torch.ops.dcn_ops.deform_conv2d(**RIGHT, **CASE.integers)
+    one = CASE.integers | {name: [CASE.integers[name][0]]}
+    torch.testing.assert_close(torch.ops.dcn_ops.deform_conv2d(**RIGHT, **one), expected)
+    with pytest.raises(ValueError, match=rf"{name} to be an integer or a pair of integers, got {name}=\[1, 1, 1\]"):
+        torch.ops.dcn_ops.deform_conv2d(**RIGHT, **CASE.integers | {name: [1, 1, 1]})
 
 
 def test_missing_offset() -> None:

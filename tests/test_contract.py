@@ -94,6 +94,36 @@ def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32(case: Ca
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.bfloat16))
 
 
+def test_autocast_has_a_rule_on_every_device_where_a_convolution_has_one() -> None:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    keys = [key for key in dir(torch._C.DispatchKey) if key.startswith("Autocast") and has("aten::conv2d", key)]
+    assert {"AutocastCPU", "AutocastCUDA", "AutocastMPS", "AutocastXPU"} <= set(keys)
+    assert [key for key in keys if not has("dcn_ops::deform_conv2d", key)] == []
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_kernel_that_somebody_registers_for_the_cpu_is_called(mode: Callable) -> None:
+    inputs, called = make_inputs(ALL), []
+    expected = op(*inputs, **ALL.integers)
+
+    def kernel(*args: object) -> Tensor:
+        called.append(len(args))
+        return expected.clone()
+
+    with torch.library._scoped_library("dcn_ops", "IMPL") as library:
+        library.impl("deform_conv2d", kernel, "CPU")
+        with mode():
+            assert torch.equal(op(*inputs, **ALL.integers), expected)
+        assert called == [10]
+        out = op(inputs.input, inputs.offset.requires_grad_(), *inputs[2:], **ALL.integers)
+        assert len(called) == 2
+        out.sum().backward()  # which stays the operator's own
+        assert inputs.offset.grad.isfinite().all()
+    with mode():
+        op(*inputs, **ALL.integers)
+    assert len(called) == 2
+
+
 def test_autocast_keeps_offsets_in_float32() -> None:
     # bfloat16 would round the offset to 300, and the sample from 17 to 16.
     input = (torch.arange(320.0) % 8 * 4).view(1, 1, 1, 320)

@@ -240,3 +240,52 @@ def test_repr_tells_what_is_not_a_plain_convolution() -> None:
         "DeformConv2d(4, 8, kernel_size=(3, 3), stride=(2, 2), offset_groups=2, modulated=True, offset_bound=1.5)"
     )
     assert repr(DeformConv2d(4, 8, 3, predict_offsets=False)).endswith("predict_offsets=False)")
+
+
+CHANGES = {
+    "as segmentation toolkits do": {"stride": 1, "dilation": 2, "padding": 2},
+    "pairs": {"stride": (2, 1), "dilation": (1, 2), "padding": (1, 2)},
+    "same": {"stride": 1, "padding": "same"},
+    "valid": {"padding": "valid"},
+    "one integer in a tuple": {"stride": (1,), "padding": (2,)},
+    "circular": {"padding_mode": "circular"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("separable", [False, True])
+def test_the_layer_follows_its_attributes(separable: bool, change: str) -> None:
+    shape = {"kernel_size": 3, "stride": 2, "padding": 1}
+    plain, layer = nn.Conv2d(4, 4, **shape), DeformConv2d(4, 4, **shape, separable_predictor=separable)
+    layer.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 4, 9, 12)
+    layer(image)
+    for name, value in CHANGES[change].items():
+        setattr(plain, name, value)
+        setattr(layer, name, value)
+    # Outside "zeros" nn.Conv2d keeps the padding that it was built with, which is the layer's here.
+    torch.testing.assert_close(layer(image), plain(image), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.jit.script(layer)(image), layer(image))
+    assert layer.sampling_positions(image).shape[-2:] == plain(image).shape[-2:]
+
+
+def test_a_converted_layer_follows_its_attributes_too() -> None:
+    plain = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+    layer = DeformConv2d.from_conv2d(plain)
+    layer.stride, layer.dilation, layer.padding = 1, 2, 2
+    image = torch.randn(1, 4, 16, 16)
+    assert layer(image).shape[2:] == (16, 16)
+    assert (plain.stride, plain.padding) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize("size", [40, 6])  # of each implementation on the CPU
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("function", [nn.ReLU(inplace=True), nn.Hardswish(inplace=True), lambda out: out.add_(1)])
+def test_what_follows_may_change_the_output_in_place(function: Callable, groups: int, size: int) -> None:
+    layer = DeformConv2d(8, 8, 3, padding=1, groups=groups)
+    nn.init.normal_(layer.offset_weight, std=0.1)
+    image = torch.randn(2, 8, size, size, requires_grad=True)
+    gradients = []
+    for out in (layer(image), layer(image).clone()):
+        gradients.append(torch.autograd.grad(function(out).square().sum(), [image, *layer.parameters()]))
+    torch.testing.assert_close(*gradients)

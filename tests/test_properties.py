@@ -136,8 +136,60 @@ def test_every_entry_is_right_up_to_rounding_its_terms(
         assert ((actual[name] - expected).abs() <= budget).all(), name
 
 
+# What stands behind the operator and changes its output in place.
+IN_PLACE: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda out: out.relu_(),
+    lambda out: out.add_(1),
+    lambda out: out.mul_(out.detach().clone()),
+    lambda out: out[:, ::2].neg_() if out.shape[1] > 1 else out.neg_(),
+)
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "workspace_limit": st.sampled_from([0, 2**12, 2**20]),
+        "implementation": st.sampled_from(["auto", "composition"]),
+        "whole_operators": st.booleans(),
+    },
+)
+
+
+def changed(function: Callable[[Tensor], Tensor], in_place: bool) -> Callable[..., Tensor]:
+    """Return the operator with something behind it, which changes the output itself or a copy of it."""
+
+    def call(*tensors: Tensor, **integers: Any) -> Tensor:
+        out = op(*tensors[:5], **integers)
+        out = out if in_place else out.clone()
+        function(out)
+        return out
+
+    return lambda input, offset, weight, bias, mask, **integers: call(input, offset, weight, bias, mask, **integers)
+
+
+@given(cases(), st.sampled_from(LAYOUTS), st.sampled_from(IN_PLACE), SETTINGS, IMPLEMENTATIONS)
+def test_the_output_may_be_changed_in_place(
+    case: Case, layout: str, function: Callable[[Tensor], Tensor], chosen: dict[str, Any], chunk_bytes: int | None
+) -> None:
+    inputs = make_inputs(case, layout=layout)
+    with implementation(chunk_bytes), dcn_ops.settings(**chosen):
+        expected = run(changed(function, in_place=False), inputs, **case.integers)
+        actual = run(changed(function, in_place=True), inputs, **case.integers)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@settings(max_examples=settings().max_examples // 10)
+@given(cases(), st.sampled_from(LAYOUTS), SETTINGS, st.booleans())
+def test_compiled_for_any_size_it_is_eagers(case: Case, layout: str, chosen: dict[str, Any], dynamic: bool) -> None:
+    inputs = make_inputs(case, torch.float64, layout=layout)
+    torch._dynamo.reset()
+    function = changed(torch.relu_, in_place=True)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    with dcn_ops.settings(**chosen):
+        actual = run(compiled, inputs, **case.integers)
+    torch.testing.assert_close(actual, run(function, inputs, **case.integers))
+
+
 WINDOW = {"stride": 1, "padding": 0, "dilation": 1}  # the least integers
-NOT_PAIRS = ((1,), (1, 2, 3), (1, 1.5), 1.5, "same", None)
+NOT_PAIRS = ((), (1, 2, 3), (1, 1.5), 1.5, "same", None)
 # Where a shape is changed, the message may name another that no longer fits.
 MISFITS = {
     "input": "input|offset|weight",

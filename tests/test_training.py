@@ -216,6 +216,25 @@ def test_fx_keeps_the_operator_in_a_layer_whole() -> None:
     assert torch.equal(traced(images), net(images))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*reduce_range:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions.*are deprecated:UserWarning")
+@pytest.mark.parametrize("separable", [False, True])
+def test_graph_mode_quantization_keeps_the_operator_in_float(separable: bool) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    layer = dcn_ops.DeformConv2d(4, 8, 3, padding=1, separable_predictor=separable)
+    nn.init.normal_(layer.offset_weight, std=0.05)
+    net, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), layer).eval(), torch.randn(4, 3, 12, 12)
+    prepared = prepare_fx(net, get_default_qconfig_mapping(), (images,))
+    prepared(images)
+    quantized = convert_fx(prepared)
+    assert torch.ops.dcn_ops.deform_conv2d in {node.target for node in quantized.graph.nodes}
+    error = (quantized(images) - net(images)).abs().mean() / net(images).abs().mean()
+    assert error < 0.1
+
+
 def test_fx_keeps_the_function_whole() -> None:
     def function(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
         return dcn_ops.deform_conv2d(input.relu(), offset, weight, bias, padding=(1, 1), mask=mask)

@@ -117,10 +117,8 @@ def _step(model: nn.Module) -> None:
     for layer, parameter in ((n, p) for n, module in layers.items() for p in module.predictor_parameters()):
         if parameter.grad is None or not parameter.grad.isfinite().all():
             raise ValueError(f"the predictor of {layer} has no finite gradient, with a loss of {float(loss)}")
-    moved = [
-        n for n, m in layers.items() if m.offset_weight is not None and bool((m.offset_weight.grad != 0).any())
-    ]
-    if layers and not moved:
+    moved = [grad for m in layers.values() if (grad := getattr(m.offset_weight, "grad", None)) is not None]
+    if layers and not any(bool(grad.count_nonzero()) for grad in moved):
         raise ValueError("no predictor has a gradient other than 0")
     optimizer.step()
 
