@@ -1,11 +1,14 @@
-"""Seconds that torch.compile takes for one layer, forward and backward: python benchmarks/compile_time.py [--help].
+"""Seconds that torch.compile takes for one layer: python benchmarks/compile_time.py [--dynamic] [--rounds 5].
 
-The floor is the same composition of aten without an operator around it: an autograd.Function that calls
-``dcn_ops.cpu``, which Dynamo inlines. Each compilation has a process of its own, without caches.
+Wall-clock seconds of forward and backward. The floor is the same composition of aten without an operator around it:
+an autograd.Function that calls ``dcn_ops.cpu``, which Dynamo inlines. With ``--dynamic``, CPU seconds under
+``dynamic=True`` of a small network, beside the network whose second convolution is a plain one. Each compilation
+has a process of its own, without caches.
 """
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d, cpu
 from dcn_ops.geometry import Conv
@@ -53,8 +56,7 @@ LAYERS = {"inlined": InlinedLayer, "dcn_ops": DeformConv2d}
 
 def compile_once(name: str) -> float:
     """Return the seconds of a layer's first training step over those of its second."""
-    # What a process compiles first pays for imports and for the compiler's workers.
-    torch.compile(torch.nn.Conv2d(8, 8, 1))(torch.randn(1, 8, 4, 4)).sum().backward()
+    _warm_up()
     layer = torch.compile(LAYERS[name](64, 64, 3, padding=1), fullgraph=True)
     input, seconds = torch.randn(2, 64, 28, 28, requires_grad=True), []
     for _ in range(2):
@@ -64,26 +66,65 @@ def compile_once(name: str) -> float:
     return seconds[0] - seconds[1]
 
 
-def main() -> None:
-    """Take turns, and print the medians and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--one", choices=LAYERS, help="compile this one in this process, print the seconds")
-    args = parser.parse_args()
-    if args.one:
-        print(compile_once(args.one))
-        return
-    environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    seconds: dict[str, list[float]] = {name: [] for name in LAYERS}
-    for _ in range(args.rounds):
-        for name, values in seconds.items():
-            command = [sys.executable, __file__, "--one", name]
+def _warm_up() -> None:
+    # What a process compiles first pays for imports and for the compiler's workers.
+    torch.compile(torch.nn.Conv2d(8, 8, 1))(torch.randn(1, 8, 4, 4)).sum().backward()
+
+
+KINDS = {"dense": 1, "grouped": 4, "depthwise": 16}  # by groups, of 16 channels
+CONVOLUTIONS: dict[str, type[nn.Conv2d]] = {"plain": nn.Conv2d, "dcn": DeformConv2d}
+
+
+def compile_for_any_size(name: str, kind: str, mode: str) -> float:
+    """Return the CPU seconds of the first call, for symbolic sizes, compiler processes included."""
+    _warm_up()
+    groups = KINDS[kind]
+    layer = CONVOLUTIONS[name](16, 16 if kind == "depthwise" else 24, 3, stride=2, padding=1, groups=groups)
+    net = torch.compile(nn.Sequential(nn.Conv2d(3, 16, 3), layer), fullgraph=True, dynamic=True)
+    image, start = torch.randn(2, 3, 20, 28), _cpu_seconds()
+    with torch.set_grad_enabled(mode == "training"):
+        out = net(image)
+    if mode == "training":
+        out.sum().backward()
+    return _cpu_seconds() - start
+
+
+def _cpu_seconds() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def medians(choices: list[list[str]], rounds: int) -> list[tuple[float, str]]:
+    """Take turns; return the median of each choice, and its spread."""
+    # Without workers that compile ahead, and outlive the measurement.
+    environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    seconds: list[list[float]] = [[] for _ in choices]
+    for _ in range(rounds):
+        for choice, values in zip(choices, seconds, strict=True):
+            command = [sys.executable, __file__, "--one", *choice]
             run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             values.append(float(run.stdout.split()[-1]))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        spread = f"{min(seconds[name]):.1f} to {max(seconds[name]):.1f}"
-        print(f"{name:10}{median:6.1f} s ({spread}) {median / medians['inlined']:6.2f} x inlined")
+    return [(statistics.median(values), f"{min(values):.1f} to {max(values):.1f}") for values in seconds]
+
+
+def main() -> None:
+    """Measure, and print the medians and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dynamic", action="store_true", help="for symbolic sizes, beside plain convolutions")
+    parser.add_argument("--one", nargs="+", help="compile this one in this process, print the seconds")
+    args = parser.parse_args()
+    if args.one:
+        print(compile_once(*args.one) if len(args.one) == 1 else compile_for_any_size(*args.one))
+    elif args.dynamic:
+        print("| | plain, CPU s | DCN, CPU s | ratio |", "| --- | ---: | ---: | ---: |", sep="\n")
+        for kind, mode in ((kind, mode) for kind in KINDS for mode in ("inference", "training")):
+            (plain, _), (dcn, _) = medians([[name, kind, mode] for name in CONVOLUTIONS], args.rounds)
+            print(f"| {kind}, {mode} | {plain:.1f} | {dcn:.1f} | {dcn / plain:.2f} |", flush=True)
+    else:
+        found = dict(zip(LAYERS, medians([[name] for name in LAYERS], args.rounds), strict=True))
+        for name, (median, spread) in found.items():
+            print(f"{name:10}{median:6.1f} s ({spread}) {median / found['inlined'][0]:6.2f} x inlined")
 
 
 if __name__ == "__main__":

@@ -106,12 +106,13 @@ def _trainable(name: str, *, convert: bool) -> nn.Module:
 
 
 def _step(model: nn.Module) -> None:
-    """Train on two images, as BatchNorm refuses one value a channel."""
+    """Train on an image, or on two where a BatchNorm would refuse one value a channel."""
+    images = 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     with torch.no_grad():
-        image = _run_smallest(copy.deepcopy(model).eval(), 2, TRAINED_SIZE)[0]
+        image = _run_smallest(copy.deepcopy(model).eval(), images, TRAINED_SIZE)[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     logits = _first(model(image)).flatten(1)
-    loss = F.cross_entropy(logits, torch.arange(2) % logits.shape[1])
+    loss = F.cross_entropy(logits, torch.arange(images) % logits.shape[1])
     loss.backward()
     layers = {n: module for n, module in model.named_modules() if isinstance(module, DeformConv2d)}
     for layer, parameter in ((n, p) for n, module in layers.items() for p in module.predictor_parameters()):
