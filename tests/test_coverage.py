@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.coverage import examine, read, table
+from zoo.coverage import examine, read, table, train
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "coverage.jsonl"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "zoo.md"
@@ -28,6 +28,24 @@ def quickest_of_each_family():
 def test_an_architecture_converts_and_computes_the_same(expected):
     result = examine(expected["name"])
     assert (result["converted"], result["identical"]) == (expected["converted"], True)
+
+
+# With an operation in place, or an addition, behind a convolution; and one that calls its convolutions twice.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_nfnet",
+        "efficientvit_b0",
+        "crossvit_9_dagger_240",
+        "twins_svt_small",
+        "mobilenetv3_small_100",
+        "coat_tiny",
+    ],
+)
+def test_an_architecture_trains(name):
+    assert train(name) == {"trains": True}
 
 
 def test_the_document_has_the_table_of_the_run():
