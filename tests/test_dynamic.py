@@ -120,6 +120,7 @@ def test_stride_padding_and_dilation_may_be_symbols() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")  # of torch 2.11's own
 def test_an_export_to_onnx_changes_nothing_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decomposition that the exporter needs below opset 19 must not reach fake tensors, nor Inductor."""
     monkeypatch.setenv("CI", "true")  # then Inductor takes no whole operator that torch has a decomposition of
