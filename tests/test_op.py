@@ -117,6 +117,7 @@ def test_pieces_do_not_show(
     limit_workspace: Callable[[int], None],
 ) -> None:
     monkeypatch.setattr(cpu, "_TABLE_BYTES", table_bytes)
+    monkeypatch.setattr(cpu, "_SORT_BYTES", 0)
     case = Case(batch=3, size=(20, 4), groups=groups)
     inputs, unrolled, original = make_inputs(case), [], cpu.gather
     monkeypatch.setattr(cpu, "gather", lambda *args: unrolled.append(args) or original(*args))
