@@ -24,7 +24,8 @@ class WithOffsets(nn.Module):
         super().__init__()
         self.model = model
         self.layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        # Lists from the start: a finished run is evaluated again without a forward of this module.
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
         self._handles = [
             layer.register_forward_pre_hook(partial(self._predict, name)) for name, layer in self.layers.items()
         ]
