@@ -50,7 +50,8 @@ def _forward(
     traced: bool = False,
 ) -> Tensor:
     conv = check_arguments(input, offset, weight, bias, mask, *integers)
-    return _implementation(input, offset, weight, conv, traced).forward(input, offset, weight, bias, mask, conv)
+    kernels = _implementation(input, offset, weight, conv, traced, mask)
+    return kernels.forward(input, offset, weight, bias, mask, conv)
 
 
 def _backward(
@@ -65,21 +66,21 @@ def _backward(
 ) -> Gradients:
     conv = check_arguments(input, offset, weight, bias, mask, *integers[:-1])
     check_gradient(grad, input, weight, conv)
-    kernels, needs = _implementation(input, offset, weight, conv, traced, grad), list(integers[-1])
+    kernels, needs = _implementation(input, offset, weight, conv, traced, mask, grad), list(integers[-1])
     if not (needs[0] and kernels.ATOMIC and torch.are_deterministic_algorithms_enabled()):
         return kernels.backward(grad, input, offset, weight, mask, conv, needs=needs)
     # Its order of additions gives the gradient of the input other last bits in every run; the composition sorts.
-    composition = _composition(input, offset, weight, conv, traced, grad)
+    composition = _composition(input, offset, weight, conv, traced, mask, grad)
     of_input = composition.backward(grad, input, offset, weight, mask, conv, needs=[True, *[False] * 4])[0]
     return of_input, *kernels.backward(grad, input, offset, weight, mask, conv, needs=[False, *needs[1:]])[1:]
 
 
 def _implementation(
-    input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool, grad: Tensor | None = None
+    input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool, *others: Tensor | None
 ) -> Any:
     name = settings.current().implementation
     if name == "composition" or (name == "auto" and not input.is_cuda):
-        return _composition(input, offset, weight, conv, traced, grad)
+        return _composition(input, offset, weight, conv, traced, *others)
     if kernels := _triton():
         refusal = kernels.refusal(input, weight)
     else:
@@ -87,7 +88,7 @@ def _implementation(
     if not refusal:
         return kernels
     if name == "auto":
-        return _composition(input, offset, weight, conv, traced, grad)
+        return _composition(input, offset, weight, conv, traced, *others)
     raise ValueError(f'{refusal}, or call dcn_ops.set_implementation("auto")')
 
 
@@ -102,12 +103,12 @@ def _triton() -> Any:
 
 
 def _composition(
-    input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool, grad: Tensor | None
+    input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, traced: bool, *others: Tensor | None
 ) -> Any:
     if traced and fused.suits(input, weight, conv):
         return fused
     # Compiled, the many small kernels of the others are a few, and calls cost nothing.
-    if not traced and tiny.suits(input, offset, weight, conv, grad):
+    if not traced and tiny.suits(input, offset, weight, conv, *others):
         return tiny
     return depthwise if depthwise.suits(input, weight, conv) else cpu
 

@@ -44,11 +44,11 @@ class Samples(NamedTuple):
     matrix: Tensor  # [N*G, H*W, P], the mask multiplied in
 
 
-def suits(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, grad: Tensor | None) -> bool:
+def suits(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, *others: Tensor | None) -> bool:
     """Tell whether both products are small: sampling, N * C * H * W * P, and the filters of every image.
 
-    And whether all pixels and gradients are finite: a product reads them all, times 0 for most, which is NaN for
-    those that are not.
+    And whether all pixels are finite, and the ``others``, mask and gradient: a product reads them all, times 0 for
+    most, which is NaN for those that are not.
     """
     if input.device.type != "cpu":
         return False
@@ -57,7 +57,7 @@ def suits(input: Tensor, offset: Tensor, weight: Tensor, conv: Conv, grad: Tenso
     filters = weight.numel() if input.shape[0] == 1 else 8 * input.shape[0] * weight.numel()
     if not (0 < sampling <= MAX_WORK and filters <= MAX_WORK):
         return False
-    return _is_finite(input) and (grad is None or _is_finite(grad))
+    return _is_finite(input) and all(tensor is None or _is_finite(tensor) for tensor in others)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ _log = logging.getLogger(__name__)
 # What file systems answer that have no fsync.
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 _LOCK, _HOLDER, _TEMPORARY = ".lock", ".lock.json", ".tmp"
+_OURS = re.compile(rf".+\.(safetensors|pt|json|csv|png)\.[0-9a-f]{{8}}{re.escape(_TEMPORARY)}")
 PATIENCE = 10.0  # seconds; the workers of a run that was killed hold its lock until they notice
 
 
@@ -88,7 +90,8 @@ def locked(folder: Path) -> Iterator[None]:
         started = datetime.now().isoformat(timespec="seconds")
         holder.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}))
         for left in (*folder.glob(f"*{_TEMPORARY}"), *folder.glob(f"*/*{_TEMPORARY}")):
-            left.unlink(missing_ok=True)
+            if _OURS.fullmatch(left.name):  # the folder may hold files of the user's
+                left.unlink(missing_ok=True)
         yield
     finally:
         holder.unlink(missing_ok=True)

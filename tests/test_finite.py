@@ -5,6 +5,7 @@ runtimes, which rounds positions, may touch the pixel beside an integer position
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -89,12 +90,16 @@ def gradients(backward: Callable, grad: Tensor, inputs: Inputs, case: Case) -> t
 @pytest.mark.parametrize("name", ["plain", "grouped", "depthwise", "depthwise_large"])
 def test_a_gradient_depends_on_what_its_samples_touch(name: str) -> None:
     """Of images of a few pixels as of larger ones, whose implementation is the one to compare with."""
-    case = CASES[name]
+    case = replace(CASES[name], mask=True)
     inputs = make_inputs(case)
     own = depthwise if depthwise.suits(inputs.input, inputs.weight, case.conv) else cpu
     by_operator = partial(_backward_of_operator, case=case)
     grad = torch.ones_like(library._forward(*inputs, *case.integers.values()))
     for changed, broken in (
+        (
+            inputs._replace(mask=inputs.mask.index_fill(3, torch.tensor([0]), float("nan"))),
+            grad,
+        ),
         (inputs._replace(input=inputs.input.index_fill(3, torch.tensor([1]), float("inf"))), grad),
         (inputs, grad.index_fill(3, torch.tensor([1]), float("inf"))),
     ):

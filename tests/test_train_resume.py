@@ -76,9 +76,13 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_as_if_nothing_had_happened(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 0 < position(killed).step < 8
-    (killed / "dcn" / "state.pt.tmp").write_bytes(b"half")  # as if it had been writing
+    half, users = killed / "dcn" / "state.pt.0123abcd.tmp", killed / "mine.tmp"
+    half.write_bytes(b"half")  # as if it had been writing
+    users.write_text("a file of the user's")
     run(compose_train(*QUICK, "resume=auto"), tmp_path / "new", [killed])
     assert not (tmp_path / "new").exists()
+    assert not half.exists()
+    assert users.read_text() == "a file of the user's"
     assert_same(killed, uninterrupted)
 
 
