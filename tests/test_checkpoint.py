@@ -233,7 +233,7 @@ def test_two_that_write_one_file_leave_one_whole(tmp_path: Path) -> None:
 def test_a_folder_in_use_names_the_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "PATIENCE", 0)
     (tmp_path / "dcn").mkdir()
-    left = tmp_path / "dcn" / "state.pt.1.tmp"
+    left = tmp_path / "dcn" / "state.pt.01234567.tmp"
     left.write_bytes(b"of a run that was killed")
     with locked(tmp_path):
         assert not left.exists()

@@ -1,5 +1,6 @@
 """What a call takes at its peak beside its results, its images within their border, and their gradients."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ LARGE = {
     "many_channels": Case(batch=1, channels=64, filters=32, size=(200, 200)),
     "batch": Case(batch=6, channels=32, filters=16, size=(100, 100)),
 }
-# In a process of its own, whose memory nobody used before. Resident, so that what libraries allocate counts.
+# In a process of its own, whose memory nobody used before. Resident, so that what libraries allocate counts; and
+# glibc gives back what is freed, for the holes that it keeps otherwise differ by 20 MiB from process to process.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 MEASURE = """
 import ctypes, sys
 from pathlib import Path
@@ -50,11 +53,11 @@ for call in (lambda: [op(*inputs, **integers)], lambda: backward(output, *inputs
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of resident memory")
 @pytest.mark.parametrize("name", LARGE)
-def test_a_call_keeps_to_the_workspace_limit(name: str) -> None:
+def test_a_call_takes_half_of_the_workspace_limit_and_leaves_the_rest_to_holes(name: str) -> None:
     case = LARGE[name]
-    command = [sys.executable, "-c", MEASURE, repr(case)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    command, environment = [sys.executable, "-c", MEASURE, repr(case)], os.environ | GIVES_BACK
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
     forward, backward = map(int, printed)
     image = padded_count(case.batch, case.size) * case.channels * 4
-    assert forward <= image + dcn_ops.workspace_limit()
-    assert backward <= 2 * image + dcn_ops.workspace_limit()
+    assert forward <= image + dcn_ops.workspace_limit() // 2
+    assert backward <= 2 * image + dcn_ops.workspace_limit() // 2
