@@ -1,6 +1,8 @@
 """The argument check of the operator, called by its real and its fake kernels, and two for Python callers."""
 
+import operator
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -24,10 +26,10 @@ def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
         raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
 
 
-def check_given(offset: Tensor) -> None:
-    """Raise TypeError or ValueError for an offset that a layer can't count the groups of."""
-    if not (torch.jit.is_scripting() or torch.jit.is_tracing() or has_torch_function((offset,))):  # type: ignore[attr-defined]
-        _check_rank("offset", offset, 4)
+def check_maps(name: str, tensor: Tensor) -> None:
+    """Raise TypeError or ValueError for an input or offset that a layer can't do anything with."""
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing() or has_torch_function((tensor,))):  # type: ignore[attr-defined]
+        _check_rank(name, tensor, 4)
 
 
 def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
@@ -40,17 +42,34 @@ def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
         raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
 
 
+def as_integer(name: str, value: object) -> int:
+    """Return an integer of Python, NumPy or a symbol of torch's, for the argument ``name``.
+
+    Raises:
+        TypeError: For anything else; True is no number here.
+    """
+    if not isinstance(value, bool):
+        if isinstance(value, int | torch.SymInt):
+            return value  # type: ignore[return-value]
+        with suppress(TypeError):
+            return operator.index(value)  # type: ignore[arg-type]
+    raise TypeError(f"expected {name} to be an integer, got {name}={value!r}")
+
+
 def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
     """Return one integer, or a sequence of one or two, as ``torch.nn.functional.conv2d`` takes them: a list of two.
 
     Raises:
         ValueError: For anything else.
     """
-    integers = (int, torch.SymInt)
-    values = [value] if isinstance(value, integers) else list(value) if isinstance(value, Sequence) else []
-    if len(values) not in (1, 2) or not all(isinstance(v, integers) for v in values):
+    values = list(value) if isinstance(value, Sequence) else [value]
+    try:
+        integers = [as_integer(name, v) for v in values]
+    except TypeError:
+        integers = []
+    if len(integers) not in (1, 2):
         raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={value!r}")
-    return [values[0], values[-1]]
+    return [integers[0], integers[-1]]
 
 
 def check_arguments(

@@ -15,7 +15,14 @@ from torch.utils._pytree import tree_leaves
 from dcn_ops import cpu, depthwise, fused, settings, tiny
 from dcn_ops.check import check_arguments, check_gradient
 from dcn_ops.geometry import Conv, empty_channels_last
-from dcn_ops.private import autocast_keys, below_autograd, is_ahead_of_time, is_transforming, trace_through
+from dcn_ops.private import (
+    autocast_keys,
+    below_autograd,
+    has_device_kernel,
+    is_ahead_of_time,
+    is_transforming,
+    trace_through,
+)
 
 _INTEGERS = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt offset_groups"
 _TENSORS = "Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask"
@@ -123,11 +130,11 @@ _library.impl("deform_conv2d_backward", _backward, "CompositeExplicitAutograd")
 def _stays_whole(*args: Any) -> bool:
     """Tell whether the compiler gets the operator as one node, which runs as it does eagerly.
 
-    That is what the caller wants, or sizes are symbols. With symbols Inductor would take minutes to simplify the
-    index formulas, and work of an unknown size could not be cut into pieces. A package that is compiled ahead of
-    time has no such choice: it runs where this library is not installed.
+    That is what the caller wants, somebody registered a kernel for a device, or sizes are symbols. With symbols
+    Inductor would take minutes to simplify the index formulas, and work of an unknown size could not be cut into
+    pieces. A package that is compiled ahead of time has no such choice: it runs where this library isn't installed.
     """
-    if settings.current().whole_operators:
+    if settings.current().whole_operators or has_device_kernel(_forward_op) or has_device_kernel(_backward_op):
         return True
     sizes = tree_leaves([list(arg.shape) if isinstance(arg, Tensor) else arg for arg in args])
     return any(isinstance(size, torch.SymInt) for size in sizes) and not is_ahead_of_time()

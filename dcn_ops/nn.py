@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 import dcn_ops.library  # noqa: F401  (registers the operator)
-from dcn_ops.check import as_pair, check_given
+from dcn_ops.check import as_integer, as_pair, check_maps
 from dcn_ops.geometry import Conv
 
 _OF_PADDING = ("padding", "padding_mode", "dilation", "kernel_size")
@@ -52,6 +53,7 @@ class DeformConv2d(nn.Conv2d):
 
     Raises:
         ValueError: For an offset_groups that doesn't divide C, or a bound that is not positive.
+        TypeError: For an offset_groups that is no integer, or a bound that is no number.
     """
 
     # The class that from_conv2d takes over; a subclass for another one overrides filters or pad.
@@ -132,8 +134,11 @@ class DeformConv2d(nn.Conv2d):
         separable_predictor: bool,
         predict_offsets: bool,
     ) -> None:
+        offset_groups = as_integer("offset_groups", offset_groups)
         if offset_groups < 1 or self.in_channels % offset_groups:
             raise ValueError(f"expected offset_groups to divide {self.in_channels=}, got {offset_groups=}")
+        if isinstance(offset_bound, bool) or not isinstance(offset_bound, Real | None):
+            raise TypeError(f"expected offset_bound to be a number of pixels, or None, got {offset_bound=}")
         if offset_bound is not None and not 0 < offset_bound < math.inf:
             raise ValueError(f"expected a positive, finite offset_bound, in pixels, or None, got {offset_bound=}")
         self.offset_groups = offset_groups
@@ -202,13 +207,18 @@ class DeformConv2d(nn.Conv2d):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take a plain convolution's weights too: the predictor stays as it is or, on meta, gets its start."""
+        """Take a plain convolution's weights too: the predictor stays as it is or, on meta, gets its start.
+
+        With ``assign=True`` it takes the dtype and the device of the weights.
+        """
         foreign = len(unexpected_keys)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        predictor = {prefix + name: p for name, p in self._parameters.items() if name.startswith("offset_")}
-        lacks = {key for key, parameter in predictor.items() if parameter is not None}
+        predictor = {
+            name: p for name, p in self._parameters.items() if name.startswith("offset_") and p is not None
+        }
+        lacks = {prefix + name for name in predictor}
         # A part of a predictor, or one by other names (mmcv's conv_offset), is no plain convolution's.
         if not lacks <= set(missing_keys) or len(unexpected_keys) > foreign or prefix + "weight" in missing_keys:
             return
@@ -218,6 +228,11 @@ class DeformConv2d(nn.Conv2d):
             self._add_predictor(weight.shape[0])
             for parameter in self.predictor_parameters():
                 parameter.requires_grad_(weight.requires_grad)
+        elif local_metadata.get("assign_to_params_buffers"):
+            # What was loaded stands in place of the weights now, with its own dtype and device.
+            for name, old in predictor.items():
+                new = nn.Parameter(old.detach().to(self.weight), requires_grad=old.requires_grad)
+                self.register_parameter(name, new)
 
     def pad(self, input: Tensor) -> Tensor:
         """Pad the input where the operator, which knows zeros on both sides alone, can't."""
@@ -264,10 +279,11 @@ class DeformConv2d(nn.Conv2d):
         Raises:
             ValueError: For shapes that don't fit, a mask without offset, or no offset where none is predicted.
         """
+        check_maps("input", input)
         input = self.pad(input)
         offset_groups = self.offset_groups
         if offset is not None:
-            check_given(offset)
+            check_maps("offset", offset)
             offset_groups = offset.shape[1] // (2 * self.kernel_size[0] * self.kernel_size[1])
         elif mask is None:
             offset, mask = self._predict(input)

@@ -24,13 +24,16 @@ except ImportError:  # without it the compiler sees an opaque operator, which st
     FunctionalTensor = FunctionalTensorMode = None  # type: ignore[assignment, misc]
 
 
+_Key = torch._C.DispatchKey
+
+
 def _plain_bits(device: str) -> int:
-    keys = (getattr(torch._C.DispatchKey, name) for name in (device, f"Autograd{device}"))
+    keys = (getattr(_Key, name) for name in (device, f"Autograd{device}"))
     first, second = (torch._C.DispatchKeySet(key) for key in keys)
     return (first | second).raw_repr()
 
 
-_PLAIN_BITS = (_plain_bits("CPU"), _plain_bits("CUDA"))
+_PLAIN = {_plain_bits("CPU"): _Key.CPU, _plain_bits("CUDA"): _Key.CUDA}
 
 
 def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any) -> Any:
@@ -38,26 +41,16 @@ def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any)
     # Below ADInplaceOrView too: a kernel's last permute is then no view that autograd tracks, and the caller may
     # change the output in place.
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        if keyset.raw_repr() in _PLAIN_BITS and not _has_other_kernel(op):
-            # No mode, subclass or transform between: what the dispatcher would call, but earlier.
+        device = _PLAIN.get(keyset.raw_repr())
+        if device is not None and not op.has_kernel_for_dispatch_key(device):
+            # No mode, subclass, transform or kernel of somebody else: what the dispatcher would call, but earlier.
             return kernel(*args)
         return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
 
 
-# Of each operator: whether somebody registered a kernel for a device, and what was loaded when that was asked.
-_other_kernels: dict[Any, tuple[tuple[int, ...], bool]] = {}
-
-
-def _has_other_kernel(op: Any) -> bool:
-    """Tell whether somebody registered a kernel of ``op`` for the key CPU or CUDA: then that is called."""
-    # Asking torch takes as long as a small operator. The answer changes with a registration from Python, or with a
-    # library or module that brings one from C++.
-    loaded = len(torch.library._impls), len(torch.ops.loaded_libraries), len(sys.modules)
-    known = _other_kernels.get(op)
-    if known is None or known[0] != loaded:
-        has = torch._C._dispatch_has_kernel_for_dispatch_key
-        known = _other_kernels[op] = loaded, any(has(op.name(), key) for key in ("CPU", "CUDA"))
-    return known[1]
+def has_device_kernel(op: Any) -> bool:
+    """Tell whether somebody registered a kernel of ``op`` for the CPU or for CUDA."""
+    return any(op.has_kernel_for_dispatch_key(device) for device in _PLAIN.values())
 
 
 def autocast_keys() -> list[str]:

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from dcn_ops.private import digest_of, tag_caches, tag_caches_of_thread, tagged_caches
@@ -44,7 +45,7 @@ class Settings:
 
 
 _DEFAULT = Settings()
-_of_process = _DEFAULT
+_of_process, _changing = _DEFAULT, Lock()
 _of_thread: ContextVar[dict[str, Any]] = ContextVar("dcn_ops_settings", default={})  # noqa: B039  (never changed)
 
 
@@ -136,8 +137,9 @@ def set_workspace_limit(size: int) -> None:
 
 def _set(**changes: Any) -> None:
     global _of_process
-    _of_process = replace(_of_process, **changes)
-    tag_caches(_tag(_of_process))
+    with _changing:
+        _of_process = replace(_of_process, **changes)
+        tag_caches(_tag(_of_process))
     tag_caches_of_thread(_tag(current()))
 
 

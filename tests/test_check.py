@@ -1,8 +1,10 @@
 """A wrong argument raises an error that names it, has its value and says how to mend it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import zeros
@@ -125,12 +127,47 @@ def test_wrong_groups(change: dict[str, int]) -> None:
         ({"kernel_size": 2.5}, "kernel_size=2.5"),
         ({"stride": (1, 1, 1)}, r"stride to be an integer or a pair of integers, got stride=\(1, 1, 1\)"),
         ({"padding": (1, 1, 1)}, r"padding=\(1, 1, 1\)"),
+        ({"stride": (1, True)}, r"stride=\(1, True\)"),
+        ({"padding": (1, numpy.ones(2, int))}, r"padding=\(1, array\(\[1, 1\]\)\)"),
     ],
     ids=str,
 )
 def test_wrong_layer(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dcn_ops.DeformConv2d(4, 8, **{"kernel_size": 3} | arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"offset_groups": 2.0}, {"offset_groups": True}, {"offset_bound": "a"}], ids=str
+)
+def test_wrong_types_of_a_layer(arguments: dict[str, Any]) -> None:
+    (name, value), *_ = arguments.items()
+    with pytest.raises(TypeError, match=f"expected {name} to be .*, got .*{value!r}"):
+        dcn_ops.DeformConv2d(4, 8, 3, **arguments)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    two = numpy.int64(2)
+    layer = dcn_ops.DeformConv2d(
+        4, 8, 3, stride=two, padding=(two, two), dilation=two, offset_groups=two, offset_bound=numpy.float32(3)
+    )
+    assert layer(RIGHT["input"]).shape == (2, 8, 3, 3)
+    by_function = partial(dcn_ops.deform_conv2d, zeros(1, 4, 6, 5), weight=zeros(6, 2, 3, 3))
+    assert by_function(zeros(1, 36, 3, 3), stride=two, padding=1).shape == (1, 6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("input", "error", "message"),
+    [
+        (RIGHT["input"].to_sparse(), TypeError, r"input to be dense, .* use input\.to_dense\(\)"),
+        (RIGHT["input"][0], ValueError, r"input with 4 dimensions, .* unsqueeze\(0\)"),
+        (numpy.zeros((2, 4, 6, 5)), TypeError, "input to be a torch.Tensor, got ndarray"),
+    ],
+    ids=["sparse", "without_batch", "array"],
+)
+def test_wrong_input_of_a_layer(input: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dcn_ops.DeformConv2d(4, 8, 3, padding=1)(input)
 
 
 @pytest.mark.parametrize(

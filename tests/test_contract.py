@@ -124,6 +124,33 @@ def test_a_kernel_that_somebody_registers_for_the_cpu_is_called(mode: Callable) 
     assert len(called) == 2
 
 
+def test_a_kernel_that_takes_the_place_of_another_registration_is_called() -> None:
+    inputs, called = make_inputs(ALL), []
+
+    def kernel(*args: object) -> Tensor:
+        called.append(len(args))
+        return torch.zeros(())
+
+    with torch.library._scoped_library("dcn_ops", "IMPL") as other:
+        other.impl("deform_conv2d", kernel, "XPU")
+        op(*inputs, **ALL.integers)
+    with torch.library._scoped_library("dcn_ops", "IMPL") as library:  # as many registrations as before
+        library.impl("deform_conv2d", kernel, "CPU")
+        op(*inputs, **ALL.integers)
+    assert called == [10]
+
+
+def test_the_compiler_calls_a_kernel_that_somebody_registers_for_the_cpu() -> None:
+    inputs = make_inputs(ALL)
+    expected = op(*inputs, **ALL.integers)
+    with torch.library._scoped_library("dcn_ops", "IMPL") as library:
+        library.impl("deform_conv2d", lambda *args: expected.clone().fill_(7), "CPU")
+        torch._dynamo.reset()
+        compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*inputs, **ALL.integers), torch.full_like(expected, 7))
+    torch._dynamo.reset()
+
+
 def test_autocast_keeps_offsets_in_float32() -> None:
     # bfloat16 would round the offset to 300, and the sample from 17 to 16.
     input = (torch.arange(320.0) % 8 * 4).view(1, 1, 1, 320)

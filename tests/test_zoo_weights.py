@@ -70,6 +70,19 @@ def test_plain_weights_are_assigned_to_a_network_without_data(by, dtype, config)
     torch.testing.assert_close(model(x), plain(x))
 
 
+@pytest.mark.parametrize("config", [{}, SEPARABLE])
+@pytest.mark.parametrize("part", ["layer4", "layer4.0.conv1"])
+def test_the_predictor_follows_plain_weights_that_are_assigned(part, config):
+    plain, model = timm.create_model("resnet18", **NARROW).half(), converted(**config)
+    layer = model.layer4[0].conv1
+    layer.offset_bias.data.fill_(0.25)
+    layer.offset_bias.requires_grad_(False)
+    model.get_submodule(part).load_state_dict(plain.get_submodule(part).state_dict(), assign=True)
+    assert {p.dtype for p in layer.parameters()} == {torch.half}
+    assert (layer.offset_bias == 0.25).all()
+    assert (layer.offset_bias.requires_grad, layer.offset_weight.requires_grad) == (False, True)
+
+
 def test_a_network_without_data_stays_so_where_nothing_is_assigned():
     with torch.device("meta"):
         model = converted()
