@@ -270,7 +270,7 @@ def test_other_reasons_to_keep_a_layer():
 def test_shared_layer_is_judged_by_all_its_calls(caplog):
     model = inject_(Shared().double(), DCNConfig(stages=None))
     set_masks(model.first[0])
-    x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
     expected = model(x)
     moving = copy.deepcopy(model)
     # The first call gets zeros, and the bias alone moves the second.
@@ -282,7 +282,7 @@ def test_shared_layer_is_judged_by_all_its_calls(caplog):
     assert type(model.first[0]) is nn.Conv2d
     assert model.first[0] is model.second[0]
     torch.testing.assert_close(model(x), expected)
-    assert caplog.messages[0].startswith("first.0 = second.0: DeformConv2d(8, 8, ")
+    assert caplog.messages[0].startswith("first.0 = second.0: DeformConv2d(16, 16, ")
     assert caplog.messages[0].endswith(f" -> {model.first[0]}")
 
 

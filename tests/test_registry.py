@@ -67,6 +67,11 @@ def test_list_takes_a_glob(pattern):
     assert zoo.list_models("resnet1*") == ["resnet101_dcn", "resnet18_dcn"]
 
 
+def test_a_filter_is_a_glob():
+    with pytest.raises(TypeError, match=r'expected a glob such as "resnet\*" for filter, got 3'):
+        zoo.list_models(3)
+
+
 @pytest.mark.parametrize("base", PRESETS)
 def test_preset_converts_what_it_says(base):
     config = PRESETS[base]

@@ -248,7 +248,7 @@ def test_config_reaches_the_layers():
 class Shared(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
         self.second = nn.Sequential(self.first[0], nn.ReLU())
 
     def forward(self, x):
@@ -260,7 +260,7 @@ def test_shared_convolution_becomes_one_layer():
     model = inject_(copy.deepcopy(plain), DCNConfig(stages=None))
     assert isinstance(model.first[0], DeformConv2d)
     assert model.first[0] is model.second[0]
-    x = torch.randn(2, 8, 8, 8)
+    x = torch.randn(2, 16, 8, 8)
     torch.testing.assert_close(model(x), plain(x))
 
 

@@ -63,6 +63,35 @@ def test_what_reads_the_image_stays_whatever_is_done_to_the_image_first(case, si
     assert converted(model, size) == {"body.0", "body.2"}
 
 
+@pytest.mark.parametrize("case", PREPARE)
+def test_what_reads_the_image_stays_where_no_convolution_takes_three_channels(case):
+    assert converted(Net(*PREPARE[case])) == {"body.0", "body.2"}
+
+
+def test_an_image_of_a_satellite_is_an_image_and_features_of_a_stage_are_none():
+    assert converted(Net(channels=13)) == {"body.0", "body.2"}
+    assert converted(Net(channels=16)) == {"body.0", "body.2", "stem"}
+
+
+@each_size
+@pytest.mark.parametrize("required", [True, False])
+def test_the_stems_of_a_network_of_two_images_stay(required, size):
+    class RGBD(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rgb, self.depth = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(1, 16, 3, padding=1)
+            self.body = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, rgb, depth=None):
+            return self.body(self.rgb(rgb) + self.depth(depth))
+
+    class Strict(RGBD):
+        def forward(self, rgb, depth):
+            return super().forward(rgb, depth)
+
+    assert converted(Strict() if required else RGBD(), size) == {"body"}
+
+
 def test_pooled_images_are_images_and_features_are_not():
     class Pyramid(nn.Module):
         def __init__(self):

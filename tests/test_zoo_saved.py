@@ -317,6 +317,40 @@ def test_a_broken_folder_is_refused(case, folder):
         zoo.load(folder)
 
 
+@each_way
+def test_damaged_weights_are_refused_by_their_name(load, folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"model\.safetensors' is damaged: .*; copy or download it again"):
+        load(folder)
+
+
+def test_a_name_that_timm_does_not_know_is_refused(folder):
+    changed(folder, lambda config: config["model_args"].update(norm_layer="nonesuch"))
+    with pytest.raises(ValueError, match=r"config\.json', .* is no network of timm's: KeyError\('nonesuch'\)"):
+        zoo.load(folder)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "pretrained_cfg", "model_name"])
+def test_the_folder_says_what_is_loaded(name, folder):
+    with pytest.raises(ValueError, match=f"the folder says what is loaded, but got {name}; leave"):
+        zoo.load(folder, **{name: False})
+
+
+def test_what_is_no_path_is_refused(folder):
+    model = zoo.load(folder)
+    for call in (lambda: zoo.load(None), lambda: zoo.save(model, None)):
+        with pytest.raises(TypeError, match="expected the path of a folder, got None"):
+            call()
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_saved_as_what_it_wraps(wrap, folder, tmp_path):
+    model = zoo.load(folder)
+    zoo.save(wrap(model), tmp_path / "again")
+    assert_same(zoo.load(tmp_path / "again"), model, images())
+
+
 def test_a_hub_repository_loads_from_its_safetensors(folder, tmp_path):
     # As the hub's client caches it; without a network.
     repository, revision = tmp_path / "hub" / "models--someone--network", "0" * 40

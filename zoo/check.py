@@ -1,6 +1,7 @@
 """What the verbs of the zoo take, checked before anything is done."""
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,12 @@ def check_config(config: object) -> None:
     """Raise a TypeError for anything but a DCNConfig."""
     if not isinstance(config, DCNConfig):
         raise TypeError(f"expected a DCNConfig for config, got {config!r}; pass zoo.DCNConfig(...) with its fields")
+
+
+def check_folder(folder: object) -> None:
+    """Raise a TypeError for anything but a path."""
+    if not isinstance(folder, str | PathLike):
+        raise TypeError(f"expected the path of a folder, got {folder!r}")
 
 
 def check_size(size: object) -> Size | None:

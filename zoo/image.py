@@ -7,8 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# Without an input_size, what a network reads is taken for an image up to so many channels.
-MOST_CHANNELS = 4
+# Without an input_size, what a network reads is taken for an image up to so many channels, as satellites have; with
+# more, for the features of another network.
+MOST_CHANNELS = 13
+_USUAL = (3, 1, 4, 2)
 
 
 class FromImage(TorchDispatchMode):
@@ -43,16 +45,18 @@ class FromImage(TorchDispatchMode):
         return out
 
 
-def likely_channels(model: nn.Module) -> int:
-    """Return the channels that an image for this network probably has.
+def likely_channels(model: nn.Module) -> list[int]:
+    """Return the channels that an image for this network may have, the likeliest first.
 
-    Three, one or four where a convolution takes so many, or else what the first one takes.
+    Three, one or four where a convolution takes so many, or else what the first one takes; then what others take,
+    as few as images have; at last the usual ones, for what folds pixels into channels before it convolves.
     """
     taken = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return next((channels for channels in (3, 1, 4, 2) if channels in taken), taken[0] if taken else 3)
+    guess = next((channels for channels in _USUAL if channels in taken), taken[0] if taken else 3)
+    return list(dict.fromkeys((guess, *(channels for channels in taken if channels <= MOST_CHANNELS), *_USUAL)))
 
 
-def likely_readers(model: nn.Module, channels: int) -> set[nn.Conv2d]:
-    """Return the convolutions that mix as many channels as the image has."""
+def likely_readers(model: nn.Module, channels: int = 0) -> set[nn.Conv2d]:
+    """Return the convolutions that mix as many channels as the image has, or as few as an image usually has."""
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
-    return {conv for conv in convs if conv.in_channels == channels}
+    return {conv for conv in convs if conv.in_channels == channels or conv.in_channels <= max(_USUAL)}

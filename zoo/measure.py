@@ -55,16 +55,15 @@ def measure(model: nn.Module, sizes: Sequence[Size]) -> Measured:
         sizes: Of its image, [C, H, W]: the first one on which it runs counts. Without any, an image of a likely
             size tells which convolutions read it and which are called, and nothing else.
     """
-    guess = likely_channels(model)
-    tried = list(sizes) or [(guess, _SIDE, _SIDE)]
+    tried = list(sizes) or [(channels, _SIDE, _SIDE) for channels in likely_channels(model)]
     run = _best_run(model, tried)
-    likely = likely_readers(model, guess) if guess <= MOST_CHANNELS else set()
-    if not run.called:
-        run.readers = likely_readers(model, tried[0][0]) or likely
+    channels = tried[0][0]
+    if not sizes and channels > MOST_CHANNELS and run.size in (None, tried[0]):
+        run.readers = set()
+    elif run.failure is not None:  # the image, or another one, may go where this did not come
+        run.readers |= likely_readers(model, channels) - run.called
     if not sizes:
         run.size, run.flops, run.strides = None, None, {}
-        if guess > MOST_CHANNELS:
-            run.readers = set()
     elif run.failure is not None:
         run.size = sizes[0]
         logger.debug(

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv, build_model_with_cfg
 from timm.models._pretrained import PretrainedCfg
@@ -55,7 +56,7 @@ def load_weights(model: Any, cfg: Mapping[str, Any], cache_dir: str | Path | Non
 
     Raises:
         FileNotFoundError: If a folder has none.
-        ValueError: For weights that are not the network's, or whose input can't be adapted.
+        ValueError: For weights that are damaged or not the network's, or whose input can't be adapted.
     """
     weights, ours = _read(cfg, cache_dir), model.state_dict()
     for name in _names(cfg.get("first_conv")):
@@ -97,11 +98,15 @@ def _adapted(key: str, weight: Tensor, shape: Any, in_chans: int, cfg: Mapping[s
 def _read(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> dict[str, Tensor]:
     if cfg["source"] == "hf-hub":
         repository, _, revision = cfg["hf_hub_id"].partition("@")
-        return load_file(hf_hub_download(repository, WEIGHTS, revision=revision or None, cache_dir=cache_dir))
-    path = Path(cfg["file"], WEIGHTS)
+        path = Path(hf_hub_download(repository, WEIGHTS, revision=revision or None, cache_dir=cache_dir))
+    else:
+        path = Path(cfg["file"], WEIGHTS)
     if not path.is_file():
         raise FileNotFoundError(f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(path.parent)!r}")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}; copy or download it again") from error
 
 
 def _names(names: str | Iterable[str] | None) -> list[str]:

@@ -19,7 +19,13 @@ _SUFFIX = "_dcn"
 
 
 def list_models(filter: str = "*") -> list[str]:
-    """Return the names of the registered presets, for ``timm.create_model``, that match a glob."""
+    """Return the names of the registered presets, for ``timm.create_model``, that match a glob.
+
+    Raises:
+        TypeError: For a filter that is no string.
+    """
+    if not isinstance(filter, str):
+        raise TypeError(f'expected a glob such as "resnet*" for filter, got {filter!r}')
     return sorted(name for name in (base + _SUFFIX for base in PRESETS) if fnmatch.fnmatchcase(name, filter))
 
 

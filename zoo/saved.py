@@ -10,10 +10,11 @@ from typing import Any
 
 import timm
 from safetensors.torch import save_file
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
-from zoo.check import check_network
+from zoo.check import check_folder, check_network
 from zoo.convert import LAYER_ARGUMENTS
 from zoo.pretrained import CONFIG, LOADING, WEIGHTS, data_config
 from zoo.rebuild import create, difference
@@ -27,7 +28,7 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     anew, without data: what can't be rebuilt is refused.
 
     Args:
-        model: A network of ``timm.create_model``, converted.
+        model: A network of ``timm.create_model``, converted; in ``torch.compile`` or a data-parallel wrapper too.
         folder: It is made where it is missing; what an earlier call wrote there is replaced.
         model_args: The arguments of ``timm.create_model`` that the network was built with, where timm doesn't
             record them (before 1.0.31) or JSON can't hold them.
@@ -35,9 +36,11 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     Raises:
         ValueError: For a network that timm.create_model didn't build or cut (features_only), that has no
             deformable layer, has no data, or can't be rebuilt, such as a pruned one.
-        TypeError: For a model that is no network, or model_args that are no dict.
+        TypeError: For a model that is no network, a folder that is no path, or model_args that are no dict.
     """
     check_network(model)
+    check_folder(folder)
+    model = unwrap_model(model)
     base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not base or not hasattr(model, "num_classes"):
         raise ValueError(f"expected a whole network of timm.create_model, got {type(model).__name__}")
@@ -84,13 +87,18 @@ def load(folder: str | Path, **kwargs: Any) -> nn.Module:
 
     Args:
         folder: What ``save`` wrote, or a clone of a hub repository.
-        **kwargs: As of ``timm.create_model``, such as ``num_classes``.
+        **kwargs: As of ``timm.create_model``, such as ``num_classes``; what is loaded is none of them.
 
     Raises:
         FileNotFoundError: If there is no config.json or no model.safetensors.
         ValueError: If config.json is none that ``save`` writes, the architecture doesn't have one of the arguments,
-            or the weights are not the network's.
+            or the weights are damaged or not the network's.
+        TypeError: For a folder that is no path.
     """
+    check_folder(folder)
+    own = sorted({"model_name", "pretrained", "pretrained_cfg"} & kwargs.keys())
+    if own:
+        raise ValueError(f"the folder says what is loaded, but got {', '.join(own)}; leave that out")
     path = Path(folder, CONFIG)
     if not path.is_file():
         raise FileNotFoundError(f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}")
@@ -110,8 +118,11 @@ def load(folder: str | Path, **kwargs: Any) -> nn.Module:
         raise ValueError(f"{str(path)!r} names {sorted(refused)}, which choose what is loaded; remove them")
     try:
         return timm.create_model("dcn", pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
-    except TypeError as error:  # of an argument that the architecture doesn't have
-        raise ValueError(f"{str(path)!r}, with the arguments {kwargs}, is no network of timm's: {error}") from error
+    # Of an argument that the architecture doesn't have, or of a name that timm doesn't know.
+    except (TypeError, KeyError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"{str(path)!r}, with the arguments {kwargs}, is no network of timm's: {error!r}"
+        ) from error
 
 
 def _rebuildable(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
