@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from dcn_ops import cpu
-from dcn_ops.bags import gather, padded_rows, scatter, table_backward, weight_backward
+from dcn_ops.conv.kernels import columns
+from dcn_ops.sampling.bags import gather, padded_rows, scatter, table_backward, weight_backward
 from scripts.benchmark.cases import Case
 
 CASES = (
@@ -27,16 +27,16 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     """Return each phase of the first piece of a case, and its floor."""
     tensors, conv = case.inputs(1.0, "cpu"), case.conv
     input, offset, weight, mask = tensors.values()
-    images, chunks = next(cpu._blocks(input, input.shape[2:], conv))
+    images, chunks = next(columns._blocks(input, input.shape[2:], conv))
     chunk = chunks[0][1][0]
-    rows, kernel = cpu._rows(images, conv), cpu._contraction_weight(weight, conv)
-    table = cpu._table(chunk, offset, mask, input, conv)
+    rows, kernel = columns._rows(images, conv), columns._contraction_weight(weight, conv)
+    table = columns._table(chunk, offset, mask, input, conv)
     samples = gather(rows, table.row, table.weight)
     of_weight = weight_backward(samples, rows, table.row)
-    unrolled = cpu._as_image(samples, chunk, case.width, conv)
+    unrolled = columns._as_image(samples, chunk, case.width, conv)
     part = chunk.of(input)
-    grad = torch.randn_like(cpu._contract(unrolled, kernel, None, conv))
-    total = cpu._zero_kernel(kernel, torch.float32, conv)
+    grad = torch.randn_like(columns._contract(unrolled, kernel, None, conv))
+    total = columns._zero_kernel(kernel, torch.float32, conv)
     entries = torch.cat((table.weight, table.weight))  # as many bytes as rows and weights
 
     def convolution(needs: list[bool]) -> object:
@@ -45,18 +45,18 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
 
     return {
         "pad the image": (lambda: padded_rows(images), lambda: images.contiguous().clone()),
-        "table": (lambda: cpu._table(chunk, offset, mask, input, conv), lambda: entries.clone()),
+        "table": (lambda: columns._table(chunk, offset, mask, input, conv), lambda: entries.clone()),
         "unroll (bag)": (lambda: gather(rows, table.row, table.weight), lambda: samples.clone()),
         "contract": (
-            lambda: cpu._contract(unrolled, kernel, None, conv),
+            lambda: columns._contract(unrolled, kernel, None, conv),
             lambda: F.conv2d(part, weight, padding=1, groups=conv.groups),
         ),
         "gradient of the weight": (
-            lambda: cpu._add_kernel_gradient(total, grad, unrolled, conv),
+            lambda: columns._add_kernel_gradient(total, grad, unrolled, conv),
             lambda: convolution([False, True, False]),
         ),
         "gradient of the samples": (
-            lambda: cpu._samples_backward(grad, kernel, conv),
+            lambda: columns._samples_backward(grad, kernel, conv),
             lambda: convolution([True, False, False]),
         ),
         "scatter (sort and bag)": (

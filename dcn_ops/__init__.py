@@ -1,15 +1,18 @@
 """Deformable convolution as a ``torch.library`` operator, in pure Python."""
 
-from dcn_ops import onnx, openvino
-from dcn_ops.export import decompositions, whole_operators
-from dcn_ops.functional import deform_conv2d
-from dcn_ops.nn import DeformConv2d
+from dcn_ops.conv.explain import Explanation, explain
+from dcn_ops.conv.functional import deform_conv2d
+from dcn_ops.conv.layer import DeformConv2d
+from dcn_ops.interop import onnx, openvino
+from dcn_ops.interop.export import decompositions, whole_operators
 from dcn_ops.settings import implementation, set_implementation, set_workspace_limit, settings, workspace_limit
 
 __all__ = [
     "DeformConv2d",
+    "Explanation",
     "decompositions",
     "deform_conv2d",
+    "explain",
     "implementation",
     "onnx",
     "openvino",

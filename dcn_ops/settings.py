@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dcn_ops.private import digest_of, tag_caches, tag_caches_of_thread, tagged_caches
+from dcn_ops.torch_internals.caches import digest_of, tag_caches, tag_caches_of_thread, tagged_caches
 
 IMPLEMENTATIONS = ("auto", "composition", "triton")
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_ops import reference
-from dcn_ops.geometry import Conv
+from dcn_ops.conv import reference
+from dcn_ops.sampling.geometry import Conv
 
 Results = dict[str, Tensor]
 LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "unit_strides")

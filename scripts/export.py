@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from dcn_ops.portable import SAMPLING
+from dcn_ops.interop.portable import SAMPLING
 from scripts import markdown
 from scripts.benchmark.show import provenance
 from scripts.config import Export, check_overrides, register

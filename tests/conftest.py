@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 import dcn_ops
-from dcn_ops import tiny
+from dcn_ops.conv.kernels import tiny
 from dcn_ops.testing import CASES, Case
 
 torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 import dcn_ops
-from dcn_ops import workspace
+from dcn_ops.conv.kernels.triton import configs, launch, plan, primitives
+from dcn_ops.sampling import pieces
 from dcn_ops.testing import CASES, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
-from dcn_ops.triton import configs, launch, plan, primitives
 
 op = torch.ops.dcn_ops.deform_conv2d
 NAMES = [name for name in CASES if name != "empty_batch"]
@@ -25,9 +25,9 @@ TILES = {name: (configs.Tile(128, 16, 16, 4, 1),) for name in configs.TABLES["sm
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # What was planned with other tiles.
-    plan._make_problem.cache_clear()
+    plan._make_workload.cache_clear()
     plan._plan.cache_clear()
-    monkeypatch.setattr(launch, "refusal", lambda input, weight: None)
+    monkeypatch.setattr("dcn_ops.conv.kernels.gpu.refuses", lambda problem, grad=None: None)
     monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 8))
     monkeypatch.setitem(configs.TABLES, "sm_90", TILES)
     monkeypatch.setattr(interpreter.interpreter_builder, "create_dot", dot)
@@ -148,7 +148,7 @@ def test_parts_of_the_batch_do_not_show(
     inputs = make_inputs(case, torch.bfloat16)
     whole = gradients(inputs, case)
     launched.clear()
-    limit_workspace(workspace.CHUNKS * images * 4 * inputs.input[0].numel())
+    limit_workspace(pieces.CHUNKS * images * 4 * inputs.input[0].numel())
     assert all(map(torch.equal, gradients(inputs, case), whole))
     assert launched.count("samples") == -(-3 // images)
 

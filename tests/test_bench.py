@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import dcn_ops.workspace
+import dcn_ops.sampling.pieces
 from scripts import bench
 from scripts.benchmark import bounds, cases, document, measure, memory, picture, providers
 from scripts.config import Bench
@@ -117,7 +117,7 @@ def test_the_copy_is_of_the_unrolled_image(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(source.numel()))
     providers.copy(TINY, {"input": torch.ones(4, 8, 512, 512)})()
     assert sum(copied) == 9 * 4 * 8 * 512 * 512
-    assert max(copied) * 4 <= dcn_ops.workspace.chunk_bytes()
+    assert max(copied) * 4 <= dcn_ops.sampling.pieces.chunk_bytes()
 
 
 def test_memory_bounds_count_from_the_plain_convolution() -> None:

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcn_ops
-import dcn_ops.flops
+import dcn_ops.interop.flops
 from dcn_ops.testing import Case, make_inputs
 from scripts import markdown
 

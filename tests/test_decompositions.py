@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dcn_ops
 import zoo
 from dcn_ops import DeformConv2d, portable
-from dcn_ops.reference import forward as reference
+from dcn_ops.conv.reference import forward as reference
 from dcn_ops.testing import Case, make_inputs
 
 pytestmark = [

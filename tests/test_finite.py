@@ -6,24 +6,26 @@ runtimes, which rounds positions, may touch the pixel beside an integer position
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from dcn_ops import cpu, depthwise, fused, library, reference
+from dcn_ops.conv import contract, reference
+from dcn_ops.conv.kernels import columns, depthwise, inductor
+from dcn_ops.conv.kernels.kernel import Problem
 from dcn_ops.testing import CASES, Case, Inputs, make_inputs
 
 NAMES = ("plain", "offset_groups", "grouped", "depthwise", "depthwise_large", "row_kernel")
 IMPLEMENTATIONS = {
-    "operator": lambda *args: library._forward(*args[:5], *args[5][1:]),
-    "reference": reference.forward,
-    "cpu": cpu.forward,
+    "operator": lambda problem: contract._forward(*problem[:5], *problem.conv[1:]),
+    "reference": lambda problem: reference.forward(*problem),
+    "columns": columns.forward,
     "depthwise": depthwise.forward,
-    "fused": fused.forward,
+    "inductor": inductor.forward,
 }
-OF_DEPTHWISE = ("depthwise", "fused")
+OF_DEPTHWISE = ("depthwise", "inductor")
 
 
 def touched(bad: Tensor, inputs: Inputs, case: Case) -> Tensor:
@@ -77,14 +79,16 @@ def test_an_output_depends_on_the_pixels_that_its_samples_touch(
         case = Case(groups=6, filters=6, offset_groups=2, kernel=(4, 3), stride=(2, 1))
     forward = IMPLEMENTATIONS[implementation]
     inputs, bad, expected = drawn(case)
-    clean = forward(*inputs._replace(input=inputs.input.masked_fill(bad, 0)), case.conv)
-    out = forward(*inputs._replace(input=inputs.input.masked_fill(bad, value)), case.conv)
+    clean, out = (
+        forward(Problem(*inputs._replace(input=inputs.input.masked_fill(bad, filling)), case.conv))
+        for filling in (0, value)
+    )
     assert torch.equal(~out.isfinite(), expected)
     torch.testing.assert_close(out[~expected], clean[~expected], rtol=1e-5, atol=1e-5)
 
 
 def gradients(backward: Callable, grad: Tensor, inputs: Inputs, case: Case) -> tuple[Tensor, ...]:
-    return backward(grad, inputs.input, inputs.offset, inputs.weight, inputs.mask, case.conv, [True] * 5)
+    return backward(grad, Problem(*inputs, case.conv), [True] * 5)
 
 
 @pytest.mark.parametrize("name", ["plain", "grouped", "depthwise", "depthwise_large"])
@@ -92,9 +96,8 @@ def test_a_gradient_depends_on_what_its_samples_touch(name: str) -> None:
     """Of images of a few pixels as of larger ones, whose implementation is the one to compare with."""
     case = replace(CASES[name], mask=True)
     inputs = make_inputs(case)
-    own = depthwise if depthwise.suits(inputs.input, inputs.weight, case.conv) else cpu
-    by_operator = partial(_backward_of_operator, case=case)
-    grad = torch.ones_like(library._forward(*inputs, *case.integers.values()))
+    own = columns if depthwise.refuses(Problem(*inputs, case.conv)) else depthwise
+    grad = torch.ones_like(contract._forward(*inputs, *case.integers.values()))
     for changed, broken in (
         (
             inputs._replace(mask=inputs.mask.index_fill(3, torch.tensor([0]), float("nan"))),
@@ -104,7 +107,7 @@ def test_a_gradient_depends_on_what_its_samples_touch(name: str) -> None:
         (inputs, grad.index_fill(3, torch.tensor([1]), float("inf"))),
     ):
         expected = gradients(own.backward, broken, changed, case)
-        actual = gradients(by_operator, broken, changed, case)
+        actual = gradients(_backward_of_operator, broken, changed, case)
         for of_operator, of_own in zip(actual, expected, strict=True):
             if of_own is not None:
                 assert torch.equal(of_operator.isfinite(), of_own.isfinite())
@@ -112,6 +115,5 @@ def test_a_gradient_depends_on_what_its_samples_touch(name: str) -> None:
         assert not actual[1].isfinite().all()
 
 
-def _backward_of_operator(grad: Tensor, *args: object, case: Case) -> tuple[Tensor, ...]:
-    input, offset, weight, mask, _, needs = args
-    return library._backward(grad, input, offset, weight, None, mask, *case.integers.values(), needs)
+def _backward_of_operator(grad: Tensor, problem: Problem, needs: list[bool]) -> tuple[Tensor, ...]:
+    return contract._backward(grad, *problem[:5], *problem.conv[1:], needs)

@@ -8,7 +8,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import dcn_ops
-from dcn_ops import fused, library
+from dcn_ops.conv import contract
+from dcn_ops.conv.kernels import inductor
+from dcn_ops.conv.kernels.kernel import Problem
+from dcn_ops.conv.kernels.registry import choose
 from dcn_ops.testing import LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -29,13 +32,13 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def traced(case: Case, inputs: Inputs) -> Results:
     """Return what ``run`` gives for the operator, of what the compiler would trace."""
-    assert fused.suits(inputs.input, inputs.weight, case.conv)
+    assert choose(Problem(*inputs, case.conv), traced=True) is inductor
     integers = case.integers.values()
-    output = library._forward(*inputs, *integers, traced=True)
+    output = contract._forward(*inputs, *integers, traced=True)
     cotangent = (torch.arange(output.numel()) * 7 % 17 - 8) / 4
     needs = [t is not None for t in inputs]
     grad = cotangent.to(output.dtype).view(output.shape)
-    gradients = library._backward(grad, *inputs, *integers, needs, traced=True)
+    gradients = contract._backward(grad, *inputs, *integers, needs, traced=True)
     found = zip(inputs._fields, gradients, strict=True)
     return {"output": output, **{name: value for name, value in found if value is not None}}
 
@@ -53,10 +56,10 @@ def test_output_and_gradients_are_the_references(case: Case, dtype: torch.dtype,
 def test_every_subset_of_gradients_is_that_of_all(case: Case) -> None:
     inputs = make_inputs(replace(case, mask=True, bias=True))
     grad = torch.ones_like(op(*inputs, **case.integers))
-    full = library._backward(grad, *inputs, *case.integers.values(), [True] * 5, traced=True)
+    full = contract._backward(grad, *inputs, *case.integers.values(), [True] * 5, traced=True)
     for i in range(5):
         needs = [i == j for j in range(5)]
-        alone = library._backward(grad, *inputs, *case.integers.values(), needs, traced=True)
+        alone = contract._backward(grad, *inputs, *case.integers.values(), needs, traced=True)
         assert [value is not None for value in alone] == needs
         assert torch.equal(alone[i], full[i])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dcn_ops
-from dcn_ops.bags import padded_count
+from dcn_ops.sampling.bags import padded_count
 from dcn_ops.testing import Case
 
 # Few channels on large images, where tables and sorts weigh more than columns; and many.

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 import torchvision
 
 import dcn_ops
-from dcn_ops import bags, cpu, depthwise, reference, workspace
+from dcn_ops.conv import reference
+from dcn_ops.conv.kernels import columns, depthwise
+from dcn_ops.sampling import bags, pieces
 from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -49,7 +51,7 @@ def test_large_filters_are_contracted_by_a_matrix_product(
     case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     products, original = [], F.linear
-    monkeypatch.setattr(cpu, "_LARGE", 0)
+    monkeypatch.setattr(columns, "_LARGE", 0)
     monkeypatch.setattr(F, "linear", lambda *args: products.append(args) or original(*args))
     inputs = make_inputs(case, dtype)
     actual = run(op, inputs, **case.integers)
@@ -105,26 +107,26 @@ def test_backward_takes_a_gradient_of_any_strides(case: Case, layout: str) -> No
 
 
 @of_cpu
-@pytest.mark.parametrize(("rows", "pieces"), [(0, 60), (7, 9), (40, 2), (60, 1)])
+@pytest.mark.parametrize(("rows", "count"), [(0, 60), (7, 9), (40, 2), (60, 1)])
 @pytest.mark.parametrize("table_bytes", [1, 16, 64])  # of a sample: one table for all pieces, or several
 @pytest.mark.parametrize("groups", [1, 2])
 def test_pieces_do_not_show(
     rows: int,
-    pieces: int,
+    count: int,
     table_bytes: int,
     groups: int,
     monkeypatch: pytest.MonkeyPatch,
     limit_workspace: Callable[[int], None],
 ) -> None:
-    monkeypatch.setattr(cpu, "_TABLE_BYTES", table_bytes)
-    monkeypatch.setattr(cpu, "_SORT_BYTES", 0)
+    monkeypatch.setattr(columns, "_TABLE_BYTES", table_bytes)
+    monkeypatch.setattr(columns, "_SORT_BYTES", 0)
     case = Case(batch=3, size=(20, 4), groups=groups)
-    inputs, unrolled, original = make_inputs(case), [], cpu.gather
-    monkeypatch.setattr(cpu, "gather", lambda *args: unrolled.append(args) or original(*args))
+    inputs, unrolled, original = make_inputs(case), [], columns.gather
+    monkeypatch.setattr(columns, "gather", lambda *args: unrolled.append(args) or original(*args))
     bytes_of_a_row = case.size[1] * case.conv.taps * case.channels * 4
-    limit_workspace(workspace.CHUNKS * rows * bytes_of_a_row)
+    limit_workspace(pieces.CHUNKS * rows * bytes_of_a_row)
     actual = run(op, inputs, **case.integers)
-    assert len(unrolled) == 2 * pieces if table_bytes == 1 else len(unrolled) >= 2 * pieces
+    assert len(unrolled) == 2 * count if table_bytes == 1 else len(unrolled) >= 2 * count
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 
@@ -140,7 +142,7 @@ def test_pieces_of_a_depthwise_convolution_do_not_show(
     inputs, made, original = make_inputs(case), [], depthwise._table
     monkeypatch.setattr(depthwise, "_table", lambda *args: made.append(args) or original(*args))
     bytes_of_a_row_of_taps = (20 + 2) * (4 + 2) * 6 * 3 * 4
-    limit_workspace(int(workspace.CHUNKS * copies * bytes_of_a_row_of_taps))
+    limit_workspace(int(pieces.CHUNKS * copies * bytes_of_a_row_of_taps))
     actual = run(op, inputs, **case.integers)
     assert len(made) == 2 * tables
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
@@ -170,7 +172,7 @@ def test_grouped_convolutions_leave_matrix_units_alone(name: str, monkeypatch: p
     case, inputs = CASES[name], make_inputs(CASES[name], torch.bfloat16)
     results = []
     for fast in (False, True):
-        monkeypatch.setattr(cpu, "has_fast_half", lambda dtype, fast=fast: fast)
+        monkeypatch.setattr(columns, "has_fast_half", lambda dtype, fast=fast: fast)
         results.append(run(op, inputs, **case.integers))
     assert all(map(torch.equal, *(result.values() for result in results)))
 

@@ -20,8 +20,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import dcn_ops
-from dcn_ops import reference, tiny, workspace
-from dcn_ops.geometry import Conv
+from dcn_ops.conv import reference
+from dcn_ops.conv.kernels import tiny
+from dcn_ops.sampling import pieces
+from dcn_ops.sampling.geometry import Conv
 from dcn_ops.testing import LAYOUTS, Case, Inputs, Results, make_inputs, run
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -30,8 +32,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @contextmanager
 def implementation(chunk_bytes: int | None) -> Iterator[None]:
-    """Take dcn_ops.cpu or depthwise with chunks of that size, or for None dcn_ops.tiny."""
-    changes = {} if chunk_bytes is None else {"workspace_limit": workspace.CHUNKS * chunk_bytes}
+    """Have the operator take columns or depthwise, with chunks of that size, or for None tiny."""
+    changes = {} if chunk_bytes is None else {"workspace_limit": pieces.CHUNKS * chunk_bytes}
     with pytest.MonkeyPatch.context() as patch, dcn_ops.settings(**changes):
         patch.setattr(tiny, "MAX_WORK", 2**62 if chunk_bytes is None else -1)
         yield

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dcn_ops
-from dcn_ops import library
+from dcn_ops.conv import contract
 from dcn_ops.settings import Settings, current
 from dcn_ops.testing import Case, make_inputs
 
@@ -121,8 +121,8 @@ def test_the_backward_takes_the_settings_of_the_forward(monkeypatch: pytest.Monk
     seen, inputs = [], make_inputs(Case()).map(torch.Tensor.requires_grad_)
     with dcn_ops.settings(workspace_limit=2**20):
         loss = op(*inputs, **Case().integers).sum()
-    original = library.check_gradient
-    monkeypatch.setattr(library, "check_gradient", lambda *args: seen.append(current()) or original(*args))
+    original = contract.check_gradient
+    monkeypatch.setattr(contract, "check_gradient", lambda *args: seen.append(current()) or original(*args))
     in_a_thread(loss.backward)  # as autograd does for a GPU
     assert seen == [Settings(workspace_limit=2**20)]
 
@@ -161,7 +161,7 @@ def test_triton_asked_for_on_the_cpu_raises() -> None:
 
 
 def test_triton_asked_for_where_it_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_triton", lambda: None)
+    monkeypatch.setattr("dcn_ops.conv.kernels.gpu._is_installed", lambda: False)
     dcn_ops.set_implementation("triton")
     with pytest.raises(ValueError, match="Triton is not installed; pip install triton"):
         op(*make_inputs(Case()), **Case().integers)

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcn_ops
-import dcn_ops.flops
+import dcn_ops.interop.flops
 from dcn_ops import DeformConv2d
 from dcn_ops.testing import Case, Inputs, assert_within_budget, make_inputs
 

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from dcn_ops.triton import configs, plan  # noqa: E402
+from dcn_ops.conv.kernels.triton import configs, plan  # noqa: E402
 
 # Bytes that a program may have.
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}

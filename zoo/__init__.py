@@ -1,6 +1,6 @@
 """Deformable convolutions for timm networks: one verb, ``inject_``, and its preview, ``plan``."""
 
-import dcn_ops.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
+import dcn_ops.interop.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
 from zoo import optim
 from zoo.batchnorm import fuse_batch_norm_
 from zoo.config import DCNConfig, Folding, Injection

@@ -8,7 +8,7 @@ from dcn_ops import DeformConv2d
 def conv_flops(conv: nn.Conv2d, positions: int) -> int:
     """Return 2 × the multiply-adds of a convolution that computes so many output positions.
 
-    As torch's counter has it, with ``dcn_ops.flops`` for what is deformable.
+    As torch's counter has it, with ``dcn_ops.interop.flops`` for what is deformable.
     """
     flops = 2 * positions * conv.weight.numel()
     if isinstance(conv, DeformConv2d) and conv.offset_weight is not None:

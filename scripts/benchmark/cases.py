@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dcn_ops.geometry import Conv
+from dcn_ops.sampling.geometry import Conv
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_ops import reference
+from dcn_ops.conv import reference
 from scripts.benchmark import gpu
 from scripts.benchmark.cases import Case
 from scripts.benchmark.providers import FLOORS, PROVIDERS, UnsupportedError

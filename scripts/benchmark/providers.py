@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dcn_ops
-import dcn_ops.workspace
+import dcn_ops.sampling.pieces
 from scripts.benchmark.cases import Case
 
 Tensors = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ def copy(case: Case, tensors: Tensors) -> Function:
     """
     if tensors["input"].requires_grad:
         raise UnsupportedError("a copy has no backward; that is held against three of them")
-    source = torch.ones(dcn_ops.workspace.chunk_bytes() // 4, device=tensors["input"].device)
+    source = torch.ones(dcn_ops.sampling.pieces.chunk_bytes() // 4, device=tensors["input"].device)
     target = torch.empty_like(source)
     pieces, rest = divmod(tensors["input"].numel() * case.conv.taps, len(source))
 

@@ -32,7 +32,7 @@ class Job:
     calibration: Tensor  # real images, for int8
     dynamic: str  # a key of DYNAMIC
     decompose: bool  # so that the file runs without dcn_ops
-    sampling: str  # how, of dcn_ops.portable.SAMPLING
+    sampling: str  # how, of dcn_ops.interop.portable.SAMPLING
     opset: int
     int8: bool
     facts: dict[str, str]  # what the file says of its network, JSON by name

@@ -1,0 +1,1 @@
+"""Deformable convolution (DCNv1, DCNv2): function, layer, contract, reference."""

@@ -1,0 +1,82 @@
+"""Which implementation a call takes, and why not the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dcn_ops.conv.check import as_pair, check_arguments, check_tensors
+from dcn_ops.conv.contract import has_foreign_kernel
+from dcn_ops.conv.kernels.kernel import Problem
+from dcn_ops.conv.kernels.registry import EAGER, TRACED, refusals
+from dcn_ops.settings import current
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What ``explain`` found; as a string, a line for each implementation.
+
+    Attributes:
+        taken: The implementation that runs; None where the call would raise.
+        refused: Why not the others, by their names, in the order in which they are asked.
+    """
+
+    taken: str | None
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: no, {reason}" for name, reason in self.refused.items()]
+        return "\n".join([f"{self.taken}: yes" if self.taken else "the call raises an error", *lines])
+
+
+def explain(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    mask: Tensor | None = None,
+    *,
+    compiled: bool = False,
+) -> Explanation:
+    """Tell which implementation ``deform_conv2d`` takes for these arguments under the settings of now.
+
+    Args:
+        input: As of ``deform_conv2d``, and so are the seven after it.
+        offset: [N, G * K * 2, Ho, Wo].
+        weight: [O, C / groups, kh, kw].
+        bias: [O].
+        stride: Vertical and horizontal stride, or one integer for both; likewise below.
+        padding: Zero padding on each side.
+        dilation: Distance between taps.
+        mask: [N, G * K, Ho, Wo].
+        compiled: Whether ``torch.compile`` compiles the call, with sizes that are no symbols.
+
+    Raises:
+        ValueError: As ``deform_conv2d``.
+        TypeError: As ``deform_conv2d``.
+    """
+    check_tensors(input, offset, weight, bias, mask)
+    pairs = as_pair("stride", stride), as_pair("padding", padding), as_pair("dilation", dilation)
+    groups = input.shape[1] // weight.shape[1]
+    offset_groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+    conv = check_arguments(input, offset, weight, bias, mask, *pairs, groups, offset_groups)
+    if has_foreign_kernel(input.device):
+        return Explanation(taken="a kernel that another library registered")
+    traced = compiled and not current().whole_operators
+    with torch.no_grad():
+        asked = dict(refusals(Problem(input, offset, weight, bias, mask, conv), traced=traced))
+    taken, reasons = None, {}
+    for kernel in TRACED if traced else EAGER:
+        if kernel not in asked:
+            reason: str | None = f"the implementation is set to {current().implementation!r}"
+        else:
+            reason = asked[kernel]
+        if reason is None and taken is None:
+            taken = kernel.NAME
+        else:
+            reasons[kernel.NAME] = reason or f"{taken} comes first"
+    return Explanation(taken=taken, refused=reasons)

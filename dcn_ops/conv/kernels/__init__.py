@@ -1,0 +1,1 @@
+"""Implementations of the deformable convolution, and which of them a call takes."""

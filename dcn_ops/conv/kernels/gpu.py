@@ -1,0 +1,47 @@
+"""Triton kernels for GPUs, imported with the first call that takes them: the operator must not need Triton."""
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from dcn_ops.conv.kernels.kernel import Gradients, Problem
+
+NAME, IMPLEMENTATION = "triton", "triton"
+DETERMINISTIC = False  # the gradient of the input is added up atomically
+
+
+def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
+    """Take float32, float16 and bfloat16 on a GPU, where Triton is installed."""
+    input, weight = problem.input, problem.weight
+    if not _is_installed():
+        return "Triton is not installed; pip install triton"
+    if input.device.type != "cuda":
+        return f"Triton kernels need a GPU, got input.device={input.device}; move the tensors with .cuda()"
+    if input.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"Triton kernels take float32, float16 and bfloat16, got input.dtype={input.dtype}"
+    if weight.numel() >= 2**31:
+        return f"Triton kernels take fewer than 2**31 weights, got weight.shape={list(weight.shape)}"
+    if input.numel() == 0:
+        return f"Triton kernels need an image, got input.shape={list(input.shape)}"
+    return None
+
+
+@cache
+def _is_installed() -> bool:  # torch itself asks for it on Linux alone
+    return importlib.util.find_spec("triton") is not None
+
+
+def forward(problem: Problem) -> Tensor:
+    """Return [N, O, Ho, Wo] in channels_last."""
+    from dcn_ops.conv.kernels.triton import launch
+
+    return launch.forward(problem)
+
+
+def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
+    """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
+    from dcn_ops.conv.kernels.triton import launch
+
+    return launch.backward(grad, problem, needs)

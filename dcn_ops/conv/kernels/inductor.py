@@ -1,0 +1,206 @@
+"""Depthwise convolution for the compiler: written so that Inductor fuses it into a few vectorised loops.
+
+No unrolled image and no pieces: a loop over output positions and channels reads the four neighbours of every tap
+and adds them up. Run eagerly it would take K times the memory; it is traced, never called.
+
+Inductor inlines what it may; where something is better computed once, ``stored`` keeps it apart: with neighbours
+whose padding is a condition within the loop, that takes six times as long.
+
+Legend: N batch, C channels, H x W input size, Ho x Wo output size, kh x kw kernel, K = kh * kw, G offset groups,
+D = C / G; M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples an image, R rows of the padded images.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcn_ops.conv.kernels.kernel import Gradients, Problem
+from dcn_ops.sampling.bags import (
+    BORDER,
+    INT32_LIMIT,
+    even_step,
+    padded_count,
+    padded_rows,
+    sample_backward,
+    scatter,
+    stored,
+    unpadded,
+    wide_dtype,
+)
+from dcn_ops.sampling.geometry import Conv
+from dcn_ops.sampling.pieces import chunk_bytes
+
+NAME, IMPLEMENTATION, DETERMINISTIC = "inductor", "composition", True
+
+_rows_at = torch.ops.aten._unsafe_index  # without a check of every index
+
+
+def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
+    """Take filters of one channel each on the CPU, where Inductor's loops run."""
+    conv = problem.conv
+    if problem.input.device.type != "cpu":
+        return "it takes the CPU"
+    depthwise = conv.groups > 1 and conv.groups == problem.input.shape[1] == problem.weight.shape[0]
+    return None if depthwise else "it takes depthwise convolutions"
+
+
+class _Table(NamedTuple):
+    """What the samples read: the row of the upper left neighbour, distances from it, and the mask."""
+
+    row: Tensor  # [N, P] integers
+    y: Tensor  # [N, P]
+    x: Tensor  # [N, P]
+    mask: Tensor | None  # [N, P]
+
+    def weights(self) -> tuple[Tensor, ...]:  # of the four neighbours, [N, P]
+        upper, lower = (1 - self.y, self.y) if self.mask is None else ((1 - self.y) * self.mask, self.y * self.mask)
+        return tuple(stored(a * b) for a in (upper, lower) for b in (1 - self.x, self.x))
+
+
+def forward(problem: Problem) -> Tensor:
+    """Return [N, C, Ho, Wo] in channels_last."""
+    input, offset, weight, bias, mask, conv = problem
+    neighbours, table = _neighbours(input, conv), _table(input, offset, mask, conv)
+    filters, row = _filters(weight, conv, wide_dtype(input)), _by_group(table.row, conv)
+    weights = [w.view(row.shape)[..., None] for w in table.weights()]
+    out = None
+    for k in range(conv.taps):
+        samples = sum(_rows_at(n, [row[:, :, k]]) * w[:, :, k] for n, w in zip(neighbours, weights, strict=True))
+        out = samples * filters[k] if out is None else out + samples * filters[k]  # [M, G, D]
+    assert out is not None
+    out = out.view(input.shape[0], *offset.shape[2:], weight.shape[0])
+    out = out if bias is None else out + bias
+    return out.to(input.dtype).permute(0, 3, 1, 2)
+
+
+def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
+    """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
+    input, offset, weight, _, mask, conv = problem
+    need_input, need_offset, need_weight, need_bias, need_mask = needs
+    wide, size = wide_dtype(input), input.shape[2:]
+    neighbours, table = _neighbours(input, conv), _table(input, offset, mask, conv)
+    filters, row = _filters(weight, conv, wide), _by_group(table.row, conv)
+    depth = _depth(input, conv)
+    grad_rows = stored(grad.permute(0, 2, 3, 1).to(wide).reshape(*row.shape[:2], depth))  # [M, G, D]
+    grad_offset = grad_mask = grad_weight = grad_input = None
+    if need_offset or need_mask:
+        of_samples = grad_rows[:, :, None] * filters.transpose(0, 1)  # [M, G, K, D]
+        of_weights = [stored((of_samples * _rows_at(n, [row])).sum(-1)).view_as(table.y) for n in neighbours]
+        grad_offset, grad_mask = _table_backward(of_weights, table, offset, mask)
+    if need_weight:
+        weights = [w.view(row.shape)[..., None] for w in table.weights()]
+        samples = sum(_rows_at(n, [row]) * w for n, w in zip(neighbours, weights, strict=True))  # [M, G, K, D]
+        # First within rows of the output, which stay in the cache.
+        products = (samples * grad_rows[:, :, None]).view(
+            input.shape[0] * offset.shape[2], offset.shape[3], *samples.shape[1:]
+        )
+        of_filters = stored(products.sum(1)).sum(0)  # [G, K, D]
+        grad_weight = of_filters.transpose(1, 2).reshape(weight.shape).to(weight.dtype).contiguous()
+    if need_input:
+        rows = _scatter(grad_rows, table, filters, input, conv)
+        grad_input = unpadded(rows, input.shape[0], size).permute(0, 3, 1, 2).to(input.dtype)
+        grad_input = grad_input.contiguous(memory_format=torch.channels_last)
+    return (
+        grad_input,
+        grad_offset if need_offset else None,
+        grad_weight,
+        grad.sum((0, 2, 3), dtype=wide).to(weight.dtype) if need_bias else None,
+        grad_mask if need_mask else None,
+    )
+
+
+def _neighbours(input: Tensor, conv: Conv) -> list[Tensor]:
+    """Return four views [.., D] of the padded rows: what the four neighbours of a row's index are in each."""
+    rows = stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
+    steps = _steps(input, conv)
+    count = rows.shape[0] - steps[-1]
+    return [rows.as_strided((count, rows.shape[1]), rows.stride(), step * rows.shape[1]) for step in steps]
+
+
+def _steps(input: Tensor, conv: Conv) -> tuple[int, ...]:
+    """Return how many rows after the upper left neighbour the four lie."""
+    below = (input.shape[3] + BORDER) * conv.offset_groups
+    return 0, conv.offset_groups, below, below + conv.offset_groups
+
+
+def _by_group(samples: Tensor, conv: Conv) -> Tensor:  # [N, P] -> [M, G, K]
+    positions = samples.shape[0] * (samples.shape[1] // (conv.offset_groups * conv.taps))
+    return samples.view(positions, conv.offset_groups, conv.taps)
+
+
+def _depth(input: Tensor, conv: Conv) -> int:
+    return input.shape[1] // conv.offset_groups
+
+
+def _filters(weight: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:  # [C, 1, kh, kw] -> [K, G, D]
+    return stored(weight.to(dtype).flatten(1).T).view(conv.taps, conv.offset_groups, -1)
+
+
+def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _Table:
+    wide, groups = wide_dtype(input), conv.offset_groups
+    (batch, _, height, width), (maps, ho, wo) = input.shape, offset.shape[1:]
+    # [N, Ho, Wo, G, kh, kw, (y, x)], flat but for images and coordinates: long loops without division.
+    positions = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2, 2)
+    lower, distance = [], []
+    for axis, (grid, size) in enumerate(
+        zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)
+    ):
+        by_sample = grid.expand(*conv.kernel, ho, wo).permute(2, 3, 0, 1)[:, :, None]
+        position = positions[..., axis] + stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
+        # What is far outside, and what is not a number, reads zeros alone.
+        position = torch.where(position == position, position, -BORDER).clamp(-BORDER, size)
+        lower.append(position.floor())
+        distance.append(position - lower[-1])
+    if mask is not None:
+        mask = mask.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2)
+    return _Table(_row(lower[0], lower[1], input, conv), distance[0], distance[1], mask)
+
+
+def _row(upper: Tensor, left: Tensor, input: Tensor, conv: Conv) -> Tensor:
+    """Return ((i * (H + 2) + y + 2) * (W + 2) + x + 2) * G + g, as ``bags`` does."""
+    groups, device = conv.offset_groups, input.device
+    height, width = (size + BORDER for size in input.shape[2:])
+    largest = max(4 * upper.numel(), (input.shape[0] + 1) * height * (width + 1) * groups)
+    integer = torch.int32 if largest < INT32_LIMIT else torch.int64
+    image = torch.arange(input.shape[0], dtype=integer, device=device) * (height * width) + BORDER * (width + 1)
+    row = upper.to(integer) * width + left.to(integer) + image[:, None]
+    if groups > 1:
+        group = torch.arange(groups, dtype=integer, device=device)[:, None].expand(-1, conv.taps)
+        row = row.view(row.shape[0], row.shape[1] // (groups * conv.taps), groups, conv.taps) * groups + group
+    return stored(row.view(upper.shape))
+
+
+def _table_backward(
+    of_weights: list[Tensor], table: _Table, offset: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    of_y, of_x, of_mask = sample_backward(of_weights, table.y, table.x, table.mask)
+    of_offset = _as_maps(torch.stack((of_y, of_x), -1), offset)
+    return of_offset, None if mask is None else _as_maps(of_mask, mask)
+
+
+def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # [N, P, ..] -> [N, *, Ho, Wo]
+    n, channels, ho, wo = like.shape
+    return samples.reshape(n, ho, wo, channels).to(like.dtype).permute(0, 3, 1, 2)
+
+
+def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
+    """Return the gradient of the padded rows, [R, C], tap by tap or some taps at a time."""
+    groups, taps = conv.offset_groups, conv.taps
+    padded = padded_count(input.shape[0], input.shape[2:])
+    row, weights = _by_group(table.row, conv), [_by_group(w, conv) for w in table.weights()]
+    step = 1
+    if all(isinstance(size, int) for size in (*input.shape, *grad_rows.shape)):
+        step = even_step(taps, chunk_bytes() // (padded * input.shape[1] * grad_rows.dtype.itemsize))
+    total = None
+    for k in range(0, taps, step):
+        some = slice(k, min(k + step, taps))
+        of_tap = torch.arange(some.stop - k, dtype=row.dtype, device=row.device) * (padded * groups)
+        entries = torch.stack([row[:, :, some] + of_tap + s for s in _steps(input, conv)], -1).flatten()
+        entry_weights = torch.stack([w[:, :, some] for w in weights], -1).flatten()
+        count = (some.stop - k) * padded * groups
+        copies = scatter(grad_rows.flatten(0, 1), entries, entry_weights, count, some.stop - k)
+        of_rows = (copies.view(-1, padded, groups, filters.shape[2]) * filters[some, None]).sum(0)
+        total = of_rows if total is None else total + of_rows
+    assert total is not None
+    return total.view(padded, -1)

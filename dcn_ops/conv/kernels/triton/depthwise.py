@@ -1,0 +1,261 @@
+"""Depthwise convolution, one channel a group and WIDTH filters a channel: multiply-adds instead of matrix products.
+
+Nothing is contracted over channels, so that tensor cores have nothing to do, and what counts is the reading of
+neighbours. A program owns BLOCK_M output positions and BLOCK_C filters or channels of one offset group.
+"""
+
+import triton
+import triton.language as tl
+
+from dcn_ops.conv.kernels.triton.primitives import (
+    MAP_SIZES,
+    add_to_neighbours,
+    bilinear,
+    interpolate,
+    load_mask,
+    load_neighbours,
+    locate,
+    map_entry,
+    positions,
+    store_map_gradients,
+    sums_with,
+)
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def forward_kernel(
+    input_ptr,  # [N, H, W, C]
+    offset_ptr,  # [N, G*K*2, Ho, Wo]
+    mask_ptr,  # [N, G*K, Ho, Wo]
+    weight_ptr,  # [O, K]
+    bias_ptr,  # [O]
+    output_ptr,  # [N, Ho, Wo, O]
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    mask_n,
+    mask_c,
+    mask_h,
+    mask_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OFFSET_DEPTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write the output of one tile: BLOCK_C filters."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    C_BLOCKS: tl.constexpr = (OFFSET_DEPTH * WIDTH + BLOCK_C - 1) // BLOCK_C
+    COLUMNS: tl.constexpr = CHANNELS // OFFSET_DEPTH * C_BLOCKS
+    column, block = tl.program_id(0) % COLUMNS, tl.program_id(0) // COLUMNS
+    offset_group = column // C_BLOCKS
+    m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    in_group = column % C_BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    filter, exists = offset_group * OFFSET_DEPTH * WIDTH + in_group, in_group < OFFSET_DEPTH * WIDTH
+
+    total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for tap in range(TAPS):
+        entry = offset_group * TAPS + tap
+        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+        offset_y = tl.load(moved, mask=valid, other=0)
+        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+        pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
+        weight = tl.load(weight_ptr + filter * TAPS + tap, mask=exists, other=0).to(tl.float32)
+        total += interpolate(pixels, bilinear(dy, dx, scale)) * weight[None, :]
+
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + filter, mask=exists, other=0).to(tl.float32)[None, :]
+    tl.store(
+        output_ptr + m[:, None] * (CHANNELS * WIDTH) + filter[None, :],
+        total.to(output_ptr.dtype.element_ty),
+        mask=valid[:, None] & exists[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def samples_kernel(
+    input_ptr,  # [N, H, W, C]
+    offset_ptr,  # [N, G*K*2, Ho, Wo]
+    mask_ptr,  # [N, G*K, Ho, Wo]
+    weight_ptr,  # [O, K]
+    grad_ptr,  # [N, Ho, Wo, O]
+    grad_input_ptr,  # [N, H, W, C], float32, zeros at first
+    grad_offset_ptr,
+    grad_mask_ptr,
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    mask_n,
+    mask_c,
+    mask_h,
+    mask_w,
+    grad_offset_n,
+    grad_offset_c,
+    grad_offset_h,
+    grad_offset_w,
+    grad_mask_n,
+    grad_mask_c,
+    grad_mask_h,
+    grad_mask_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OFFSET_DEPTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    NEED_INPUT: tl.constexpr,
+    NEED_OFFSET: tl.constexpr,
+    NEED_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write or add what one tap of one offset group gives at some positions."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
+    entry, block = tl.program_id(0) % ENTRIES, tl.program_id(0) // ENTRIES
+    tap, group_start = entry % TAPS, entry // TAPS * OFFSET_DEPTH
+    m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+    offset_y = tl.load(moved, mask=valid, other=0)
+    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+    first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+    scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+    weights = bilinear(dy, dx, scale)
+
+    zeros = tl.zeros([BLOCK_M], tl.float32)
+    sums = (zeros, zeros, zeros, zeros)
+    for step in range(0, OFFSET_DEPTH, BLOCK_C):
+        in_group = step + tl.arange(0, BLOCK_C)
+        channel, exists = group_start + in_group, in_group < OFFSET_DEPTH
+        samples = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)  # their gradient
+        for i in tl.static_range(WIDTH):
+            filter = channel * WIDTH + i
+            grad = tl.load(
+                grad_ptr + m[:, None] * (CHANNELS * WIDTH) + filter[None, :],
+                mask=valid[:, None] & exists[None, :],
+                other=0,
+            )
+            weight = tl.load(weight_ptr + filter * TAPS + tap, mask=exists, other=0).to(tl.float32)
+            samples += grad.to(tl.float32) * weight[None, :]
+        if NEED_INPUT:
+            add_to_neighbours(
+                grad_input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, exists, samples, weights
+            )
+        if NEED_OFFSET or NEED_MASK:
+            pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, exists)
+            sums = sums_with(sums, samples, pixels)
+
+    store_map_gradients(
+        grad_offset_ptr,
+        (grad_offset_n, grad_offset_c, grad_offset_h, grad_offset_w),
+        grad_mask_ptr,
+        (grad_mask_n, grad_mask_c, grad_mask_h, grad_mask_w),
+        at,
+        valid,
+        entry,
+        sums,
+        dy,
+        dx,
+        scale,
+        NEED_OFFSET,
+        NEED_MASK,
+    )
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def weight_kernel(
+    input_ptr,  # [N, H, W, C]
+    offset_ptr,  # [N, G*K*2, Ho, Wo]
+    mask_ptr,  # [N, G*K, Ho, Wo]
+    grad_ptr,  # [N, Ho, Wo, O]
+    parts_ptr,  # [SPLITS, K, O], float32, zeros at first
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    mask_n,
+    mask_c,
+    mask_h,
+    mask_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OFFSET_DEPTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Add up the gradient of BLOCK_C filters over one part of M, which is this program's alone."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    FILTERS: tl.constexpr = CHANNELS * WIDTH
+    C_BLOCKS: tl.constexpr = (OFFSET_DEPTH * WIDTH + BLOCK_C - 1) // BLOCK_C
+    c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
+    offset_group, split = program % (CHANNELS // OFFSET_DEPTH), program // (CHANNELS // OFFSET_DEPTH)
+    in_group = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    filter, exists = offset_group * OFFSET_DEPTH * WIDTH + in_group, in_group < OFFSET_DEPTH * WIDTH
+    part = parts_ptr + tl.cast(split, tl.int64) * (FILTERS * TAPS)
+
+    blocks = (M + BLOCK_M - 1) // BLOCK_M
+    share = (blocks + SPLITS - 1) // SPLITS
+    for block in range(split * share, min((split + 1) * share, blocks)):
+        m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+        grad = tl.load(
+            grad_ptr + m[:, None] * FILTERS + filter[None, :], mask=valid[:, None] & exists[None, :], other=0
+        ).to(tl.float32)
+        for tap in range(TAPS):  # the pixels that taps share stay in the multiprocessor's own cache
+            entry = offset_group * TAPS + tap
+            moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+            offset_y = tl.load(moved, mask=valid, other=0)
+            offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+            first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+            scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+            pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
+            sums = tl.sum(interpolate(pixels, bilinear(dy, dx, scale)) * grad, 0)
+            # By one thread for each filter, block after block: the order is the same in every run.
+            tl.atomic_add(part + tap * FILTERS + filter, sums, mask=exists, sem="relaxed")

@@ -1,0 +1,118 @@
+"""Forward: an implicit matrix product, [M, K * C] times [K * C, O], whose left side is sampled on the fly.
+
+A program owns BLOCK_M output positions and BLOCK_N filters of one group. For each tap it finds its samples once,
+and for each block of channels reads four neighbours, interpolates in float32, and multiplies on tensor cores. No
+unrolled image goes through memory; a BLOCK_N that covers the filters samples once.
+
+Groups of few channels are merged, so that no side of a product is tiny: MERGED groups share a tile of weights with
+zeros off its diagonal. A block of channels lies within one segment: the largest width that divides both the
+channels of a (merged) group and those of an offset group.
+"""
+
+import triton
+import triton.language as tl
+
+from dcn_ops.conv.kernels.triton.primitives import (
+    MAP_SIZES,
+    bilinear,
+    interpolate,
+    load_mask,
+    load_neighbours,
+    load_weight,
+    locate,
+    map_entry,
+    positions,
+)
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def forward_kernel(
+    input_ptr,  # [N, H, W, C]
+    offset_ptr,  # [N, G*K*2, Ho, Wo], any strides
+    mask_ptr,  # [N, G*K, Ho, Wo], any strides
+    weight_ptr,  # [O, K, DEPTH]
+    bias_ptr,  # [O]
+    output_ptr,  # [N, Ho, Wo, O]
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    mask_n,
+    mask_c,
+    mask_h,
+    mask_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    CHANNELS: tl.constexpr,
+    FILTERS: tl.constexpr,
+    DEPTH: tl.constexpr,  # channels of a group
+    WIDTH: tl.constexpr,  # filters of a group
+    MERGED: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    OFFSET_DEPTH: tl.constexpr,  # channels of an offset group
+    TAPS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TF32: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write the output of one tile."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    N_BLOCKS: tl.constexpr = (MERGED * WIDTH + BLOCK_N - 1) // BLOCK_N
+    COLUMNS: tl.constexpr = FILTERS // (MERGED * WIDTH) * N_BLOCKS
+    # Tiles of the same positions are neighbours in time: they read the same pixels.
+    column, block = tl.program_id(0) % COLUMNS, tl.program_id(0) // COLUMNS
+    group = column // N_BLOCKS
+    m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    in_group = column % N_BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
+    filter, filter_exists = group * MERGED * WIDTH + in_group, in_group < MERGED * WIDTH
+
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for segment in range(MERGED * DEPTH // SEGMENT):
+        start = group * MERGED * DEPTH + segment * SEGMENT
+        for tap in range(TAPS):
+            entry = start // OFFSET_DEPTH * TAPS + tap
+            moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+            offset_y = tl.load(moved, mask=valid, other=0)
+            offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+            first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+            scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+            weights = bilinear(dy, dx, scale)
+            for step in range(0, SEGMENT, BLOCK_C):
+                in_segment = step + tl.arange(0, BLOCK_C)
+                channel, channel_exists = start + in_segment, in_segment < SEGMENT
+                pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, channel_exists)
+                weight = load_weight(
+                    weight_ptr,
+                    filter[None, :],
+                    channel[:, None],
+                    tap,
+                    filter_exists[None, :] & channel_exists[:, None],
+                    DEPTH,
+                    WIDTH,
+                    TAPS,
+                    MERGED,
+                )
+                samples = interpolate(pixels, weights).to(weight.dtype)
+                total = tl.dot(samples, weight, total, input_precision="tf32" if TF32 else "ieee")
+
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + filter, mask=filter_exists, other=0).to(tl.float32)[None, :]
+    tl.store(
+        output_ptr + m[:, None] * FILTERS + filter[None, :],
+        total.to(output_ptr.dtype.element_ty),
+        mask=valid[:, None] & filter_exists[None, :],
+    )

@@ -1,0 +1,237 @@
+"""What a launch takes beside tensors: sizes, constants, tiles, the grid; worked out once for each shape.
+
+Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, M = N * Ho * Wo output positions.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import gcd
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dcn_ops.conv.kernels.triton import backward, configs, depthwise, forward, unrolled
+from dcn_ops.conv.kernels.triton.configs import Device, Tile
+from dcn_ops.sampling.geometry import Conv
+from dcn_ops.settings import current
+
+Constants = dict[str, Any]
+
+KERNELS = {
+    "forward": forward.forward_kernel,
+    "samples": backward.samples_kernel,
+    "weight": backward.weight_kernel,
+    "depthwise forward": depthwise.forward_kernel,
+    "depthwise samples": depthwise.samples_kernel,
+    "depthwise weight": depthwise.weight_kernel,
+    "unroll": unrolled.unroll_kernel,
+    "count": unrolled.count_kernel,
+    "order": unrolled.order_kernel,
+    "gather": unrolled.gather_kernel,
+}
+_OF_DEPTHWISE = ("forward", "samples", "weight")  # depthwise convolutions have their own
+_MERGED_SIDE = 32  # channels and filters that merged groups have together, at least
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """The numbers of one convolution, as kernels take them."""
+
+    sizes: dict[str, int]
+    constants: Constants
+    device: Device
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Tell whether nothing is contracted over channels."""
+        return "DEPTH" not in self.constants
+
+    @cached_property
+    def splits(self) -> int:
+        """The parts into which M goes for the gradient of the weight: no function of M itself."""
+        tile = _tiles("weight", self, None)[0]
+        programs = _programs("weight", self.constants | {"SPLITS": 1, "BLOCK_N": tile.n, "BLOCK_C": tile.c})
+        each, most = (4, 512) if self.is_depthwise else (2, 64)  # parts of depthwise filters are small
+        return max(1, min(most, -(-each * self.device.processors // programs)))
+
+
+def workload_of(image: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, conv: Conv) -> Workload:
+    """Return the numbers of a convolution of ``image``, [N, H, W, C]."""
+    make = _make_workload.__wrapped__ if _is_traced(image) else _make_workload
+    strides = offset.stride(), (offset if mask is None else mask).stride()
+    kind = mask is not None, weight.dtype, configs.arithmetic(weight.dtype)
+    return make(image.shape, offset.shape, strides, weight.shape, kind, conv, configs.device_of(image.device))
+
+
+@lru_cache(1024)
+def _make_workload(
+    image: torch.Size,
+    offset: torch.Size,
+    strides: tuple[Any, Any],
+    weight: torch.Size,
+    kind: tuple[bool, torch.dtype, str],
+    conv: Conv,
+    device: Device,
+) -> Workload:
+    n, _, ho, wo = offset
+    sizes = {"N": n, "H": image[1], "W": image[2], "Ho": ho, "Wo": wo, "M": n * ho * wo}
+    for name, pair in (("stride", conv.stride), ("pad", conv.padding), ("dilation", conv.dilation)):
+        sizes |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
+    sizes |= _named("offset", strides[0]) | _named("mask", strides[1])
+    return Workload(sizes, _constants(weight, kind, conv), device)
+
+
+def _named(name: str, strides: Any) -> dict[str, int]:
+    return {f"{name}_{axis}": stride for axis, stride in zip("nchw", strides, strict=True)}
+
+
+def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Conv) -> Constants:
+    """Return what a kernel is compiled for: numbers of channels, filters and taps, which networks change rarely."""
+    filters, depth = int(weight[0]), int(weight[1])
+    groups, taps = int(conv.groups), int(conv.kernel[0] * conv.kernel[1])
+    channels, width = depth * groups, filters // groups
+    constants = {
+        "CHANNELS": channels,
+        "WIDTH": width,
+        "OFFSET_DEPTH": channels // int(conv.offset_groups),
+        "OFFSET_GROUPS": int(conv.offset_groups),
+        "TAPS": taps,
+        "KERNEL_W": int(conv.kernel[1]),
+        "HAS_MASK": kind[0],
+    }
+    if depth == 1 and groups > 1:
+        return constants
+    merged = _merged(groups, depth, width)
+    segment = gcd(merged * depth, constants["OFFSET_DEPTH"])
+    dense = {"FILTERS": filters, "DEPTH": depth, "MERGED": merged, "SEGMENT": segment}
+    return constants | dense | {"TF32": kind[2] == "tf32", "HALF": kind[1].itemsize == 2}
+
+
+def _merged(groups: int, depth: int, width: int) -> int:
+    """Return how many groups share a tile: as few of the divisors as give each of its sides 32, else all."""
+    enough = (n for n in range(1, groups) if groups % n == 0 and n * min(depth, width) >= _MERGED_SIDE)
+    return next(enough, groups)
+
+
+def launch(kernel: str, work: Workload, tensors: dict[str, Tensor], **numbers: Any) -> None:
+    """Launch a kernel, by its key in ``KERNELS`` without "depthwise".
+
+    Args:
+        kernel: What it does.
+        work: Of the images that it reads.
+        tensors: By the names of its pointers.
+        numbers: What it takes besides: integers and flags; and of a map that it writes the strides, by its name.
+    """
+    tensor = next(iter(tensors.values()))
+    traced = _is_traced(tensor)
+    plan = _plan.__wrapped__ if traced else _plan
+    function, grid, arguments = plan(kernel, work, tuple(numbers.items()), current().autotune)
+    if traced:
+        torch.library.wrap_triton(function)[grid](**tensors, **arguments)
+        return
+    with _on(tensor.device):
+        function[grid](**tensors, **arguments)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Tell whether a compiler traces, with tensors of its own, whose sizes may be symbols."""
+    return type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    here = device.type == "cpu" or device.index == torch.cuda.current_device()
+    return nullcontext() if here else torch.cuda.device(device)
+
+
+@lru_cache(4096)
+def _plan(
+    kernel: str, work: Workload, numbers: tuple[tuple[str, Any], ...], autotuned: bool
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the function, its grid, and its arguments beside the tensors."""
+    constants = dict(work.constants)
+    for name, value in numbers:
+        constants |= _named(name, value) if isinstance(value, tuple) else {name: value}
+    choice = _tiles(kernel, work, work.sizes["M"])
+    if kernel == "unroll":
+        constants["TAPS_EACH"] = _taps_each(work, choice[0])
+    function: Any = KERNELS[_own(kernel, work)]
+    arguments = {k: v for k, v in (work.sizes | constants).items() if k in function.arg_names}
+
+    def grid(meta: Constants) -> tuple[int]:
+        return (_blocks(kernel, work.sizes, meta["BLOCK_M"]) * _programs(kernel, constants | meta),)
+
+    if autotuned:
+        compiled_for = tuple(k for k in arguments if k in constants and k.isupper())
+        return _tuned(function, tuple(choice), compiled_for), grid, arguments
+    blocks = blocks_of(function, choice[0])
+    launched = {"num_warps": choice[0].warps, "num_stages": choice[0].stages}
+    return function, grid(blocks), arguments | blocks | launched
+
+
+def _own(kernel: str, work: Workload) -> str:
+    return f"depthwise {kernel}" if work.is_depthwise and kernel in _OF_DEPTHWISE else kernel
+
+
+def _tiles(kernel: str, work: Workload, m: Any) -> list[Tile]:
+    """Return the tiles for a kernel, the one to take first."""
+    constants, own = work.constants, _own(kernel, work)
+    filters, channels = 1, constants["OFFSET_DEPTH"]  # that a program may cover
+    if own.startswith("depthwise"):
+        channels *= constants["WIDTH"]
+    elif kernel in _OF_DEPTHWISE:
+        filters, channels = constants["MERGED"] * constants["WIDTH"], constants["SEGMENT"]
+        own += " half" if constants["HALF"] else " tf32" if constants["TF32"] else " ieee"
+    return configs.tiles(own, work.device, filters, channels, m if isinstance(m, int) else None)
+
+
+def _blocks(kernel: str, sizes: dict[str, int], block: int) -> int:
+    if kernel == "weight":  # it splits M by itself
+        return 1
+    if kernel == "gather":  # rows of pixels
+        return sizes["N"] * sizes["H"] * -(-sizes["W"] // block)
+    return -(-sizes["M"] // block)
+
+
+def _programs(kernel: str, meta: Constants) -> int:
+    """Return the number of programs for each block of M, or for all of it where the kernel splits it."""
+    taps, channels, offset_depth = meta["TAPS"], meta["CHANNELS"], meta["OFFSET_DEPTH"]
+    if kernel in ("samples", "count", "order"):
+        return channels // offset_depth * taps
+    if kernel == "unroll":
+        return channels // offset_depth * -(-taps // meta["TAPS_EACH"])
+    if kernel == "gather":
+        return channels // offset_depth * -(-offset_depth // meta["BLOCK_C"])
+    if "DEPTH" not in meta:
+        programs = channels // offset_depth * -(-offset_depth * meta["WIDTH"] // meta["BLOCK_C"])
+    else:
+        filters = meta["MERGED"] * meta["WIDTH"]
+        programs = -(-filters // meta["BLOCK_N"])
+        if kernel == "forward":
+            return meta["FILTERS"] // filters * programs
+        programs *= channels // meta["SEGMENT"] * -(-meta["SEGMENT"] // meta["BLOCK_C"]) * taps
+    return programs if kernel == "forward" else programs * meta["SPLITS"]
+
+
+def _taps_each(work: Workload, tile: Tile) -> int:
+    """Return the taps of a program that unrolls: all, unless there are too few programs then."""
+    taps, m = int(work.constants["TAPS"]), work.sizes["M"]
+    programs = _programs("unroll", work.constants | {"TAPS_EACH": taps})
+    few = isinstance(m, int) and -(-m // tile.m) * programs < 4 * work.device.processors
+    return 1 if few else taps
+
+
+def blocks_of(function: Any, tile: Tile) -> dict[str, int]:
+    """Return the sides of a tile by the names of the kernel's constants."""
+    sides = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_C": tile.c}
+    return {name: value for name, value in sides.items() if name in function.arg_names}
+
+
+@lru_cache
+def _tuned(function: Any, choice: tuple[Tile, ...], constants: tuple[str, ...]) -> Any:
+    """Return the kernel with Triton's autotuning over ``choice``, whose results Triton's disk cache keeps."""
+    tried = [triton.Config(blocks_of(function, t), num_warps=t.warps, num_stages=t.stages) for t in choice]
+    reset = [name for name in ("grad_input_ptr",) if name in function.arg_names]
+    return triton.autotune(tried, key=list(constants), reset_to_zero=reset, cache_results=True)(function)

@@ -1,0 +1,272 @@
+"""Dense convolutions by way of the unrolled image, [M, K, C], and a library's matrix products.
+
+*unroll* writes the unrolled image, or meets its gradient with the neighbours, which gives those of offset and mask,
+or both at once, in its place. A program loops over taps: the pixels which they share stay in its nearest cache.
+
+*gather* makes the gradient of the input from that of the unrolled image without atomic additions: *count* and
+*order* sort the samples by their upper left neighbour, and a program reads those whose neighbours lie among its
+pixels of one row: twice, since a sample lies between two rows. A matrix product adds them up, whose left side,
+[pixels, samples], is the bilinear weights.
+"""
+
+import triton
+import triton.language as tl
+
+from dcn_ops.conv.kernels.triton.primitives import (
+    MAP_SIZES,
+    bilinear,
+    interpolate,
+    load_mask,
+    load_neighbours,
+    locate,
+    map_entry,
+    place,
+    positions,
+    store_map_gradients,
+    sums_with,
+)
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def unroll_kernel(
+    input_ptr,  # [N, H, W, C]
+    offset_ptr,  # [N, G*K*2, Ho, Wo]
+    mask_ptr,  # [N, G*K, Ho, Wo]
+    columns_ptr,  # [M, K, C]: in, its gradient, if that of offset or mask is needed; out, the unrolled image
+    grad_offset_ptr,
+    grad_mask_ptr,
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    mask_n,
+    mask_c,
+    mask_h,
+    mask_w,
+    grad_offset_n,
+    grad_offset_c,
+    grad_offset_h,
+    grad_offset_w,
+    grad_mask_n,
+    grad_mask_c,
+    grad_mask_h,
+    grad_mask_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    CHANNELS: tl.constexpr,
+    OFFSET_DEPTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    TAPS_EACH: tl.constexpr,  # of a program
+    KERNEL_W: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    NEED_COLUMNS: tl.constexpr,
+    NEED_OFFSET: tl.constexpr,
+    NEED_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write what some taps of one offset group give at some positions."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    SHARES: tl.constexpr = (TAPS + TAPS_EACH - 1) // TAPS_EACH
+    share, program = tl.program_id(0) % SHARES, tl.program_id(0) // SHARES
+    offset_group, block = program % (CHANNELS // OFFSET_DEPTH), program // (CHANNELS // OFFSET_DEPTH)
+    m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    for tap in range(share * TAPS_EACH, min((share + 1) * TAPS_EACH, TAPS)):
+        entry = offset_group * TAPS + tap
+        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+        offset_y = tl.load(moved, mask=valid, other=0)
+        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
+        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+        weights = bilinear(dy, dx, scale)
+        zeros = tl.zeros([BLOCK_M], tl.float32)
+        sums = (zeros, zeros, zeros, zeros)
+        for step in range(0, OFFSET_DEPTH, BLOCK_C):
+            in_group = step + tl.arange(0, BLOCK_C)
+            channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < OFFSET_DEPTH
+            pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, exists)
+            element = (m[:, None] * TAPS + tap) * CHANNELS + channel[None, :]
+            stored = valid[:, None] & exists[None, :]
+            if NEED_OFFSET or NEED_MASK:
+                grad = tl.load(columns_ptr + element, mask=stored, other=0).to(tl.float32)
+                sums = sums_with(sums, grad, pixels)
+            if NEED_COLUMNS:
+                samples = interpolate(pixels, weights)
+                tl.store(columns_ptr + element, samples.to(columns_ptr.dtype.element_ty), mask=stored)
+        store_map_gradients(
+            grad_offset_ptr,
+            (grad_offset_n, grad_offset_c, grad_offset_h, grad_offset_w),
+            grad_mask_ptr,
+            (grad_mask_n, grad_mask_c, grad_mask_h, grad_mask_w),
+            at,
+            valid,
+            entry,
+            sums,
+            dy,
+            dx,
+            scale,
+            NEED_OFFSET,
+            NEED_MASK,
+        )
+
+
+@triton.jit
+def _list_of(at, top, left, offset_group, size, OFFSET_GROUPS: tl.constexpr):
+    # One list for each upper left neighbour: of pixels, and of what lies a row above or a column before them.
+    return ((at[0] * OFFSET_GROUPS + offset_group) * (size[0] + 1) + top + 1) * (size[1] + 1) + left + 1
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def count_kernel(
+    offset_ptr,  # [N, G*K*2, Ho, Wo]
+    count_ptr,  # [1 + lists], zeros at first
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    OFFSET_GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Count the samples of each list, in the element after its own."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    entry, block = tl.program_id(0) % (OFFSET_GROUPS * TAPS), tl.program_id(0) // (OFFSET_GROUPS * TAPS)
+    _, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    moved = map_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, 2 * tl.cast(entry, tl.int64))
+    offset_y = tl.load(moved, mask=valid, other=0)
+    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+    usable, top, left, _, _ = place(offset_y, offset_x, at, valid, entry % TAPS, size, window, KERNEL_W)
+    own = _list_of(at, top, left, entry // TAPS, size, OFFSET_GROUPS)
+    tl.atomic_add(count_ptr + 1 + own, 1, mask=usable, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=MAP_SIZES)
+def order_kernel(
+    offset_ptr,  # [N, G*K*2, Ho, Wo]
+    mask_ptr,  # [N, G*K, Ho, Wo]
+    next_ptr,  # [1 + lists], where each list begins, at first
+    row_ptr,  # [M*G*K], m * K + tap of each sample
+    x_ptr,  # [M*G*K], where it lies
+    above_ptr,  # [M*G*K], the weight of its upper row, times its mask
+    below_ptr,
+    H,
+    W,
+    Ho,
+    Wo,
+    M,
+    offset_n,
+    offset_c,
+    offset_h,
+    offset_w,
+    mask_n,
+    mask_c,
+    mask_h,
+    mask_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    OFFSET_GROUPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Write each sample to its list, in any order."""
+    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    entry, block = tl.program_id(0) % (OFFSET_GROUPS * TAPS), tl.program_id(0) // (OFFSET_GROUPS * TAPS)
+    tap = entry % TAPS
+    m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    moved = map_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, 2 * tl.cast(entry, tl.int64))
+    offset_y = tl.load(moved, mask=valid, other=0)
+    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
+    usable, top, left, dy, dx = place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W)
+    scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
+    own = _list_of(at, top, left, entry // TAPS, size, OFFSET_GROUPS)
+    slot = tl.atomic_add(next_ptr + own, 1, mask=usable, sem="relaxed")
+    tl.store(row_ptr + slot, (m * TAPS + tap).to(tl.int32), mask=usable)
+    tl.store(x_ptr + slot, left.to(tl.float32) + dx, mask=usable)
+    tl.store(above_ptr + slot, (1 - dy) * scale, mask=usable)
+    tl.store(below_ptr + slot, dy * scale, mask=usable)
+
+
+@triton.jit(do_not_specialize=("H", "W", "first_image", "first_row"))
+def gather_kernel(
+    grad_columns_ptr,  # [m, K, C], of some images
+    start_ptr,  # [1 + lists], where each list begins
+    row_ptr,  # [M*G*K]
+    x_ptr,
+    above_ptr,
+    below_ptr,
+    grad_input_ptr,  # [n, H, W, C], of these images
+    H,
+    W,
+    first_image,
+    first_row,  # of grad_columns
+    CHANNELS: tl.constexpr,
+    OFFSET_DEPTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # pixels of a row
+    BLOCK_N: tl.constexpr,  # samples
+    BLOCK_C: tl.constexpr,
+):
+    """Write the gradient of some pixels of one row, in BLOCK_C channels of one offset group."""
+    OFFSET_GROUPS: tl.constexpr = CHANNELS // OFFSET_DEPTH
+    C_BLOCKS: tl.constexpr = (OFFSET_DEPTH + BLOCK_C - 1) // BLOCK_C
+    c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
+    offset_group, program = program % OFFSET_GROUPS, program // OFFSET_GROUPS
+    blocks = (W + BLOCK_M - 1) // BLOCK_M
+    start, program = program % blocks * BLOCK_M, program // blocks
+    row, image = program % H, (program // H).to(tl.int64)
+    pixel, end = start + tl.arange(0, BLOCK_M), min(start + BLOCK_M, W)
+    in_group = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < OFFSET_DEPTH
+
+    total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for upper in tl.static_range(2):  # the samples below this row, and those below the one above it
+        line = (((first_image + image) * OFFSET_GROUPS + offset_group) * (H + 1) + row + 1 - upper) * (W + 1)
+        low, high = tl.load(start_ptr + line + start), tl.load(start_ptr + line + end + 1)
+        for block in range(low, high, BLOCK_N):
+            slot = block + tl.arange(0, BLOCK_N)
+            valid = slot < high
+            source = tl.load(row_ptr + slot, mask=valid, other=0).to(tl.int64) - first_row
+            x = tl.load(x_ptr + slot, mask=valid, other=-2)
+            vertical = tl.load((below_ptr if upper else above_ptr) + slot, mask=valid, other=0)
+            grad = tl.load(
+                grad_columns_ptr + source[:, None] * CHANNELS + channel[None, :],
+                mask=valid[:, None] & exists[None, :],
+                other=0,
+            )
+            weights = tl.maximum(1 - tl.abs(x[None, :] - pixel[:, None]), 0) * vertical[None, :]
+            rounded = weights.to(grad.dtype)
+            total = tl.dot(rounded, grad, total, input_precision="ieee")
+            if grad.dtype != tl.float32:  # what rounding took from the weights
+                total = tl.dot((weights - rounded.to(tl.float32)).to(grad.dtype), grad, total)
+    tl.store(
+        grad_input_ptr + ((image * H + row) * W + pixel)[:, None] * CHANNELS + channel[None, :],
+        total.to(grad_input_ptr.dtype.element_ty),
+        mask=(pixel < W)[:, None] & exists[None, :],
+    )

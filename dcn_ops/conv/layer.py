@@ -1,0 +1,356 @@
+"""The layer: an ``nn.Conv2d`` that predicts where it samples."""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
+from dcn_ops.conv.check import as_integer, as_pair, check_maps
+from dcn_ops.sampling.geometry import Conv
+
+_OF_PADDING = ("padding", "padding_mode", "dilation", "kernel_size")
+
+
+class DeformConv2d(nn.Conv2d):
+    """Deformable convolution that starts as the plain convolution with the same ``weight`` and ``bias``.
+
+    A zero-initialised convolution predicts the offsets, and with ``modulated`` the mask ``2 * sigmoid(·)``,
+    from the input: a fresh layer has offsets 0 and masks 1. Its parameters ``offset_weight``
+    [G * K * (3 if modulated else 2), C, kh, kw] and ``offset_bias`` sit on the layer itself, where the
+    ``init_weights`` of a network, which looks for convolutions, leaves them at zero.
+
+    A dense predictor costs more than the convolution itself where that is depthwise. A ``separable_predictor``
+    is a depthwise convolution, ``offset_depthwise_weight`` [C, 1, kh, kw], that starts as the mean of its window,
+    and a zero-initialised 1x1 convolution, ``offset_weight`` [.., C, 1, 1].
+
+    The ``state_dict`` of a plain convolution loads strictly, and leaves the predictor as it is.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: kh x kw; it, stride, padding and dilation are an integer or a pair.
+        stride: Stride, of the predictor too.
+        padding: Padding, or "same" or "valid".
+        dilation: Distance between taps.
+        groups: Weight groups.
+        bias: Whether to add a bias.
+        offset_groups: G; each has its own offsets for C / G of the channels.
+        modulated: Whether samples are weighted by a mask (v2) or not (v1).
+        offset_bound: Keep predicted offsets within ± this many pixels, by ``b * (2 * sigmoid(·) - 1)``.
+        separable_predictor: Predict by a depthwise and a 1x1 convolution.
+        padding_mode: As of ``nn.Conv2d``; where it is not "zeros" the image is padded first, and samples beyond
+            the padding count 0.
+        predict_offsets: False for a layer that takes its offsets from outside, as torchvision's does; its
+            state_dict then equals torchvision's.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: For an offset_groups that doesn't divide C, or a bound that is not positive.
+        TypeError: For an offset_groups that is no integer, or a bound that is no number.
+    """
+
+    # The class that from_conv2d takes over; a subclass for another one overrides filters or pad.
+    converts: ClassVar[type[nn.Conv2d]] = nn.Conv2d
+
+    offset_depthwise_weight: nn.Parameter | None
+    offset_weight: nn.Parameter | None
+    offset_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        *,
+        offset_groups: int = 1,
+        modulated: bool = True,
+        offset_bound: float | None = None,
+        separable_predictor: bool = False,
+        predict_offsets: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            _kernel_size(kernel_size),
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        offset_groups: int = 1,
+        modulated: bool = True,
+        offset_bound: float | None = None,
+        separable_predictor: bool = False,
+        predict_offsets: bool = True,
+    ) -> Self:
+        """Return a layer that takes over a convolution: its very Parameters, hooks, mode and attributes.
+
+        Raises:
+            ValueError: For a parametrized convolution or one with a forward of its own, or arguments that the
+                constructor refuses.
+        """
+        own_forward = type(conv).forward is not cls.converts.forward or "forward" in vars(conv)
+        if is_parametrized(conv) or own_forward:
+            name = f"{cls.converts.__module__.partition('.')[0]}'s {cls.converts.__name__}"
+            raise ValueError(f"expected {name}, whose weight is all there is to it, got {type(conv)}")
+        layer = cls.__new__(cls)
+        # Every container is copied, so that the convolution stays as it was.
+        layer.__dict__ = {k: v.copy() if isinstance(v, dict | set) else v for k, v in conv.__dict__.items()}
+        layer._compiled_call_impl = None  # of conv.compile(): it would go on calling the convolution
+        layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
+        return layer
+
+    def _add_offsets(
+        self,
+        offset_groups: int,
+        modulated: bool,
+        offset_bound: float | None,
+        separable_predictor: bool,
+        predict_offsets: bool,
+    ) -> None:
+        offset_groups = as_integer("offset_groups", offset_groups)
+        if offset_groups < 1 or self.in_channels % offset_groups:
+            raise ValueError(f"expected offset_groups to divide {self.in_channels=}, got {offset_groups=}")
+        if isinstance(offset_bound, bool) or not isinstance(offset_bound, Real | None):
+            raise TypeError(f"expected offset_bound to be a number of pixels, or None, got {offset_bound=}")
+        if offset_bound is not None and not 0 < offset_bound < math.inf:
+            raise ValueError(f"expected a positive, finite offset_bound, in pixels, or None, got {offset_bound=}")
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+        self.offset_bound = offset_bound
+        self.separable_predictor = separable_predictor
+        self.predict_offsets = predict_offsets
+        self._set_padding()
+        self._offset_channels = 2 * offset_groups * self.kernel_size[0] * self.kernel_size[1]
+        for name in ("offset_depthwise_weight", "offset_weight", "offset_bias"):
+            self.register_parameter(name, None)
+        if predict_offsets:
+            self._add_predictor(self._offset_channels * 3 // 2 if modulated else self._offset_channels)
+
+    def _add_predictor(self, outputs: int) -> None:
+        kernel: tuple[int, ...] = self.kernel_size
+        if self.separable_predictor:
+            self.offset_depthwise_weight = nn.Parameter(self.weight.new_empty(self.in_channels, 1, *kernel))
+            kernel = (1, 1)
+        self.offset_weight = nn.Parameter(self.weight.new_empty(outputs, self.in_channels, *kernel))
+        self.offset_bias = nn.Parameter(self.weight.new_empty(outputs))
+        self._reset_predictor()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; those of the convolution count from the next call on, as in ``nn.Conv2d``."""
+        if name in ("stride", "dilation"):  # pairs, as the operator takes them
+            value = tuple(as_pair(name, value))
+        super().__setattr__(name, value)
+        if name in _OF_PADDING and "_pads_first" in vars(self):
+            self._set_padding()
+
+    def _set_padding(self) -> None:
+        """Leave to the operator what is as wide on both sides and zero; the rest is padded before."""
+        left, right, top, bottom = _padding_sides(self.padding, self.dilation, self.kernel_size)
+        self._reversed_padding_repeated_twice = [left, right, top, bottom]
+        self._pads_first = self.padding_mode != "zeros" or left != right or top != bottom
+        self._padding_hw = (0, 0) if self._pads_first else (top, left)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew and set the predictor to its start."""
+        super().reset_parameters()
+        self._reset_predictor()
+
+    def _reset_predictor(self) -> None:
+        # nn.Conv2d's constructor calls this before the predictor exists.
+        for name in ("offset_weight", "offset_bias"):
+            parameter = self._parameters.get(name)
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+        depthwise = self._parameters.get("offset_depthwise_weight")
+        if depthwise is not None:
+            nn.init.constant_(depthwise, 1 / (self.kernel_size[0] * self.kernel_size[1]))
+
+    def predictor_parameters(self) -> list[nn.Parameter]:
+        """Return the Parameters that predict offsets and masks."""
+        named = self._parameters.items()
+        return [p for name, p in named if name.startswith("offset_") and p is not None]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take a plain convolution's weights too: the predictor stays as it is or, on meta, gets its start.
+
+        With ``assign=True`` it takes the dtype and the device of the weights.
+        """
+        foreign = len(unexpected_keys)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        predictor = {
+            name: p for name, p in self._parameters.items() if name.startswith("offset_") and p is not None
+        }
+        lacks = {prefix + name for name in predictor}
+        # A part of a predictor, or one by other names (mmcv's conv_offset), is no plain convolution's.
+        if not lacks <= set(missing_keys) or len(unexpected_keys) > foreign or prefix + "weight" in missing_keys:
+            return
+        missing_keys[:] = [key for key in missing_keys if key not in lacks]
+        weight = self.offset_weight
+        if weight is not None and weight.is_meta and not self.weight.is_meta:
+            self._add_predictor(weight.shape[0])
+            for parameter in self.predictor_parameters():
+                parameter.requires_grad_(weight.requires_grad)
+        elif local_metadata.get("assign_to_params_buffers"):
+            # What was loaded stands in place of the weights now, with its own dtype and device.
+            for name, old in predictor.items():
+                new = nn.Parameter(old.detach().to(self.weight), requires_grad=old.requires_grad)
+                self.register_parameter(name, new)
+
+    def pad(self, input: Tensor) -> Tensor:
+        """Pad the input where the operator, which knows zeros on both sides alone, can't."""
+        if not self._pads_first:
+            return input
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+
+    def filters(self) -> Tensor:
+        """Return the weight [O, C / groups, kh, kw] that the operator gets."""
+        return self.weight
+
+    def offsets(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predict offset [N, G * K * 2, Ho, Wo], in pixels, and mask [N, G * K, Ho, Wo] or None."""
+        return self._predict(self.pad(input))
+
+    def _predict(self, padded: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, depthwise = self.offset_weight, self.offset_depthwise_weight
+        if weight is None:
+            raise ValueError("a layer with predict_offsets=False needs its offset: call layer(input, offset, mask)")
+        # Every argument of a convolution: FX graph-mode quantisation looks them up by position.
+        if depthwise is None:
+            out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation, 1)
+        else:
+            groups = depthwise.shape[0]
+            out = F.conv2d(padded, depthwise, None, self.stride, self._padding_hw, self.dilation, groups)
+            out = F.conv2d(out, weight, self.offset_bias, (1, 1), (0, 0), (1, 1), 1)
+        offset = out[:, : self._offset_channels]
+        bound = self.offset_bound
+        if bound is not None:
+            offset = bound * (2 * offset.sigmoid() - 1)
+        if not self.modulated:
+            return offset, None
+        return offset, 2 * out[:, self._offset_channels :].sigmoid()
+
+    def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Convolve input [N, C, H, W], with predicted offsets unless ``offset`` and ``mask`` are given.
+
+        Given offsets tell the number of their groups by their channels, as in torchvision's layer.
+
+        Returns:
+            [N, O, Ho, Wo] in channels_last memory format.
+
+        Raises:
+            ValueError: For shapes that don't fit, a mask without offset, or no offset where none is predicted.
+        """
+        check_maps("input", input)
+        input = self.pad(input)
+        offset_groups = self.offset_groups
+        if offset is not None:
+            check_maps("offset", offset)
+            offset_groups = offset.shape[1] // (2 * self.kernel_size[0] * self.kernel_size[1])
+        elif mask is None:
+            offset, mask = self._predict(input)
+        else:
+            raise ValueError("got a mask without an offset; pass both, or neither to predict them")
+        # The operator itself: here the groups are known, and tracing meets no arithmetic on shapes.
+        return torch.ops.dcn_ops.deform_conv2d(
+            input,
+            offset,
+            self.filters(),
+            self.bias,
+            mask,
+            self.stride,
+            self._padding_hw,
+            self.dilation,
+            self.groups,
+            offset_groups,
+        )
+
+    def sampling_positions(self, input: Tensor) -> Tensor:
+        """Return where each tap samples input [N, C, H, W]: [N, G, K, 2, Ho, Wo], (y, x) in its pixels."""
+        padded = self.pad(input)
+        offset, _ = self._predict(padded)
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        n, _, ho, wo = offset.shape
+        conv = Conv(self.kernel_size, self.stride, self._padding_hw, self.dilation, self.groups, self.offset_groups)
+        y, x = conv.grid((0, ho), wo, offset.dtype, offset.device)
+        # Of an odd width the larger half of the padding is at the end.
+        top, left = ((padded.shape[i] - input.shape[i]) // 2 for i in (2, 3))
+        grid_yx = torch.stack(torch.broadcast_tensors(y - top, x - left), 2).view(conv.taps, 2, ho, wo)
+        return offset.reshape(n, self.offset_groups, conv.taps, 2, ho, wo) + grid_yx
+
+    def extra_repr(self) -> str:
+        """Return the arguments of the convolution and those of its offsets that differ from the default."""
+        parts = [super().extra_repr(), f"offset_groups={self.offset_groups}", f"modulated={self.modulated}"]
+        if self.offset_bound is not None:
+            parts.append(f"offset_bound={self.offset_bound}")
+        if self.separable_predictor:
+            parts.append("separable_predictor=True")
+        if not self.predict_offsets:
+            parts.append("predict_offsets=False")
+        return ", ".join(parts)
+
+
+def _kernel_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return a pair of one integer or of two.
+
+    Raises:
+        ValueError: For anything else; of one integer in a sequence ``nn.Conv2d`` makes a weight without width.
+    """
+    if isinstance(size, Sequence) and len(size) != 2:
+        raise ValueError(f"expected kernel_size to be an integer or a pair of integers, got kernel_size={size!r}")
+    height, width = as_pair("kernel_size", size)
+    return height, width
+
+
+def _padding_sides(padding: Any, dilation: Any, kernel: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return the padding as ``torch.nn.functional.pad`` takes it: left, right, top, bottom.
+
+    Raises:
+        ValueError: For a padding that is neither "same" nor "valid", an integer or a pair.
+    """
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        both = [d * (k - 1) for d, k in zip(as_pair("dilation", dilation), kernel, strict=True)]
+        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in both)
+    else:
+        top, left = bottom, right = as_pair("padding", padding)
+    return left, right, top, bottom

@@ -1,0 +1,61 @@
+"""The definition of the operator in plain torch: the oracle of the tests, differentiable to any order.
+
+Dai et al., "Deformable Convolutional Networks", 2017 (v1, no mask) and Zhu et al., "Deformable
+ConvNets v2", 2019 (mask). For output position p, tap k at grid position p_k and filter w::
+
+    out[n, o, p] = bias[o] + sum_{c, k} w[o, c, k] * mask[n, g(c), k, p] * x[n, c](p_k + offset[n, g(c), k, p])
+
+x(·) interpolates bilinearly; a corner outside the image counts 0, and so does a position that is not finite.
+"""
+
+import torch
+from torch import Tensor
+
+from dcn_ops.sampling.geometry import Conv
+
+
+def forward(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, G*K*2, Ho, Wo], per tap (y, x)
+    weight: Tensor,  # [O, C / groups, kh, kw]
+    bias: Tensor | None,  # [O]
+    mask: Tensor | None,  # [N, G*K, Ho, Wo]
+    conv: Conv,
+) -> Tensor:  # [N, O, Ho, Wo]
+    """Compute in the widest dtype among the inputs, float32 at least; return the input's dtype."""
+    n, c, h, w = input.shape
+    g, (ho, wo) = conv.offset_groups, conv.output_size((h, w))
+    dtype = torch.promote_types(torch.promote_types(input.dtype, offset.dtype), torch.float32)
+
+    grid_y, grid_x = conv.grid((0, ho), wo, dtype, input.device)
+    displacement = offset.to(dtype).reshape(n, g, *conv.kernel, 2, ho, wo)
+    y = (grid_y + displacement[:, :, :, :, 0]).flatten(2)  # [N, G, K*Ho*Wo]
+    x = (grid_x + displacement[:, :, :, :, 1]).flatten(2)
+
+    columns = _bilinear(input.to(dtype).reshape(n, g, c // g, h, w), y, x)  # [N, G, C/G, K*Ho*Wo]
+    if mask is not None:
+        columns = columns * mask.to(dtype).reshape(n, g, 1, conv.taps * ho * wo)
+    depth = c // conv.groups * conv.taps
+    columns = columns.reshape(n, conv.groups, depth, ho * wo)
+    out = weight.to(dtype).reshape(conv.groups, -1, depth) @ columns  # [N, groups, O/groups, Ho*Wo]
+    out = out.reshape(n, weight.shape[0], ho, wo)
+    return (out if bias is None else out + bias.to(dtype).reshape(-1, 1, 1)).to(input.dtype)
+
+
+def _bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Sample image [N, G, C/G, H, W] at y, x [N, G, P] and return [N, G, C/G, P]."""
+    height, width = image.shape[-2:]
+    # False for NaN and infinity: they must sample 0, and must not reach an integer.
+    usable = (y >= -1) & (y < height) & (x >= -1) & (x < width)
+    y, x = y.where(usable, -2), x.where(usable, -2)
+    top, left = y.detach().floor(), x.detach().floor()
+    fy, fx = y - top, x - left
+    samples = []
+    for row, weight_y in ((top, 1 - fy), (top + 1, fy)):
+        for col, weight_x in ((left, 1 - fx), (left + 1, fx)):
+            exists = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+            index = row.clamp(0, height - 1).long() * width + col.clamp(0, width - 1).long()
+            index = index[:, :, None].expand(-1, -1, image.shape[2], -1)
+            corner = image.flatten(3).gather(3, index).where(exists[:, :, None], 0)
+            samples.append(corner * (weight_y * weight_x)[:, :, None])
+    return torch.stack(samples).sum(0)

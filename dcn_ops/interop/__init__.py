@@ -1,0 +1,1 @@
+"""Exporters, other runtimes and FLOP counters."""

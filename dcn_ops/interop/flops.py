@@ -1,0 +1,30 @@
+"""FLOP formulas for ``torch.utils.flop_counter``, two FLOPs to a multiply-add.
+
+Counted: the contraction, and four corners for every element of the unrolled image. A module of its own, to
+be imported by who counts (``zoo`` does): torch's flop counter imports triton, and the operator must not.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
+
+
+@register_flop_formula(torch.ops.dcn_ops.deform_conv2d)
+def _forward_flops(input: Any, offset: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    positions = out_shape[0] * out_shape[2] * out_shape[3]
+    return 2 * positions * (math.prod(weight) + 4 * input[1] * weight[2] * weight[3])
+
+
+@register_flop_formula(torch.ops.dcn_ops.deform_conv2d_backward)
+def _backward_flops(
+    grad: Any, input: Any, offset: Any, weight: Any, bias: Any, mask: Any, *integers: Any, **_: Any
+) -> int:
+    of_input, of_offset, of_weight, _of_bias, of_mask = integers[-1]
+    positions = grad[0] * grad[2] * grad[3]
+    contraction = math.prod(weight) * (of_weight + (of_input or of_offset or of_mask))
+    corners = 4 * input[1] * weight[2] * weight[3] * (of_weight + of_input + (of_offset or of_mask))
+    return 2 * positions * (contraction + corners)

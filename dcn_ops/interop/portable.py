@@ -1,0 +1,77 @@
+"""Composition of core ATen for other runtimes: bilinear sampling as ``grid_sampler_2d``, contraction as a 1x1 conv.
+
+Every tensor has rank 5 at most, no slice has steps and no step is boolean arithmetic, so that ONNX Runtime,
+OpenVINO, ExecuTorch, ncnn and Core ML take it. ``grid_sampler_2d`` wants positions scaled to [-1, 1]: they are
+rounded to some 1e-7 of the image's size. Its gradient at integer positions may be that of the other side.
+
+Legend beyond geometry's: B = N * G images, P = Ho * Wo positions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dcn_ops.sampling.geometry import Conv
+
+SAMPLING = ("grid_sample", "gather")
+
+
+def forward(
+    input: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, G*K*2, Ho, Wo], per tap (y, x)
+    weight: Tensor,  # [O, C / groups, kh, kw]
+    bias: Tensor | None,  # [O]
+    mask: Tensor | None,  # [N, G*K, Ho, Wo]
+    conv: Conv,
+    sampling: str,  # of SAMPLING
+    finite: bool,  # whether offsets are taken for finite
+) -> Tensor:  # [N, O, Ho, Wo]
+    """Sample in float32 at least, contract in the input's dtype."""
+    n, c, h, w = input.shape
+    g, k, (ho, wo) = conv.offset_groups, conv.taps, conv.output_size((h, w))
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    parts = conv.grid((0, ho), wo, dtype, input.device)
+    grid = torch.stack([part.expand(*conv.kernel, ho, wo) for part in parts], 2).reshape(1, k, 2, ho * wo)
+    position = offset.to(dtype).reshape(n * g, k, 2, ho * wo) + grid
+    if not finite:
+        position = torch.where(position == position, position, -2)  # NaN
+    y, x = position.unbind(2)
+    y, x = y.clamp(-2, h + 1), x.clamp(-2, w + 1)  # so much is outside, where samples are 0
+
+    sample = _grid_sample if sampling == "grid_sample" else _gather
+    samples = sample(input.to(dtype).reshape(n * g, c // g, h, w), y, x)
+    if mask is not None:
+        samples = samples * mask.to(dtype).reshape(n * g, 1, k, ho * wo)
+    unrolled = samples.to(input.dtype).reshape(n, c * k, ho, wo)
+    return F.conv2d(unrolled, weight.reshape(weight.shape[0], -1, 1, 1), bias, groups=conv.groups)
+
+
+def _grid_sample(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Sample image [B, C/G, H, W] at y, x [B, K, P] and return [B, C/G, K, P]."""
+    h, w = image.shape[2:]
+    grid = torch.stack((_scaled(x, w), _scaled(y, h)), 3)
+    return F.grid_sample(image, grid, "bilinear", "zeros", align_corners=False)
+
+
+def _scaled(position: Tensor, size: int) -> Tensor:
+    """Map the centres of the first and the last pixel to 1 / size - 1 and 1 - 1 / size."""
+    return (2 * position + 1) / size - 1
+
+
+def _gather(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Do as ``_grid_sample``: the sum of four rows of a table of pixels."""
+    (b, c, h, w), (_, k, p) = image.shape, y.shape
+    height, width = h + 4, w + 4  # with a border of zeros, where all that is outside reads
+    table = F.pad(image, (2, 2, 2, 2)).permute(0, 2, 3, 1).reshape(b * height * width, c)
+    y, x = y + 2, x + 2
+    top, left = y.floor().clamp(max=height - 2), x.floor().clamp(max=width - 2)
+    fy, fx = (y - top)[..., None], (x - left)[..., None]
+    first = torch.arange(b, device=image.device).reshape(b, 1, 1) * (height * width)
+    first = first + top.long() * width + left.long()
+
+    def row(shift: int) -> Tensor:
+        return table.index_select(0, (first + shift).reshape(-1)).reshape(b, k, p, c)
+
+    upper = (1 - fx) * row(0) + fx * row(1)
+    lower = (1 - fx) * row(width) + fx * row(width + 1)
+    return ((1 - fy) * upper + fy * lower).permute(0, 3, 1, 2)

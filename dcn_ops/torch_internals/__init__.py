@@ -1,0 +1,1 @@
+"""The private names of torch, each with what happens where it is missing."""

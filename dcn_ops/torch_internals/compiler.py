@@ -1,0 +1,51 @@
+"""What the compiler sees of an operator.
+
+Without these names it sees an opaque node, which still runs.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+try:
+    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+except ImportError:
+    FunctionalTensor = FunctionalTensorMode = None  # type: ignore[assignment, misc]
+
+
+def is_functional(tensor: torch.Tensor) -> bool:
+    """Tell whether a compiler traces what is done with the tensor."""
+    return FunctionalTensor is not None and isinstance(tensor, FunctionalTensor)
+
+
+def trace_through(op: str, kernel: Callable[..., Any], stays_whole: Callable[..., bool], library: Any) -> None:
+    """Let the compiler see the aten that ``kernel`` runs in place of the operator.
+
+    AOTAutograd traces under functionalization; there the rule runs the kernel, as ``torch.library.triton_op``
+    does. ``torch.export`` keeps the operator whole, and so does whom ``stays_whole`` says so of its arguments.
+    """
+
+    def rule(mode: Any, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        if _export_keeps_operators() or stays_whole(*args, **(kwargs or {})):
+            return mode.__torch_dispatch__(func, types, args, kwargs or {})
+        with mode:
+            return kernel(*args, **(kwargs or {}))
+
+    if FunctionalTensorMode is not None:
+        torch.library.register_torch_dispatch(op, FunctionalTensorMode, rule, lib=library)
+
+
+def _export_keeps_operators() -> bool:
+    try:
+        from torch.export._trace import custom_triton_ops_decomposition_disabled
+    except ImportError:  # not knowing, keep it: opaque, it still runs
+        return True
+    return custom_triton_ops_decomposition_disabled()
+
+
+def is_ahead_of_time() -> bool:
+    """Tell whether Inductor compiles a package, which runs where this library is not installed."""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    return bool(getattr(getattr(virtualized, "V", None), "aot_compilation", False))

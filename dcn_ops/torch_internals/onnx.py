@@ -1,0 +1,77 @@
+"""The registry of ``torch.onnx.export(dynamo=True)``, which has no function to add to it.
+
+Without these names the exporter has no translation, and says so: export a program that ``dcn_ops.decompositions()``
+took apart.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+# The module that registers torch's own translations to ONNX, on the first export of a process. It imports
+# onnxscript, which takes a second.
+_ONNX_TRANSLATIONS = "torch.onnx._internal.exporter._torchlib.ops"
+
+
+def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, below: Callable[..., Any]) -> None:
+    """Give ``torch.onnx.export(dynamo=True)`` a translation from ``opset`` on, a decomposition below."""
+
+    def register(_: ModuleType) -> None:
+        try:
+            add()
+        except (ImportError, AttributeError, TypeError) as error:  # the import of torch's own must not fail by this
+            _log.warning("%s has no translation to ONNX with this torch (%s); decompose it first", op, error)
+
+    def add() -> None:
+        from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
+
+        onnx_impl(op, trace_only=True, opset_introduced=opset)(translation)
+        # What the registry lacks at the requested opset is decomposed by a table that the exporter makes of torch's
+        # own. Not into torch's own: fake tensors with symbolic sizes would follow it and get other strides, and
+        # where CI is set in the environment, Inductor takes no whole operator that stands there.
+        from torch.onnx._internal.exporter import _decomp
+
+        make_table = _decomp.create_onnx_friendly_decomposition_table
+
+        def with_ours(registered: Any) -> dict[Any, Any]:
+            ours = {} if op in registered else {op: below}
+            return {**ours, **make_table(registered)}
+
+        _decomp.create_onnx_friendly_decomposition_table = with_ours  # type: ignore[assignment]
+
+    after_import(_ONNX_TRANSLATIONS, register)
+
+
+def after_import(name: str, function: Callable[[ModuleType], None]) -> None:
+    """Call ``function`` with a module once that is imported: now, or whenever somebody imports it."""
+    if name in sys.modules:
+        function(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, function))
+
+
+class _AfterImport(MetaPathFinder):
+    def __init__(self, name: str, function: Callable[[ModuleType], None]) -> None:
+        self.name, self.function = name, function
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                sys.meta_path.remove(self)
+                self.function(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
