@@ -148,7 +148,7 @@ class Export:
     opset: int = 20  # of onnx
     fuse: bool = True  # BatchNorms into the convolutions before them
     channels_last: bool = True
-    size: list[int] | None = None  # height and width, or one for both; default: what the network was made for
+    size: Any = None  # height and width in a list, or one number for both; default: what the network was made for
     batch: int = 1  # that is timed
     images: str | None = None  # a folder; default: the photos of scikit-image
     max_images: int = 64
@@ -186,6 +186,9 @@ def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> 
     # Who brings configs has options that we don't know.
     foreign = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in sys.argv[1:])
     for index, argument in enumerate(sys.argv):
+        if argument in (f"{group}=null" for group in groups):  # Hydra knows no null for a group
+            sys.argv[index] = f"~{argument.partition('=')[0]}"
+            continue
         if index == 0 or not overrides.is_override(argument):
             continue
         try:

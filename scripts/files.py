@@ -31,8 +31,10 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
     # Of one's own: whoever else writes this file must not write, rename or delete this one.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
-        _permit(temporary)
+        temporary.chmod(mode)  # safetensors creates files for their owner alone
         _sync(temporary)
         temporary.replace(path)
     except Exception as error:
@@ -43,13 +45,6 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
     # For the name to survive a power failure. Not every system opens a folder or syncs one.
     with suppress(OSError):
         _fsync(path.parent, os.O_RDONLY)
-
-
-def _permit(path: Path) -> None:
-    # What open() gives; safetensors creates files for their owner alone.
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def _sync(path: Path) -> None:

@@ -13,10 +13,11 @@ from scripts.config import Data
 _log = logging.getLogger(__name__)
 
 # What Pillow reads. timm's reader knows .png, .jpg and .jpeg alone, and leaves out the rest without a word.
-_SUFFIXES = (
+SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+SUFFIXES_READ = f"images are {' '.join(SUFFIXES)}"
 
 
 class ClassFolders:
@@ -42,7 +43,7 @@ class ClassFolders:
             raise ValueError(
                 f"{len(stray)} images outside of a class, such as {stray[0]}; move them into its folder"
             )
-        names = sorted((entry.name for entry in entries if entry.is_dir()), key=_natural)
+        names = sorted((entry.name for entry in entries if entry.is_dir()), key=natural)
         if not names:
             raise ValueError(f"expected a folder per class in {folder}, got none")
         self.class_to_idx = {name: index for index, name in enumerate(names)}
@@ -50,12 +51,11 @@ class ClassFolders:
         images = {name: [path for path in found if _is_image(path)] for name, found in files.items()}
         if empty := [str(folder / name) for name, found in images.items() if not found]:
             raise ValueError(
-                f"classes without an image; fill or delete these folders: {', '.join(empty)} "
-                f"(images are {' '.join(_SUFFIXES)})"
+                f"classes without an image; fill or delete these folders: {', '.join(empty)} ({SUFFIXES_READ})"
             )
         # In the order of timm's reader.
         samples = ((path, self.class_to_idx[name]) for name, found in images.items() for path in found)
-        self.samples: list[tuple[str, int]] = sorted(samples, key=lambda sample: _natural(sample[0]))
+        self.samples: list[tuple[str, int]] = sorted(samples, key=lambda sample: natural(sample[0]))
         _report_left_out(folder, (path for found in files.values() for path in found if not _is_image(path)))
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ def _folder_of(root: str | None, split: str, key: str) -> Path:
     return folder
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: str | Path) -> list[str]:
     """Return the files at any depth below a folder that are not hidden."""
     found = []
     for path, folders, files in os.walk(folder, followlinks=True):
@@ -108,11 +108,16 @@ def _files(folder: Path) -> list[str]:
     return found
 
 
+def images_in(folder: str | Path) -> list[str]:
+    """Return the images at any depth below a folder that are not hidden, in natural order."""
+    return sorted(filter(_is_image, _files(folder)), key=natural)
+
+
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in _SUFFIXES
+    return Path(name).suffix.lower() in SUFFIXES
 
 
-def _natural(name: str) -> tuple[list[int | str], str]:
+def natural(name: str) -> tuple[list[int | str], str]:
     """Return what sorts "img2" before "img10", as timm does, and "A" and "a" alike in every process."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())], name
 

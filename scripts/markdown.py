@@ -21,8 +21,10 @@ def around_block(path: Path, block: str) -> tuple[str, str]:
         FileNotFoundError: Where there is no such file.
         ValueError: For a file without these marks.
     """
-    text = path.read_text()
     start, end = f"<!-- {block} -->", f"<!-- /{block} -->"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a Markdown file with the lines {start!r} and {end!r}, got {path}")
+    text = path.read_text()
     head, _, rest = text.partition(start)
     _, found, tail = rest.partition(end)
     if not found:

@@ -27,7 +27,8 @@ class WithOffsets(nn.Module):
         # Lists from the start: a finished run is evaluated again without a forward of this module.
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
         self._handles = [
-            layer.register_forward_pre_hook(partial(self._predict, name)) for name, layer in self.layers.items()
+            layer.register_forward_pre_hook(partial(self._predict, name), with_kwargs=True)
+            for name, layer in self.layers.items()
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,8 +54,11 @@ class WithOffsets(nn.Module):
         for handle in self._handles:
             handle.remove()
 
-    def _predict(self, name: str, layer: DeformConv2d, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        offset, mask = layer.offsets(args[0])
+    def _predict(
+        self, name: str, layer: DeformConv2d, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        input = args[0] if args else kwargs["input"]
+        offset, mask = layer.offsets(input)
         wide = offset.float()
         self._seen[name].append((wide.detach().abs().mean(), wide.square().mean()))
-        return args[0], offset, mask
+        return (input, offset, mask), {}

@@ -84,7 +84,9 @@ def unknown_option(override: Override, schema: Any, groups: Iterable[str]) -> st
     chosen = value.list if override.is_choice_sweep() else value if isinstance(value, list) else [value]
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     for name in chosen:
-        if isinstance(name, str | int) and str(name).removesuffix(".yaml") not in known:
+        if override.is_delete():
+            continue
+        if name is None or str(name).removesuffix(".yaml") not in known:
             guess = difflib.get_close_matches(str(name), known, n=3)
             mend = f"; did you mean {' or '.join(guess)}?" if guess else "."
             return f"there is no {group} '{name}'{mend}\nThere are: {', '.join(known)}"

@@ -11,7 +11,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert an image; one with more than 8 bits is scaled, where Pillow alone would make all above 255 white.
 
     16 bits mean 0 to 65535. 32-bit integers are taken for 0 to 255 or 0 to 65535, and floats for 0 to 1, 0 to 255
-    or 0 to 65535: the smallest of these ranges that holds the image, else the image's own.
+    or 0 to 65535: the smallest of these ranges that holds the image, else the image's own, of which one
+    value alone is black.
 
     Args:
         image: Of any mode.
@@ -29,5 +30,5 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         raise ValueError(f"expected finite pixels, got values from {low} to {high}")
     white = next((white for white in whites if low >= 0 and high <= white), None)
     black, white = (low, high) if white is None else (0.0, white)
-    scaled = (values - black) * (255 / max(white - black, np.finfo(np.float64).tiny))
+    scaled = (values - black) * (255 / ((white - black) or 1))
     return Image.fromarray(scaled.round().astype(np.uint8)).convert(mode)

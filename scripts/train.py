@@ -66,7 +66,11 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[rep
     if config.dry_run:
         preview.show(splits, config, folder)
         if "dcn" in built:
-            plan(checkpoint.build(built["dcn"].recipe | {"dcn": None}), DCNConfig(**built["dcn"].recipe["dcn"]))
+            plan(
+                checkpoint.build(built["dcn"].recipe | {"dcn": None}),
+                DCNConfig(**built["dcn"].recipe["dcn"]),
+                input_size=splits.transform["input_size"],
+            )
         return []
     if not accelerator.is_main_process:
         _train_all(built, splits, config, accelerator, folder)

@@ -122,10 +122,10 @@ def _check_model(name: str, model: nn.Module, config: Train, splits: Splits, acc
         )
     steps = config.optim.epochs * len(splits.train)
     deformable = any(isinstance(module, DeformConv2d) for module in model.modules())
-    if deformable and steps < (waiting := config.optim.offset_warmup_steps):
+    if deformable and steps <= (waiting := config.optim.offset_warmup_steps):
         raise ValueError(
-            f"optim.offset_warmup_steps={waiting} is longer than this run of {steps} steps, so that the offsets "
-            f"would never learn; set optim.offset_warmup_steps={steps // 10}"
+            f"optim.offset_warmup_steps={waiting} leaves the offsets no step of this run of {steps} to learn; "
+            f"set optim.offset_warmup_steps={steps // 10}"
         )
 
 

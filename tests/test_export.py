@@ -212,8 +212,52 @@ def test_a_folder_of_classes_gives_the_accuracy(tmp_path: Path) -> None:
         for i in range(2):
             Image.new("RGB", (9, 7), (grey, grey, grey)).save(tmp_path / name / f"{i}.png")
     photos = images.read(str(tmp_path), 64)
-    assert (photos.labels, photos.classes) == ([0, 0, 1, 1], 2)
+    assert photos.classes == ["bright", "bright", "dark", "dark"]
+    assert images.labels_of(photos, nn.Identity(), 2) == [0, 0, 1, 1]
+    assert images.labels_of(photos, nn.Identity(), 3) is None
     assert images.batch(photos.images, 5, (1, 8, 6), nn.Identity()).shape == (5, 1, 8, 6)
+
+
+def test_images_are_read_and_numbered_as_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, value in (("img10", 65535), ("img2", 32768)):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        Image.fromarray(np.full((7, 9), value, np.uint16)).save(tmp_path / name / "deep" / "a.tif")
+        (tmp_path / name / ".hidden.png").write_bytes(b"no image")
+    photos = images.read(str(tmp_path), 64)
+    assert photos.classes == ["img2", "img10"]
+    assert images.labels_of(photos, nn.Identity(), 2) == [0, 1]
+    whole = images.batch(photos.images, 2, (1, 4, 4), nn.Identity())
+    assert whole[0].max() < whole[1].min()  # not both white
+    network = timm.create_model("test_resnet", num_classes=3)
+    network.pretrained_cfg["label_names"] = ("img10", "other", "img2")
+    assert images.labels_of(photos, network, 3) == [2, 0]
+    network.pretrained_cfg["label_names"] = ("img10", "other", "third")
+    assert images.labels_of(photos, network, 3) is None
+    assert "no accuracy: the network has no class img2; it has img10, other, third" in caplog.text
+
+
+def test_images_without_classes_have_none(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "a.png", "more/c.png"):
+        Image.new("RGB", (9, 7)).save(tmp_path / name)
+    photos = images.read(str(tmp_path), 2)
+    assert (len(photos.images), photos.classes) == (2, None)
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with images, got .*images are \.apng"):
+        images.read(str(tmp_path / "nowhere"), 2)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png is no image"):
+        images.read(str(tmp_path), 64)
+
+
+@pytest.mark.parametrize("size", [64, [64], [64, 64]])
+def test_a_size_is_one_number_or_two(size: object) -> None:
+    assert source.load(None, "test_resnet", size).size == (3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [0, "large", [], [1, 2, 3], [64.5], {"a": 1}])
+def test_what_is_no_size_is_refused(size: object) -> None:
+    with pytest.raises(ValueError, match=r"expected size=SIDE or size=\[HEIGHT, WIDTH\], .* got size="):
+        source.load(None, "test_resnet", size)
 
 
 def test_a_saved_network_and_its_plain_twin(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_sweep_over_paths_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ("é=1", "can't read 'é=1'"),
         ("experiment=finetune_resnet", "no experiment 'finetune_resnet'; did you mean finetune_resnet50"),
         ("experiment=[demo,finetune_resnet]", "no experiment 'finetune_resnet'"),
+        ("data=null", "there is no data 'None'"),
         ("experiment=x", "There are: demo, finetune_convnext_tiny, finetune_efficientnet_b0, finetune_resnet50"),
         ("data=foldr", "no data 'foldr'; did you mean folder?"),
         ("data=/photos", "There are: folder, hfds"),
@@ -94,6 +95,13 @@ def test_ones_own_options_and_keys_of_other_commands_pass(monkeypatch: pytest.Mo
         "checkpoint='/é/x'",
         "data=folder",
     ]
+
+
+def test_no_experiment_is_the_default_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    overrides = checked(monkeypatch, "experiment=null", "seed=5")
+    with initialize_config_module("conf", version_base="1.3"):
+        assert compose("train", overrides=overrides) == compose("train", overrides=["seed=5"])
 
 
 def test_an_unknown_experiment_is_no_default_run() -> None:

@@ -60,7 +60,8 @@ def refused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         (["model.checkpoint_path=nowhere.pth"], "got model.checkpoint_path=nowhere.pth"),
         (["data.batch_size=1"], "BatchNorms of 'plain' would take the statistics of 1 image"),
         (["optim.accumulate=20"], "lower optim.accumulate=20"),
-        (["optim.offset_warmup_steps=5"], "longer than this run of 4 steps"),
+        (["optim.offset_warmup_steps=5"], "leaves the offsets no step of this run of 4"),
+        (["optim.offset_warmup_steps=4"], "leaves the offsets no step of this run of 4"),
         (["optim.freeze=[nothing]"], "matches no module"),
         (["optim.epochs=0"], "config.epochs=0"),
         (["optim.sched=none"], "follows the step"),
@@ -89,13 +90,19 @@ def test_a_dry_run_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in tmp_path.iterdir()] == ["augmented.png"]
 
 
+def test_a_dry_run_counts_the_images_of_this_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = ["model=timm", "model.name=test_resnet", "model.pretrained=false", "data.img_size=56"]
+    run(compose_train(*QUICK, *network, "dry_run=true"), tmp_path)
+    assert "for one image of 1x56x56" in capsys.readouterr().out
+
+
 def test_layers_whose_offsets_stayed_at_zero_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     few = ["variants=[dcn]", "dcn.include=[layer4.*]", "data.max_batches=4", "optim.epochs=1"]
     with caplog.at_level(logging.WARNING):
         run(compose_train(*QUICK, *few), tmp_path / "a")
     assert "offsets are still zero" not in caplog.text
     with caplog.at_level(logging.WARNING):
-        run(compose_train(*QUICK, *few, "optim.offset_warmup_steps=4"), tmp_path / "b")
+        run(compose_train(*QUICK, *few, "optim.offset_lr_scale=0"), tmp_path / "b")
     assert "dcn: the offsets are still zero in layer4.0.conv1, layer4.0.conv2; lower" in caplog.text
 
 

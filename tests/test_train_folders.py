@@ -142,6 +142,12 @@ def test_a_mode_keeps_its_brightness(mode: str) -> None:
     assert [np.asarray(to_mode(value, "L")).mean() for value in values] == pytest.approx([0, 255], abs=1)
 
 
+def test_an_image_of_one_value_beyond_every_range_is_black() -> None:
+    for value in (1e9, -5.0):
+        image = Image.fromarray(np.full((2, 2), value, np.float32))
+        assert np.asarray(to_mode(image, "L")).max() == 0
+
+
 def test_an_image_of_nan_is_named(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write(*(tmp_path / split / name / "0.png" for name in ("cat", "dog")))

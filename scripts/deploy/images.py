@@ -5,20 +5,23 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from scripts import folders
+from scripts.pixels import to_mode
+
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 # In scikit-image's package, not fetched from elsewhere.
 _PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "page", "hubble_deep_field")
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,7 @@ class Photos:
     """Images and, where each lies in a folder of its class, their classes."""
 
     images: list[Image.Image]
-    labels: list[int] | None = None
-    classes: int = 0
+    classes: list[str] | None = None  # of each image
 
 
 def read(folder: str | None, limit: int) -> Photos:
@@ -39,22 +41,50 @@ def read(folder: str | None, limit: int) -> Photos:
 
     Raises:
         FileNotFoundError: For a folder that is not there or holds no image.
+        ValueError: For a class without images, and for a file that is no image.
     """
     if folder is None:
         return Photos(list(_photos())[:limit])
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+    root, files = Path(folder).resolve(), folders.images_in(folder)
     if not files:
-        raise FileNotFoundError(f"expected a folder with images ({', '.join(sorted(_SUFFIXES))}), got {folder!r}")
-    classes = sorted({path.parent for path in files})
-    # Evenly over the sorted names, so that all classes take part.
-    chosen = files[:: -(-len(files) // limit)]
-    labels = [classes.index(path.parent) for path in chosen] if Path(folder) not in classes else None
-    return Photos([_opened(path) for path in chosen], labels, len(classes))
+        raise FileNotFoundError(f"expected a folder with images, got {folder!r}; {folders.SUFFIXES_READ}")
+    if any(Path(file).resolve().parent == root for file in files):
+        return Photos([_opened(file) for file in _spread(files, limit)])
+    split = folders.ClassFolders(str(root.parent), root.name, "images")
+    names, chosen = list(split.class_to_idx), _spread(split.samples, limit)
+    return Photos([_opened(file) for file, _ in chosen], [names[label] for _, label in chosen])
 
 
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.copy()
+def _spread(files: list[_T], limit: int) -> list[_T]:
+    """Return at most ``limit``, evenly over all, so that all classes take part."""
+    return files[:: -(-len(files) // limit)]
+
+
+def _opened(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.copy()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no image: remove it, or export it again") from error
+
+
+def labels_of(photos: Photos, model: nn.Module, scores: int) -> list[int] | None:
+    """Return the index of each image's class among the network's scores; None where that is not known.
+
+    By the names of the classes where the network has them, as a checkpoint of dcn-train has; else in the order in
+    which dcn-train would number the folders, where there are as many.
+    """
+    if photos.classes is None:
+        return None
+    names = _label_names(model, scores)
+    if names is None:
+        names = sorted(set(photos.classes), key=folders.natural)
+        return [names.index(name) for name in photos.classes] if len(names) == scores else None
+    if unknown := sorted(set(photos.classes) - set(names)):
+        some = ", ".join(names[:5])
+        _log.warning("no accuracy: the network has no class %s; it has %s, ...", ", ".join(unknown[:5]), some)
+        return None
+    return [names.index(name) for name in photos.classes]
 
 
 def _photos() -> Iterator[Image.Image]:
@@ -78,14 +108,14 @@ def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], mo
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     config = preparation(shape, model)
     steps: list[nn.Module] = [
-        v2.Grayscale(channels) if channels == 1 else v2.RGB(),
         v2.Resize((height, width), antialias=True),
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(config["mean"], config["std"]),
     ]
     transform = v2.Compose(steps)
-    out = torch.stack([transform(images[i % len(images)]) for i in range(count)])
+    ready = [transform(to_mode(image, "L" if channels == 1 else "RGB")) for image in images[:count]]
+    out = torch.stack([ready[i % len(ready)] for i in range(count)])
     mirrored = torch.arange(count) // len(images) % 2 == 1
     out[mirrored] = out[mirrored].flip(-1)
     return out.as_subclass(Tensor)
@@ -110,10 +140,14 @@ def facts(shape: tuple[int, int, int], model: nn.Module, classes: int) -> dict[s
         JSON by name: those of ``preparation``, and ``label_names`` where they are known.
     """
     known = preparation(shape, model)
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    if names and len(names) == classes:
-        known["label_names"] = list(names)
+    if names := _label_names(model, classes):
+        known["label_names"] = names
     return {name: json.dumps(value) for name, value in known.items()}
+
+
+def _label_names(model: nn.Module, scores: int) -> list[str] | None:
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    return list(names) if names and len(names) == scores else None
 
 
 def _for(values: tuple[float, ...], channels: int) -> list[float]:

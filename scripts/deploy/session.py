@@ -209,8 +209,8 @@ class Session:
         return INT8_TOLERANCE if self.config.int8 else TOLERANCE[self.config.dtype]
 
     def _accuracy(self, outputs: list[Tensor]) -> tuple[float, float] | None:
-        labels = self.photos.labels
-        if labels is None or self.expected[0].shape[1] != self.photos.classes:
+        labels = images.labels_of(self.photos, self.source.model, self.expected[0].shape[1])
+        if labels is None:
             return None
 
         def share(scores: list[Tensor]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -26,7 +27,7 @@ class Source:
     size: tuple[int, int, int]  # C, H, W
 
 
-def load(path: str | None, model: str | None, size: list[int] | None) -> Source:
+def load(path: str | None, model: str | None, size: Any) -> Source:
     """Load the network of a checkpoint, or of a folder or timm name.
 
     Args:
@@ -41,8 +42,9 @@ def load(path: str | None, model: str | None, size: list[int] | None) -> Source:
     """
     if (path is None) == (model is None):
         raise ValueError("expected checkpoint=FILE of dcn-train, or model=FOLDER of zoo.save or a timm name")
-    if size is not None and (len(size) not in (1, 2) or min(size) < 1):
-        raise ValueError(f"expected size=[HEIGHT, WIDTH] or size=[SIDE], of 1 pixel or more, got size={size}")
+    sides = [size] if isinstance(size, int) else size
+    if sides is not None and not _are_sides(sides):
+        raise ValueError(f"expected size=SIDE or size=[HEIGHT, WIDTH], of 1 pixel or more, got size={size!r}")
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(
@@ -55,8 +57,12 @@ def load(path: str | None, model: str | None, size: list[int] | None) -> Source:
         name, network = _named(str(model))
     channels = _channels(network)
     default = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-    height, width = default[1:] if size is None else (size[0], size[-1])
+    height, width = default[1:] if sides is None else (sides[0], sides[-1])
     return Source(name, network.eval(), (channels, height, width))
+
+
+def _are_sides(sides: Any) -> bool:
+    return isinstance(sides, list) and len(sides) in (1, 2) and all(type(s) is int and s >= 1 for s in sides)
 
 
 def _stem(path: Path) -> str:
