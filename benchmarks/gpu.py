@@ -10,13 +10,12 @@ import sys
 from multiprocessing import get_context
 
 import torch
-
-from scripts.benchmark import measure
-from scripts.benchmark.cases import SUITES, Case
+from zoo.scripts.benchmark import measure
+from zoo.scripts.benchmark.cases import SUITES, Case
 
 PROCESSES = min(14, os.cpu_count() or 1)
 TESTS = ["pytest", "tests/test_cuda.py", "-q", "-n", str(PROCESSES)]
-BENCH = ["scripts.bench", "device=cuda"]
+BENCH = ["zoo.scripts.bench", "device=cuda"]
 MEASUREMENTS = [
     [*BENCH, "suite=gpu", "rounds=4", "providers=[conv2d,eager,torchvision,deformops]"],
     [

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from zoo.scripts.benchmark.cases import Case
 
 from dcn_ops.conv.kernels import columns
 from dcn_ops.sampling.bags import gather, padded_rows, scatter, table_backward, weight_backward
-from scripts.benchmark.cases import Case
 
 CASES = (
     Case(batch=4, channels=256, filters=256, height=28, width=28),

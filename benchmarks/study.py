@@ -25,12 +25,11 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).parent))
 import study_photos
 import study_report
-
-from scripts import checkpoint
-from scripts.benchmark.show import provenance
-from scripts.config import Train, register
-from scripts.data import create_splits
-from scripts.train import run
+from zoo.scripts import checkpoint
+from zoo.scripts.benchmark.show import provenance
+from zoo.scripts.config import Train, register
+from zoo.scripts.data import create_splits
+from zoo.scripts.train import run
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/study")
@@ -50,7 +49,7 @@ DIGITS: dict[str, tuple[str, list[str]]] = {
 def train(variant: str, overrides: list[str], folder: Path, final: dict[str, Any]) -> dict[str, Any]:
     """Train one network by ``dcn-train``, and evaluate its last weights on the data with ``final`` changed."""
     register()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         arguments = [*overrides, f"variants=[{variant}]", "report=false", "device=cpu"]
         config: Train = OmegaConf.to_object(compose("train", overrides=arguments))
     start = time.process_time()
@@ -146,7 +145,7 @@ def time_ratio(path: Path, overrides: list[str], epochs: int, rounds: int = 3) -
 def matched_channels() -> tuple[int, ...]:
     """Return channels of the plain ResNet whose parameters come closest to those of DCNv2."""
     register()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         config: Train = OmegaConf.to_object(compose("train"))
 
     def count(dcn: dict[str, Any] | None, channels: tuple[int, ...]) -> int:

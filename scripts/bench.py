@@ -9,10 +9,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from scripts.benchmark import bounds, deployed, document, measure, memory, models, picture, show
-from scripts.benchmark.cases import MODELS, choose
-from scripts.benchmark.providers import PROVIDERS
-from scripts.config import Bench, check_overrides, register
+from .benchmark import bounds, deployed, document, measure, memory, models, picture, show
+from .benchmark.cases import MODELS, choose
+from .benchmark.providers import PROVIDERS
+from .config import Bench, check_overrides, register
 
 
 def run(config: Bench) -> list[measure.Row]:
@@ -72,7 +72,7 @@ def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) 
             rows += models.rows_of(name, config)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")
+@hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="bench")
 def _main(config: DictConfig) -> None:
     bench = cast(Bench, OmegaConf.to_object(config))
     if bench.plot:

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scripts import weights
-from scripts.files import atomically
 from zoo import DCNConfig, inject_
+
+from . import weights
+from .files import atomically
 
 # JSON: {"create_model": kwargs of timm.create_model, "dcn": kwargs of DCNConfig or None, and optionally
 # "pretrained_cfg": mean, std, input_size, interpolation and crop_pct of the images, and label_names}

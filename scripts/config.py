@@ -10,8 +10,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 
-from scripts import overrides
 from zoo import DCNConfig
+
+from . import overrides
 
 # The same fields as zoo.DCNConfig, mutable, so that Hydra can override them; but for the function.
 DCN = dataclasses.make_dataclass(
@@ -172,7 +173,7 @@ def register() -> None:
 def compose_train(*arguments: str) -> Train:
     """Return the config that ``dcn-train`` with these arguments would run."""
     register()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         return cast(Train, OmegaConf.to_object(compose("train", overrides=list(arguments))))
 
 

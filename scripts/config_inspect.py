@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from scripts.config import Data
+from .config import Data
 
 # As Data; what the network was trained with stands in for a size or a number of channels that is not given.
 _OPEN = {"img_size", "in_chans"}

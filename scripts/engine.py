@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 
-from scripts import checkpoint, divergence, offset_statistics, recipe, state
-from scripts.config import Train
-from scripts.data import Splits
-from scripts.metrics import MetricLog, Metrics
-from scripts.offsets import WithOffsets
-from scripts.sampling import seed_all
-from scripts.stop import Stopped, StopRequest
+from . import checkpoint, divergence, offset_statistics, recipe, state
+from .config import Train
+from .data import Splits
+from .metrics import MetricLog, Metrics
+from .offsets import WithOffsets
+from .sampling import seed_all
+from .stop import Stopped, StopRequest
 
 _log = logging.getLogger(__name__)
 

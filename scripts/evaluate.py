@@ -15,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor, nn
 
-from scripts import config_inspect, scores
-from scripts.benchmark.show import provenance
-from scripts.config import check_overrides
-from scripts.config_inspect import Evaluate
-from scripts.corruptions import CORRUPTIONS, corrupt
-from scripts.data import Batch
-from scripts.scores import Result
-from scripts.subject import Subject, existing, of_checkpoint
+from . import config_inspect, scores
+from .benchmark.show import provenance
+from .config import check_overrides
+from .config_inspect import Evaluate
+from .corruptions import CORRUPTIONS, corrupt
+from .data import Batch
+from .scores import Result
+from .subject import Subject, existing, of_checkpoint
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _corrupted(
     return accuracies
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="evaluate")
 def _main(config: DictConfig) -> None:
     try:
         run(cast(Evaluate, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))

@@ -12,16 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from dcn_ops.interop.portable import SAMPLING
-from scripts import markdown
-from scripts.benchmark.show import provenance
-from scripts.config import Export, check_overrides, register
-from scripts.deploy import report
-from scripts.deploy.progress import stage
-from scripts.deploy.report import Row
-from scripts.deploy.session import Session
-from scripts.deploy.targets import DYNAMIC, TARGETS
-from scripts.deploy.verify import VerificationError
-from scripts.deploy.workplace import workplace
+
+from . import markdown
+from .benchmark.show import provenance
+from .config import Export, check_overrides, register
+from .deploy import report
+from .deploy.progress import stage
+from .deploy.report import Row
+from .deploy.session import Session
+from .deploy.targets import DYNAMIC, TARGETS
+from .deploy.verify import VerificationError
+from .deploy.workplace import workplace
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _attempt(session: Session, name: str, folder: Path, eager: Row, about: dict[
         return Row(name, reason=f"{type(error).__name__}: {lines[0]}")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf.deploy", config_name="export")
+@hydra.main(version_base="1.3", config_path="pkg://zoo.conf.deploy", config_name="export")
 def _main(config: DictConfig) -> None:
     try:
         rows = run(cast(Export, OmegaConf.to_object(config)))

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.cascade import Samples, cascade, chain, to_image
-from scripts.offset_statistics import LayerOffsets
+from .cascade import Samples, cascade, chain, to_image
+from .offset_statistics import LayerOffsets
 
 DPI = 160
 

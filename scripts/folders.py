@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from scripts.config import Data
+from .config import Data
 
 _log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
 from torchvision.transforms import InterpolationMode, v2
 
-from scripts import folders
-from scripts.config import Data
-from scripts.distortions import DISTORTIONS
-from scripts.pixels import to_mode
+from . import folders
+from .config import Data
+from .distortions import DISTORTIONS
+from .pixels import to_mode
 
 _AUTO = {
     "randaugment": v2.RandAugment,

@@ -7,7 +7,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.files import atomically
+from .files import atomically
 
 Metrics = dict[str, float]
 

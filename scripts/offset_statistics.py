@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
-from scripts import metrics
-from scripts.cascade import watched
+
+from . import metrics
+from .cascade import watched
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-import conf
+from zoo import conf  # type: ignore[attr-defined]  # installed from conf/
 
 
 def is_override(argument: str) -> bool:

@@ -9,9 +9,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from scripts.config import Train
-from scripts.data import Splits
-from scripts.images import Images, count_classes
+from .config import Train
+from .data import Splits
+from .images import Images, count_classes
 
 SHOWN = 32
 

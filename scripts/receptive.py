@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.cascade import deformable_layers
 from zoo.stages import feature_stages
+
+from .cascade import deformable_layers
 
 
 def effective_fields(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from scripts.config import Optim
 from zoo.optim import param_groups
+
+from .config import Optim
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scripts import state
-from scripts.config import Train
-from scripts.files import atomically
+from . import state
+from .config import Train
+from .files import atomically
 
 _log = logging.getLogger(__name__)
 NAME = "config.json"

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from scripts import figures
+from . import figures
 
 
 @dataclass(kw_only=True)

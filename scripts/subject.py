@@ -10,11 +10,11 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from scripts import checkpoint
-from scripts.config import Data
-from scripts.data import Loader, create_evaluation
-from scripts.digits import CANVAS
-from scripts.distortions import DISTORTIONS
+from . import checkpoint
+from .config import Data
+from .data import Loader, create_evaluation
+from .digits import CANVAS
+from .distortions import DISTORTIONS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,15 @@ from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from scripts import checkpoint, engine, plot, preview, report, resume, variants
-from scripts.config import Train, check_overrides, register
-from scripts.data import Splits, create_splits
-from scripts.divergence import still_layers
-from scripts.files import locked
-from scripts.stop import Stopped
-from scripts.variants import Variant
 from zoo import DCNConfig, plan
+
+from . import checkpoint, engine, plot, preview, report, resume, variants
+from .config import Train, check_overrides, register
+from .data import Splits, create_splits
+from .divergence import still_layers
+from .files import locked
+from .stop import Stopped
+from .variants import Variant
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _report(trained: dict[str, _Trained], config: Train, folder: Path) -> list[r
     return rows
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
+@hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="train")
 def _main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN

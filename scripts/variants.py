@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from dcn_ops import DeformConv2d
-from scripts import checkpoint, recipe
-from scripts.config import Train
-from scripts.data import Splits
+
+from . import checkpoint, recipe
+from .config import Train
+from .data import Splits
 
 VARIANTS = ("plain", "dcn")
 PRECISIONS = (None, "no", "bf16", "fp16")

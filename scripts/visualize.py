@@ -16,10 +16,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import zoo  # noqa: F401  (registers resnet50_dcn and its like with timm)
-from scripts import cascade, checkpoint, config_inspect, figures, offset_statistics, receptive
-from scripts.config import check_overrides
-from scripts.config_inspect import Visualize
-from scripts.subject import Subject, existing, of_checkpoint, of_timm
+
+from . import cascade, checkpoint, config_inspect, figures, offset_statistics, receptive
+from .config import check_overrides
+from .config_inspect import Visualize
+from .subject import Subject, existing, of_checkpoint, of_timm
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _before(config: Visualize) -> nn.Module | None:
     return checkpoint.build(checkpoint.read_recipe(config.checkpoint))
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="visualize")
+@hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="visualize")
 def _main(config: DictConfig) -> None:
     try:
         run(cast(Visualize, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))

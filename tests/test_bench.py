@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from zoo.scripts import bench
+from zoo.scripts.benchmark import bounds, cases, document, measure, memory, picture, providers
+from zoo.scripts.config import Bench
 
 import dcn_ops.sampling.pieces
-from scripts import bench
-from scripts.benchmark import bounds, cases, document, measure, memory, picture, providers
-from scripts.config import Bench
 
 TINY = cases.Case(batch=2, channels=4, filters=4, height=6, width=5)
 TORCH = ["conv2d", "eager", "torchvision"]
@@ -219,7 +219,7 @@ def test_what_does_not_exist_is_answered_with_what_does(config: Bench, message: 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from Linux' /proc")
 def test_the_peak_is_that_of_the_process() -> None:
     code = (
-        "import torch; from scripts.benchmark import memory as m; from pathlib import Path;"
+        "import torch; from zoo.scripts.benchmark import memory as m; from pathlib import Path;"
         "torch.ones(2**20); Path('/proc/self/clear_refs').write_text('5'); before = m._resident('VmRSS');"
         "t = torch.ones(50 * 2**18); del t; print(m._resident('VmHWM') - before)"
     )

@@ -24,11 +24,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from zoo.scripts import markdown
 
 import dcn_ops
 import dcn_ops.interop.flops
 from dcn_ops.testing import Case, make_inputs
-from scripts import markdown
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operator.md"
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

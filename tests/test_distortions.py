@@ -7,10 +7,9 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import Tensor
-
-from scripts.config import Train, register
-from scripts.data import create_splits
-from scripts.distortions import DISTORTIONS, _homography, _spline, distort
+from zoo.scripts.config import Train, register
+from zoo.scripts.data import create_splits
+from zoo.scripts.distortions import DISTORTIONS, _homography, _spline, distort
 
 NONE = {"rotation": 0.0, "scale": (1.0, 1.0)}
 
@@ -106,7 +105,7 @@ def test_projections_keep_most_of_the_digit_and_show_it_once() -> None:
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_every_distortion_is_a_data_group(name: str) -> None:
     register()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         config: Train = OmegaConf.to_object(compose("train", overrides=[f"data={name}", "data.eval_copies=1"]))
     splits = create_splits(config.data, {}, seed=0)
     images, labels = next(iter(splits.evaluate))

@@ -12,12 +12,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
-
-from scripts import checkpoint, config_inspect, evaluate
-from scripts.config_inspect import Evaluate
-from scripts.corruptions import CORRUPTIONS, corrupt
-from scripts.evaluate import run, throughput
-from scripts.scores import worst_class
+from zoo.scripts import checkpoint, config_inspect, evaluate
+from zoo.scripts.config_inspect import Evaluate
+from zoo.scripts.corruptions import CORRUPTIONS, corrupt
+from zoo.scripts.evaluate import run, throughput
+from zoo.scripts.scores import worst_class
 
 RECIPE = {
     "create_model": {
@@ -34,7 +33,7 @@ QUICK = ["data.eval_copies=1", "data.max_batches=2", "rounds=1", "corruption_bat
 
 def composed(*overrides: str) -> Evaluate:
     config_inspect.register()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         return OmegaConf.to_object(compose("evaluate", overrides=list(overrides)))
 
 
@@ -285,7 +284,7 @@ def test_a_machine_without_lscpu_and_git_gets_its_results(tmp_path: Path, monkey
     ],
 )
 def test_the_command_answers_mistakes(arguments: list[str], answer: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.evaluate", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "zoo.scripts.evaluate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 1
     assert answer in done.stderr

@@ -15,13 +15,13 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from zoo.scripts import checkpoint, export
+from zoo.scripts.config import Export
+from zoo.scripts.deploy import images, quantize, runtimes, source, targets, verify
+from zoo.scripts.deploy.report import Row
 
 import zoo
 from dcn_ops import DeformConv2d
-from scripts import checkpoint, export
-from scripts.config import Export
-from scripts.deploy import images, quantize, runtimes, source, targets, verify
-from scripts.deploy.report import Row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -186,7 +186,15 @@ def test_what_a_target_can_not_do_is_said_before(trained: Path, tmp_path: Path) 
 
 
 def test_the_command_fails_where_a_target_does(trained: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.export", f"checkpoint={trained}", f"size=[{SIZE}]"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "zoo.scripts.export",
+        f"checkpoint={trained}",
+        f"size=[{SIZE}]",
+    ]
     command += [f"folder={tmp_path}", "target=compile", "dynamic=batch", "rounds=1", "plain=false"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -199,7 +207,7 @@ def test_the_command_takes_a_name_of_timm_and_a_folder_of_save(kind: str, tmp_pa
     if kind == "folder":
         zoo.save(zoo.inject_(timm.create_model(model)), tmp_path / "saved")
         model = str(tmp_path / "saved")
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.export", f"model={model}", f"size=[{SIZE}]"]
+    command = [sys.executable, "-W", "ignore", "-m", "zoo.scripts.export", f"model={model}", f"size=[{SIZE}]"]
     command += [f"folder={tmp_path}", "target=torchscript", "rounds=1", "plain=false"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -368,6 +376,6 @@ def test_caches_start_another_process_warm(trained: Path, tmp_path: Path) -> Non
 
 def test_the_runner_knows_nothing_of_the_project() -> None:
     source_code = Path(runtimes.__file__).read_text()
-    assert "import scripts" not in source_code
-    assert "from scripts" not in source_code
+    assert "import zoo.scripts" not in source_code
+    assert "from zoo.scripts" not in source_code
     assert "import zoo" not in source_code

@@ -12,12 +12,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from zoo.scripts import checkpoint, export
+from zoo.scripts.config import Export
+from zoo.scripts.deploy import progress, runtimes, verify
+from zoo.scripts.deploy.workplace import publish, workplace
 
 import zoo
-from scripts import checkpoint, export
-from scripts.config import Export
-from scripts.deploy import progress, runtimes, verify
-from scripts.deploy.workplace import publish, workplace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -80,7 +80,7 @@ def test_mistakes_name_the_mend(
 
 def test_the_command_says_a_mistake_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.export", f"checkpoint={tmp_path}/cut.safetensors"]
+    command = [sys.executable, "-W", "ignore", "-m", "zoo.scripts.export", f"checkpoint={tmp_path}/cut.safetensors"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: expected a safetensors file that dcn-train wrote")
@@ -155,7 +155,7 @@ def test_files_that_belong_together_never_mix(tmp_path: Path, monkeypatch: pytes
 HOLD = """
 import sys
 from pathlib import Path
-from scripts.deploy.workplace import workplace
+from zoo.scripts.deploy.workplace import workplace
 with workplace(Path(sys.argv[1])):
     print("holds", flush=True)
     sys.stdin.read()
@@ -180,7 +180,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["eager: timing", "compile: writing"])
 def test_sigterm_leaves_nothing_behind(stage: str, trained: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.export", f"checkpoint={trained}", "size=[48]"]
+    command = [sys.executable, "-W", "ignore", "-m", "zoo.scripts.export", f"checkpoint={trained}", "size=[48]"]
     rounds = 10**9 if stage.startswith("eager") else 1
     command += [f"folder={tmp_path}", "target=compile", "dynamic=none", f"rounds={rounds}", "plain=false"]
     pipe = subprocess.PIPE

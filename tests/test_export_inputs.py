@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-
-from scripts.deploy import targets, verify
+from zoo.scripts.deploy import targets, verify
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from PIL import Image
-
-from scripts import config_inspect
-from scripts.config import Export, Train, check_overrides, register
-from scripts.config_inspect import Evaluate
-from scripts.overrides import parse
+from zoo.scripts import config_inspect
+from zoo.scripts.config import Export, Train, check_overrides, register
+from zoo.scripts.config_inspect import Evaluate
+from zoo.scripts.overrides import parse
 
 PATHS = [
     "/photos/küche", "/写真/1", "a=b", "(1)", "x(1)", "#1", "a&b", "two words", "a,b", "it's", 'say "x"', "1_000",
@@ -37,7 +36,7 @@ def test_paths_arrive_in_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     paths = {"data.root": "/é (1)", "+data.kwargs.x": "a=é", "resume": "1_000", "hydra.run.dir": "é"}
     overrides = checked(monkeypatch, *(f"{key}={path}" for key, path in paths.items()))
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         found = compose("train", overrides=overrides, return_hydra_config=True)
     assert (found.data.root, found.data.kwargs.x, found.resume, found.hydra.run.dir) == tuple(paths.values())
 
@@ -100,21 +99,24 @@ def test_ones_own_options_and_keys_of_other_commands_pass(monkeypatch: pytest.Mo
 def test_no_experiment_is_the_default_run(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     overrides = checked(monkeypatch, "experiment=null", "seed=5")
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         assert compose("train", overrides=overrides) == compose("train", overrides=["seed=5"])
 
 
 def test_an_unknown_experiment_is_no_default_run() -> None:
     """Where the check of the command line doesn't look."""
     register()
-    with initialize_config_module("conf", version_base="1.3"), pytest.raises(Exception, match="finetune_resnet50"):
+    with (
+        initialize_config_module("zoo.conf", version_base="1.3"),
+        pytest.raises(Exception, match="finetune_resnet50"),
+    ):
         compose("train", overrides=["experiment=finetune_resnet"])
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "scripts.train", *arguments],
+        [sys.executable, "-W", "ignore", "-m", "zoo.scripts.train", *arguments],
         capture_output=True, text=True, timeout=120, cwd=folder, env=environment,
     )  # fmt: skip
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
+from zoo.scripts import checkpoint, config_inspect
+from zoo.scripts.config import Data, Train, check_overrides, register
+from zoo.scripts.config import compose_train as composed
+from zoo.scripts.data import create_splits
+from zoo.scripts.train import run
 
-import conf
-from scripts import checkpoint, config_inspect
-from scripts.config import Data, Train, check_overrides, register
-from scripts.config import compose_train as composed
-from scripts.data import create_splits
-from scripts.train import run
+from zoo import conf
 
 QUICK = ["data.max_batches=2", "data.eval_copies=1", "optim.epochs=2", "optim.warmup_epochs=0"]
 # What a config leaves to its user.
@@ -57,7 +57,7 @@ def test_runs_that_start_within_a_second_have_folders_of_their_own(command: str)
     config_inspect.register()
     folders = set()
     for _ in range(2):
-        with initialize_config_module("conf", version_base="1.3"):
+        with initialize_config_module("zoo.conf", version_base="1.3"):
             folders.add(compose(command, return_hydra_config=True).hydra.run.dir)
     assert len(folders) == 2
 
@@ -196,7 +196,7 @@ def test_compiled_training_equals_eager(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.train", *QUICK, "variants=[dcn]", "report=false"]
+    command = [sys.executable, "-m", "zoo.scripts.train", *QUICK, "variants=[dcn]", "report=false"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("runs/train/*/dcn/last.safetensors"))

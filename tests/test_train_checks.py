@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-
-from scripts import engine
-from scripts.config import compose_train
-from scripts.train import run
+from zoo.scripts import engine
+from zoo.scripts.config import compose_train
+from zoo.scripts.train import run
 
 QUICK = [
     "data.max_batches=2", "data.batch_size=20", "data.eval_copies=1", "optim.epochs=2", "optim.warmup_epochs=0",
@@ -136,9 +135,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 
 def test_diverged_offsets_have_no_histogram_and_end_no_run(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
+    from zoo.scripts import offset_statistics
 
     from dcn_ops import DeformConv2d
-    from scripts import offset_statistics
 
     model = nn.Sequential(DeformConv2d(1, 1, 3, padding=1))
     nn.init.constant_(model[0].offset_bias, torch.nan)

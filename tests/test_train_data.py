@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform as timm_transform
+from zoo.scripts import checkpoint, images
+from zoo.scripts.config import Data, compose_train
+from zoo.scripts.data import create_splits
+from zoo.scripts.train import run
 
 from dcn_ops import DeformConv2d
-from scripts import checkpoint, images
-from scripts.config import Data, compose_train
-from scripts.data import create_splits
-from scripts.train import run
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRANSFORM = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 0.9}

@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-
-from scripts import state
-from scripts.config import compose_train
-from scripts.train import run
+from zoo.scripts import state
+from zoo.scripts.config import compose_train
+from zoo.scripts.train import run
 
 # Without BatchNorm, whose statistics are those of each process.
 SMALL = [
@@ -64,7 +63,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
     device = "cpu" if torch.accelerator.is_available() else "auto"  # the default
-    done = launch([*TORCHRUN, "-m", "scripts.train"], f"hydra.run.dir={tmp_path}", f"device={device}")
+    done = launch([*TORCHRUN, "-m", "zoo.scripts.train"], f"hydra.run.dir={tmp_path}", f"device={device}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("[INFO] - dcn: top-1") == 1  # one process speaks
     assert_same(tmp_path, alone)
@@ -89,7 +88,7 @@ def crash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_of_one_process_goes_on_in_two(tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash(tmp_path, monkeypatch)
     overrides = [f"resume={tmp_path}", "optim.accumulate=2", f"hydra.run.dir={tmp_path / 'log'}"]
-    done = launch([*TORCHRUN, "-m", "scripts.train"], *overrides)
+    done = launch([*TORCHRUN, "-m", "zoo.scripts.train"], *overrides)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, alone)
 
@@ -100,8 +99,8 @@ import sys
 from pathlib import Path
 
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
-from scripts import state, train
-from scripts.config import compose_train
+from zoo.scripts import state, train
+from zoo.scripts.config import compose_train
 
 
 def sharded(config):
@@ -142,7 +141,7 @@ def test_a_run_of_one_process_goes_on_in_pieces_and_pieces_go_on(
 
 @pytest.mark.slow
 def test_accelerate_launches_it(tmp_path: Path, alone: Path) -> None:
-    launcher = ["accelerate.commands.launch", "--cpu", "--mixed_precision=bf16", "-m", "scripts.train"]
+    launcher = ["accelerate.commands.launch", "--cpu", "--mixed_precision=bf16", "-m", "zoo.scripts.train"]
     done = launch(launcher, "optim.epochs=1", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path)[0] == pytest.approx(losses(alone)[0], rel=0.05)
@@ -151,7 +150,7 @@ def test_accelerate_launches_it(tmp_path: Path, alone: Path) -> None:
 
 @pytest.mark.slow
 def test_an_error_is_one_line_of_one_process(tmp_path: Path) -> None:
-    done = launch([*TORCHRUN, "-m", "scripts.train"], "data.batch_size=15", f"hydra.run.dir={tmp_path}")
+    done = launch([*TORCHRUN, "-m", "zoo.scripts.train"], "data.batch_size=15", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.count("error: expected data.batch_size=15") == 1
     assert "scripts/engine.py" not in done.stderr
@@ -163,7 +162,7 @@ def test_accumulated_parts_give_the_losses_of_the_whole(tmp_path: Path, alone: P
 
 
 def test_a_sweep_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scripts import train
+    from zoo.scripts import train
 
     monkeypatch.setattr(sys, "argv", ["dcn-train", "-m", "seed=0,1"])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -174,7 +173,7 @@ def test_a_sweep_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_sweep_runs_in_parallel_by_joblib(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "scripts.train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        sys.executable, "-m", "zoo.scripts.train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
         "seed=0,1", *SMALL, "optim.epochs=1", f"hydra.sweep.dir={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
+from zoo.scripts import recipe
+from zoo.scripts.config import Optim, compose_train
+from zoo.scripts.offsets import WithOffsets
+from zoo.scripts.train import run
 
 from dcn_ops import DeformConv2d
-from scripts import recipe
-from scripts.config import Optim, compose_train
-from scripts.offsets import WithOffsets
-from scripts.train import run
 from zoo import DCNConfig, inject_
 from zoo.optim import param_groups
 

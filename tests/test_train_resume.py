@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from scripts import checkpoint, files, metrics, resume, state
-from scripts.config import compose_train
-from scripts.train import run
+from zoo.scripts import checkpoint, files, metrics, resume, state
+from zoo.scripts.config import compose_train
+from zoo.scripts.train import run
 
 QUICK = [
     "data.max_batches=8", "data.batch_size=50", "data.eval_copies=1", "optim.epochs=3", "optim.warmup_epochs=1",
@@ -56,7 +55,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start the command and wait for its first training state."""
-    command = [sys.executable, "-m", "scripts.train", *QUICK, *overrides, f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-m", "zoo.scripts.train", *QUICK, *overrides, f"hydra.run.dir={folder}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(12_000):
         if (folder / "dcn" / "state.pt").exists():

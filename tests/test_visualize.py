@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from zoo.scripts import checkpoint, config_inspect, figures, offset_statistics, receptive
+from zoo.scripts.cascade import cascade, record
+from zoo.scripts.config_inspect import Visualize
+from zoo.scripts.receptive import effective_fields, side_of_half, spread, without_offsets
+from zoo.scripts.visualize import run
 
 from dcn_ops import DeformConv2d
-from scripts import checkpoint, config_inspect, figures, offset_statistics, receptive
-from scripts.cascade import cascade, record
-from scripts.config_inspect import Visualize
-from scripts.receptive import effective_fields, side_of_half, spread, without_offsets
-from scripts.visualize import run
 from zoo import DCNConfig, inject_
 
 RECIPE = {
@@ -36,7 +36,7 @@ RECIPE = {
 
 def composed(*overrides: str) -> Visualize:
     config_inspect.register()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("zoo.conf", version_base="1.3"):
         return OmegaConf.to_object(compose("visualize", overrides=list(overrides)))
 
 
@@ -242,7 +242,15 @@ def test_images_of_other_channels_are_refused(path: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_command_answers_a_typo_and_draws(path: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.visualize", f"checkpoint={path}", "field_images=2"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "zoo.scripts.visualize",
+        f"checkpoint={path}",
+        "field_images=2",
+    ]
     done = subprocess.run([*command, "layr=x"], capture_output=True, text=True, timeout=120)
     assert "did you mean layer?" in done.stderr
     done = subprocess.run(

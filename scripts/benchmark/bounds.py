@@ -4,7 +4,7 @@ import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.benchmark.measure import Row
+from .measure import Row
 
 
 @dataclass(frozen=True, kw_only=True)

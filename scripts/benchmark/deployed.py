@@ -8,10 +8,11 @@ import timm
 import torch
 
 import zoo
-from scripts.benchmark.measure import Row
-from scripts.benchmark.models import perturb
-from scripts.config import Bench, Export
-from scripts.deploy.session import Session
+
+from ..config import Bench, Export
+from ..deploy.session import Session
+from .measure import Row
+from .models import perturb
 
 MODELS = ("resnet50", "efficientnet_b0")
 TARGETS = ("compile", "aoti", "onnx", "openvino")

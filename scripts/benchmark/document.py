@@ -5,8 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from scripts import markdown
-from scripts.benchmark.measure import Row
+from .. import markdown
+from .measure import Row
 
 _TITLES = {"conv2d": "`conv2d`", "eager": "ours", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv import reference
-from scripts.benchmark import gpu
-from scripts.benchmark.cases import Case
-from scripts.benchmark.providers import FLOORS, PROVIDERS, UnsupportedError
+
+from . import gpu
+from .cases import Case
+from .providers import FLOORS, PROVIDERS, UnsupportedError
 
 Row = dict[str, Any]
 Step = Callable[[], Any]

@@ -1,11 +1,11 @@
-"""Peak memory of one provider on one case, in a process of its own: python -m scripts.benchmark.memory --help."""
+"""Peak memory of one provider on one case, in a process of its own: python -m zoo.scripts.benchmark.memory --help."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from scripts.benchmark.cases import SUITES
-from scripts.benchmark.measure import steps_of
+from .cases import SUITES
+from .measure import steps_of
 
 _STATUS = Path("/proc/self/status")
 
@@ -15,7 +15,7 @@ def peak_of(case: str, mode: str, provider: str, sigma: float = 1.0) -> int | No
 
     Linux only: the kernel's high-water mark of resident memory, reset after the first call.
     """
-    command = [sys.executable, "-m", "scripts.benchmark.memory", case, mode, provider, str(sigma)]
+    command = [sys.executable, "-m", "zoo.scripts.benchmark.memory", case, mode, provider, str(sigma)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"measuring {provider} on {case} failed: {result.stderr[-2000:]}")

@@ -10,9 +10,10 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 import dcn_ops
-from scripts.benchmark.measure import Row, Step, timed
-from scripts.config import Bench
 from zoo import inject_
+
+from ..config import Bench
+from .measure import Row, Step, timed
 
 MODES = {"forward": "inference", "training": "training"}
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.measure import Row
+from .measure import Row
 
 Panels = dict[str, dict[str, dict[Any, float]]]  # by mode and provider, what to draw over what
 

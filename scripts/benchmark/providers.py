@@ -15,7 +15,8 @@ from torch import Tensor
 
 import dcn_ops
 import dcn_ops.sampling.pieces
-from scripts.benchmark.cases import Case
+
+from .cases import Case
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[[], Tensor]

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from scripts.benchmark.measure import Row
+from .measure import Row
 
 
 def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) -> None:

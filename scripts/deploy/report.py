@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scripts import markdown
+from .. import markdown
 
 
 @dataclass

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from scripts.config import Export
-from scripts.deploy import images, report, source, targets, verify
-from scripts.deploy.progress import stage
-from scripts.deploy.report import Row
-from scripts.deploy.workplace import publish, workplace
+
+from ..config import Export
+from . import images, report, source, targets, verify
+from .progress import stage
+from .report import Row
+from .workplace import publish, workplace
 
 _log = logging.getLogger(__name__)
 # Of the largest score: what rounding may do in a deep network.

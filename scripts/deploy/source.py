@@ -14,8 +14,9 @@ from torch import nn
 
 import zoo
 from dcn_ops import DeformConv2d
-from scripts import checkpoint
 from zoo.fold import to_plain
+
+from .. import checkpoint
 
 
 @dataclass(frozen=True)

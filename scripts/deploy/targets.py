@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import dcn_ops
-from scripts.deploy import inputs, quantize
+
+from . import inputs, quantize
 
 DYNAMIC = {"none": (), "batch": (0,), "size": (0, 2, 3)}
 _NAMES = {0: "batch", 2: "height", 3: "width"}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.deploy import runtimes
+from . import runtimes
 
 
 class VerificationError(Exception):
