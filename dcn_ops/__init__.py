@@ -7,9 +7,12 @@ from dcn_ops.interop import onnx, openvino
 from dcn_ops.interop.export import decompositions, whole_operators
 from dcn_ops.settings import implementation, set_implementation, set_workspace_limit, settings, workspace_limit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DeformConv2d",
     "Explanation",
+    "__version__",
     "decompositions",
     "deform_conv2d",
     "explain",

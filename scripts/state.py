@@ -1,8 +1,8 @@
 """The training state of a run: what it needs to go on as if it had never stopped.
 
 The learning rates, the order of the images and all random numbers are functions of the step (``sampling.py``), so
-that the step is all there is to save of scheduler, sampler and generators. Weights and the optimizer's moments go by
-the parameters' names: a run may go on with another number of processes.
+that the step is all there is to save of scheduler, sampler and generators. Weights and the optimizer's moments go
+by the parameters' names: a run may go on with another number of processes.
 """
 
 import zipfile

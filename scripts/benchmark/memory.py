@@ -1,4 +1,4 @@
-"""Peak memory of one provider on one case, in a process of its own: python -m zoo.scripts.benchmark.memory --help."""
+"""Peak memory of one provider on one case, in a process of its own."""
 
 import subprocess
 import sys
