@@ -55,11 +55,11 @@ def test_output_and_gradients_are_the_references(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["all", "depthwise", "plain", "offset_groups"])
-@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("by_columns", [False, True])
 def test_half_precision_accumulates_in_float32(
-    name: str, dtype: torch.dtype, unrolled: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, by_columns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_UNROLLED", 1 if unrolled else 2**62)
+    monkeypatch.setattr(launch, "_COLUMNS", 1 if by_columns else 2**62)
     actual = check(CASES[name], make_inputs(CASES[name], dtype), dtype)
     assert actual["output"].dtype == dtype
     assert actual["output"].is_contiguous(memory_format=torch.channels_last)
@@ -154,7 +154,7 @@ def test_parts_of_the_batch_do_not_show(
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_parts_of_unrolled_images_do_not_show(
+def test_parts_of_columns_do_not_show(
     images: int, launched: list[str], limit_workspace: Callable[[int], None]
 ) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2), offset_groups=2)

@@ -95,7 +95,7 @@ def test_bounds_take_the_cases_that_they_name() -> None:
     assert [(v["peer"], v["met"]) for v in half] == [("float32", True)]
 
 
-def test_grouped_convolutions_are_held_to_copies_of_the_unrolled_image() -> None:
+def test_grouped_convolutions_are_held_to_copies_of_the_columns() -> None:
     copy = row("copy", 2.0, "8x96x56x56-dw")
     rows = [copy, row("eager", 3.0, "8x96x56x56-dw"), row("compiled", 9.1, "8x96x56x56-dw", mode="training")]
     found = [(v["peer"], v["ratio"], v["met"]) for v in bounds.verdicts(rows)]
@@ -112,7 +112,7 @@ def test_what_is_deployed_is_held_to_eager_and_to_the_best_plain_network() -> No
     assert found == [("eager", 0.9, True), ("plain onnx", 1.2, True)]
 
 
-def test_the_copy_is_of_the_unrolled_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copy_is_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
     monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(source.numel()))
     providers.copy(TINY, {"input": torch.ones(4, 8, 512, 512)})()

@@ -90,7 +90,7 @@ def compiler_sees_aten(function: Function) -> bool:
     return all(not isinstance(t, torch._ops.OpOverload) or t.namespace in ("aten", "prims") for t in targets)
 
 
-def compiled_backward_saves_no_unrolled_image(function: Function) -> bool:
+def compiled_backward_saves_no_columns(function: Function) -> bool:
     forward, _ = graphs(function)
     outputs = next(node for node in forward.graph.nodes if node.op == "output").args[0]
     unrolled = inputs()[0].numel() * 9
@@ -289,7 +289,7 @@ assert torch.allclose(got, {function.__name__}(input, offset, weight, bias, mask
 ROWS = {
     "`torch.compile(fullgraph=True)`, the result is eager's": compiles,
     "the compiler sees aten in forward and backward, no opaque node": compiler_sees_aten,
-    "compiled, the backward needs no unrolled image in memory": compiled_backward_saves_no_unrolled_image,
+    "compiled, the backward needs no columns in memory": compiled_backward_saves_no_columns,
     "one compilation for every batch, height and width": one_compile_for_every_size,
     "`torch.export` keeps it one node": export_keeps_one_node,
     "... and decomposes it into aten on request": decomposes_into_aten,

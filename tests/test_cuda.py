@@ -154,7 +154,7 @@ def test_the_second_gpu() -> None:
     torch.testing.assert_close(out.to("cuda:0"), op(*inputs.map(lambda t: t.to("cuda:0")), **case.integers))
 
 
-def test_no_unrolled_image_in_memory() -> None:
+def test_no_columns_in_memory() -> None:
     case = Case(batch=8, channels=256, filters=256, size=(56, 56))
     inputs = on_gpu(make_inputs(case, torch.bfloat16, layout="channels_last"))
     op(*inputs, **case.integers)

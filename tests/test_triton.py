@@ -117,7 +117,7 @@ WRITTEN = {
     "gather_kernel": {"grad_input_ptr"},
 }
 FUSED = ["forward_kernel", "samples_kernel", "weight_kernel"]
-UNROLLED = ["count_kernel", "order_kernel", "gather_kernel", "unroll_kernel"]
+BY_COLUMNS = ["count_kernel", "order_kernel", "gather_kernel", "unroll_kernel"]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -128,15 +128,15 @@ def test_the_compiler_sees_the_kernels(name: str, dynamic: bool, trace: Callable
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_the_compiler_sees_the_kernels_of_unrolled_images(
+def test_the_compiler_sees_the_kernels_of_columns(
     dynamic: bool, trace: Callable[..., torch.fx.Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = trace(forward_and_backward(CASES["plain"]), CASES["plain"], dynamic=dynamic, dtype=torch.float32)
-    assert_kernels(graph, ["unroll_kernel", *UNROLLED])
-    monkeypatch.setattr(launch, "_UNROLLED", 1)
+    assert_kernels(graph, ["unroll_kernel", *BY_COLUMNS])
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
     graph = trace(forward_and_backward(CASES["plain"]), CASES["plain"], dynamic=dynamic)
     # Of sizes that are symbols nobody can tell whether they are worth it.
-    assert_kernels(graph, FUSED if dynamic else ["forward_kernel", *UNROLLED])
+    assert_kernels(graph, FUSED if dynamic else ["forward_kernel", *BY_COLUMNS])
 
 
 def assert_kernels(graph: torch.fx.Graph, names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """FLOP formulas for ``torch.utils.flop_counter``, two FLOPs to a multiply-add.
 
-Counted: the contraction, and four corners for every element of the unrolled image. A module of its own, to
+Counted: the contraction, and four corners for every element of the columns. A module of its own, to
 be imported by who counts (``zoo`` does): torch's flop counter imports triton, and the operator must not.
 """
 

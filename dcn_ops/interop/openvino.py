@@ -101,9 +101,9 @@ def _decomposed(input: Any, offset: Any, weight: Any, mask: Any, conv: Conv, pad
     samples = ops.grid_sample(image, grid, {"align_corners": False, "mode": "bilinear", "padding_mode": "zeros"})
     if mask is not None:
         samples = ops.multiply(samples, _reshape(mask, -1, 1, _times(rows, k), cols))
-    unrolled = _reshape(samples, -1, channels * k, rows, cols)
+    columns = _reshape(samples, -1, channels * k, rows, cols)
     filters = ops.reshape(weight, [conv.groups, filters // conv.groups, -1, 1, 1], special_zero=False)
-    return ops.group_convolution(unrolled, filters, [1, 1], [0, 0], [0, 0], [1, 1])
+    return ops.group_convolution(columns, filters, [1, 1], [0, 0], [0, 0], [1, 1])
 
 
 def _position(offset: Any, axis: int, conv: Conv, input: Any) -> Any:

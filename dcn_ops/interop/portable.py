@@ -42,8 +42,8 @@ def forward(
     samples = sample(input.to(dtype).reshape(n * g, c // g, h, w), y, x)
     if mask is not None:
         samples = samples * mask.to(dtype).reshape(n * g, 1, k, ho * wo)
-    unrolled = samples.to(input.dtype).reshape(n, c * k, ho, wo)
-    return F.conv2d(unrolled, weight.reshape(weight.shape[0], -1, 1, 1), bias, groups=conv.groups)
+    columns = samples.to(input.dtype).reshape(n, c * k, ho, wo)
+    return F.conv2d(columns, weight.reshape(weight.shape[0], -1, 1, 1), bias, groups=conv.groups)
 
 
 def _grid_sample(image: Tensor, y: Tensor, x: Tensor) -> Tensor:

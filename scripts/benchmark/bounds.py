@@ -58,7 +58,7 @@ GPU_BOUNDS = [
         for m in ("forward", "training")
     ),
 ]
-TRAFFIC = 1.5  # times the copies of the unrolled image that grouped and depthwise convolutions cannot do without
+TRAFFIC = 1.5  # times the copies of the columns that grouped and depthwise convolutions cannot do without
 COPIES = {"forward": 1, "training": 3}  # forward; again in the backward; its gradient
 GPU_MEMORY = 1.2  # peak, of the plain convolution's
 BEST_DEPLOYED = 1.25  # times the plain network, each in the runtime that is its fastest

@@ -35,7 +35,7 @@ def conv2d(case: Case, tensors: Tensors) -> Function:
 
 
 def copy(case: Case, tensors: Tensors) -> Function:
-    """The floor of what is not dense: writing and reading the unrolled image, K times the input, once in float32.
+    """The floor of what is not dense: writing and reading the columns, K times the input, once in float32.
 
     A copy of as many bytes, in pieces as large as the composition's own.
     """

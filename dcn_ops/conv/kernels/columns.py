@@ -1,19 +1,20 @@
 """Fast composition of ATen kernels, for the CPU and for any device without kernels of its own.
 
 1. *table*: four row indices and four weights per sample, from offset and mask;
-2. *unroll*: a bag of four rows per sample gives the unrolled image (im2col with offsets);
-3. *contract*: dense filters multiply the unrolled image as a matrix; with groups an ordinary convolution of
+2. *unroll*: a bag of four rows per sample gives the columns (im2col with offsets);
+3. *contract*: dense filters multiply the columns as a matrix; with groups an ordinary convolution of
    stride = kernel reads it.
 
 The backward keeps the inputs alone: it unrolls again for the weight, and sends the gradient of the
-unrolled image back through the bags. Work goes in chunks of output rows, so that the unrolled image,
-K times the input, never stands in memory as a whole.
+columns back through the bags. Work goes in chunks of output rows, so that the columns, K times the input, never
+stand in memory as a whole.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size, kh x kw
 kernel, K = kh * kw, G offset groups, D = C / G; n and h count the images and output rows of one chunk,
 R rows of the padded images, S = n * h * Wo * G * K samples and M = n * h * Wo output positions.
 """
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -55,7 +56,9 @@ NAME, IMPLEMENTATION, DETERMINISTIC = "columns", "composition", True
 def _keep_freed_memory() -> None:
     # glibc returns freed memory to the system beyond twice the largest block freed so far, and page faults then
     # take up to two thirds of the time of a chunk. One block of nearly the largest size that counts, never touched.
-    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+    # That is for the whole process, so it can be switched off.
+    if os.environ.get("DCN_OPS_KEEP_MEMORY") != "0":
+        torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 _keep_freed_memory()
@@ -139,7 +142,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 class _Assembled:
     """A tensor [N, *, H, W] of chunks that come in order: copied into it, or for a compiler concatenated.
 
-    Of copies into parts of a tensor Inductor makes a choice among all the parts, for every element.
+    Inductor lowers copies into slices to a select over all slices, for each element.
     """
 
     def __init__(self, total: Tensor) -> None:
@@ -224,13 +227,13 @@ def _blocks(
         return
     table_bytes = wo * conv.taps * conv.offset_groups * _TABLE_BYTES  # a row of the output
     row_bytes = channels // conv.offset_groups * wide_dtype(input).itemsize
-    unrolled_bytes = wo * conv.taps * conv.offset_groups * max(row_bytes, sample_bytes)
+    column_bytes = wo * conv.taps * conv.offset_groups * max(row_bytes, sample_bytes)
     image_bytes = padded_count(1, (height, width)) * channels * wide_dtype(input).itemsize
     step = even_step(batch, chunk_bytes() // (image_bytes + ho * table_bytes))
     for n0 in range(0, batch, step):
         n1 = min(n0 + step, batch)
         chunks = _split(Chunk(n0, n1, 0, ho), table_bytes)
-        yield images[n0:n1], [(chunk, _split(chunk, unrolled_bytes)) for chunk in chunks]
+        yield images[n0:n1], [(chunk, _split(chunk, column_bytes)) for chunk in chunks]
 
 
 def _split(chunk: Chunk, bytes_per_row: int) -> list[Chunk]:
@@ -263,7 +266,7 @@ def _rows(images: Tensor, conv: Conv) -> Tensor:  # [n, H, W, C] -> [R, D]
     return stored(rows) if is_functional(images) else rows
 
 
-# A dense convolution reads the unrolled image as [n, G*K*D, h, Wo]: a 1x1 convolution, or a matrix product. With
+# A dense convolution reads the columns as [n, G*K*D, h, Wo]: a 1x1 convolution, or a matrix product. With
 # groups it reads [n, C, h*kh, Wo*kw], stride = kernel, for which the library has grouped kernels.
 
 
@@ -315,19 +318,19 @@ def _contraction_dtype(input: Tensor, conv: Conv) -> torch.dtype:
     return input.dtype if conv.groups == 1 and has_fast_half(input.dtype) else torch.float32
 
 
-def _contract(unrolled: Tensor, kernel: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
+def _contract(columns: Tensor, kernel: Tensor, bias: Tensor | None, conv: Conv) -> Tensor:
     if conv.groups > 1:
-        return F.conv2d(unrolled, kernel, bias, conv.kernel, groups=conv.groups)
+        return F.conv2d(columns, kernel, bias, conv.kernel, groups=conv.groups)
     if kernel.numel() < _LARGE:
-        return F.conv2d(unrolled, kernel, bias)
-    return F.linear(unrolled.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
+        return F.conv2d(columns, kernel, bias)
+    return F.linear(columns.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Conv) -> None:
+def _add_kernel_gradient(total: Tensor, grad: Tensor, columns: Tensor, conv: Conv) -> None:
     if conv.groups > 1:
-        total += conv2d_weight(unrolled, total.shape, grad, conv.kernel, groups=conv.groups)
+        total += conv2d_weight(columns, total.shape, grad, conv.kernel, groups=conv.groups)
         return
-    columns, grad = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (unrolled, grad))  # [M, G*K*D], [M, O]
+    columns, grad = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (columns, grad))  # [M, G*K*D], [M, O]
     if total.dtype == columns.dtype:
         total.addmm_(grad.T, columns)
     else:
@@ -337,6 +340,6 @@ def _add_kernel_gradient(total: Tensor, grad: Tensor, unrolled: Tensor, conv: Co
 def _samples_backward(grad: Tensor, kernel: Tensor, conv: Conv) -> Tensor:  # -> [n, height, width, channels]
     if conv.groups == 1:
         return grad.permute(0, 2, 3, 1) @ kernel.flatten(1)
-    # Windows don't overlap: the transposed convolution is the gradient, in the layout of the unrolled image.
+    # Windows don't overlap: the transposed convolution is the gradient, in the layout of the columns.
     samples = F.conv_transpose2d(grad, kernel, stride=conv.kernel, groups=conv.groups)
     return samples.permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Depthwise convolution: one bag for every output position, and neither samples nor an unrolled image in memory.
+"""Depthwise convolution: one bag for every output position, and neither samples nor columns in memory.
 
 The filters multiply the image before it is sampled: a copy of the image for each tap. An output position is then a
 weighted sum of 4K rows of those copies, which is one bag. Its transpose gives the gradient of the copies: times the

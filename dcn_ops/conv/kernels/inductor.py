@@ -1,6 +1,6 @@
 """Depthwise convolution for the compiler: written so that Inductor fuses it into a few vectorised loops.
 
-No unrolled image and no pieces: a loop over output positions and channels reads the four neighbours of every tap
+No columns and no pieces: a loop over output positions and channels reads the four neighbours of every tap
 and adds them up. Run eagerly it would take K times the memory; it is traced, never called.
 
 Inductor inlines what it may; where something is better computed once, ``stored`` keeps it apart: with neighbours

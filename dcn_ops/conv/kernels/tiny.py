@@ -2,7 +2,7 @@
 
 The bilinear weight of pixel (y, x) in a sample at (py, px) is ``hat(py - y) * hat(px - x)``, with
 ``hat(t) = max(0, 1 - |t|)``. These weights are a matrix with a row per pixel and a column per sample, and the
-image times that matrix is the unrolled image. Its work grows with the number of pixels; for a few dozen it is
+image times that matrix gives the columns. Its work grows with the number of pixels; for a few dozen it is
 less than what starting the many small kernels of ``cpu`` costs.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size, kh x kw kernel,
@@ -166,7 +166,7 @@ def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # -> [N, *, Ho, Wo]
 
 
 def _columns(image: Tensor, samples: Samples, weight: Tensor, batch: int, conv: Conv) -> Tensor:
-    """Return the unrolled image, in the weight's dtype: [N*groups, C/groups*K, Ho*Wo]."""
+    """Return the columns, in the weight's dtype: [N*groups, C/groups*K, Ho*Wo]."""
     columns = torch.bmm(image, samples.matrix)
     if columns.dtype != weight.dtype:
         columns = columns.to(weight.dtype)

@@ -2,7 +2,7 @@
 
 A program owns BLOCK_M output positions and BLOCK_N filters of one group. For each tap it finds its samples once,
 and for each block of channels reads four neighbours, interpolates in float32, and multiplies on tensor cores. No
-unrolled image goes through memory; a BLOCK_N that covers the filters samples once.
+columns go through memory; a BLOCK_N that covers the filters samples once.
 
 Groups of few channels are merged, so that no side of a product is tiny: MERGED groups share a tile of weights with
 zeros off its diagonal. A block of channels lies within one segment: the largest width that divides both the

@@ -12,8 +12,8 @@ from dcn_ops.sampling.geometry import Conv, empty_channels_last
 from dcn_ops.sampling.pieces import chunk_bytes
 from dcn_ops.settings import workspace_limit
 
-_UNROLLED = 2**24  # elements of the unrolled image, from which the backward in half precision goes by it
-_PIECES = 2  # times the workspace's limit: the unrolled image of a GPU, since launching a piece takes long
+_COLUMNS = 2**24  # elements of the columns, from which the backward in half precision goes by them
+_PIECES = 2  # times the workspace's limit: the columns of a GPU, since launching a piece takes long
 
 
 def forward(problem: Problem) -> Tensor:
@@ -21,7 +21,7 @@ def forward(problem: Problem) -> Tensor:
     input, offset, weight, bias, mask, conv = problem
     image = _channels_last(input)
     if conv.groups == 1 and weight.dtype == torch.float32:  # the library's products are twice as fast in float32
-        return _unrolled_forward(image, offset, weight, bias, mask, conv)
+        return _columns_forward(image, offset, weight, bias, mask, conv)
     out = input.new_empty(input.shape[0], *offset.shape[2:], weight.shape[0])
     tensors = _read(image, offset, mask) | {
         "weight_ptr": _channels_last(weight),
@@ -43,7 +43,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     grad_input = torch.empty_like(image) if need_input else None
     grad_offset = empty_channels_last(offset) if need_offset else None
     grad_mask = empty_channels_last(mask) if mask is not None and need_mask else None
-    way = _unrolled_backward if _is_unrolled(offset, weight, conv) else _fused_backward
+    way = _columns_backward if _goes_by_columns(offset, weight, conv) else _fused_backward
     grad_weight = way(grad_out, image, offset, weight, mask, conv, need_weight, grad_input, grad_offset, grad_mask)
     return (
         None if grad_input is None else grad_input.permute(0, 3, 1, 2),
@@ -145,28 +145,28 @@ def _samples_backward(
         grad_input.copy_(sums)
 
 
-# Dense convolutions by the unrolled image: it goes through memory, once for many filters, to a library's products.
+# Dense convolutions by columns: they go through memory, once for many filters, to a library's products.
 
 
-def _is_unrolled(offset: Tensor, weight: Tensor, conv: Conv) -> bool:
-    """Tell whether the backward goes by the unrolled image: in many launches, which large problems are worth."""
+def _goes_by_columns(offset: Tensor, weight: Tensor, conv: Conv) -> bool:
+    """Tell whether the backward goes by columns: in many launches, which large problems are worth."""
     if conv.groups > 1 or (isinstance(offset.numel(), int) and offset.numel() >= 2**32):  # 32 bits count samples
         return False
     size = offset.shape[0] * offset.shape[2] * offset.shape[3] * weight[0].numel()
-    return weight.dtype == torch.float32 or (isinstance(size, int) and size >= _UNROLLED)
+    return weight.dtype == torch.float32 or (isinstance(size, int) and size >= _COLUMNS)
 
 
-def _unrolled_parts(offset: Tensor, weight: Tensor) -> list[slice]:
+def _column_parts(offset: Tensor, weight: Tensor) -> list[slice]:
     size = offset.shape[2] * offset.shape[3] * weight[0].numel() * weight.dtype.itemsize
     return _parts(offset.shape[0], size, _PIECES * workspace_limit())
 
 
-def _unrolled_forward(
+def _columns_forward(
     image: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, conv: Conv
 ) -> Tensor:
     filters = _channels_last(weight).flatten(1).t()
     outputs = []
-    for part in _unrolled_parts(offset, weight):
+    for part in _column_parts(offset, weight):
         images, maps, of_mask = image[part], offset[part], None if mask is None else mask[part]
         columns = _unroll(workload_of(images, maps, weight, of_mask, conv), images, maps, of_mask)
         outputs.append(columns @ filters if bias is None else torch.addmm(bias, columns, filters))
@@ -174,7 +174,7 @@ def _unrolled_forward(
     return out.view(image.shape[0], *offset.shape[2:], weight.shape[0]).permute(0, 3, 1, 2)
 
 
-def _unrolled_backward(
+def _columns_backward(
     grad: Tensor,
     image: Tensor,
     offset: Tensor,
@@ -192,7 +192,7 @@ def _unrolled_backward(
     lists = {}
     if grad_input is not None:
         lists = _sample_lists(workload_of(image, offset, weight, mask, conv), offset, mask)
-    for part in _unrolled_parts(offset, weight):
+    for part in _column_parts(offset, weight):
         of_part = [None if t is None else t[part] for t in (mask, grad_offset, grad_mask)]
         images, maps, grad_out = image[part], offset[part], grad[part].flatten(0, 2)
         work = workload_of(images, maps, weight, of_part[0], conv)
@@ -233,9 +233,9 @@ def _unroll(
     grad_offset: Tensor | None = None,
     grad_mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the unrolled image, [M, K*C], if it is needed; write the gradients of the maps that are not None.
+    """Return the columns, [M, K*C], if they are needed; write the gradients of the maps that are not None.
 
-    It takes the place of its gradient, where that is given.
+    They take the place of their gradient, where that is given.
     """
     columns = image if grad_columns is None else grad_columns
     if need_columns and grad_columns is None:

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dcn_ops.conv.kernels.triton import backward, configs, depthwise, forward, unrolled
+from dcn_ops.conv.kernels.triton import backward, columns, configs, depthwise, forward
 from dcn_ops.conv.kernels.triton.configs import Device, Tile
 from dcn_ops.sampling.geometry import Conv
 from dcn_ops.settings import current
@@ -27,10 +27,10 @@ KERNELS = {
     "depthwise forward": depthwise.forward_kernel,
     "depthwise samples": depthwise.samples_kernel,
     "depthwise weight": depthwise.weight_kernel,
-    "unroll": unrolled.unroll_kernel,
-    "count": unrolled.count_kernel,
-    "order": unrolled.order_kernel,
-    "gather": unrolled.gather_kernel,
+    "unroll": columns.unroll_kernel,
+    "count": columns.count_kernel,
+    "order": columns.order_kernel,
+    "gather": columns.gather_kernel,
 }
 _OF_DEPTHWISE = ("forward", "samples", "weight")  # depthwise convolutions have their own
 _MERGED_SIDE = 32  # channels and filters that merged groups have together, at least

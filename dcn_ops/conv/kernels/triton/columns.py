@@ -1,9 +1,9 @@
-"""Dense convolutions by way of the unrolled image, [M, K, C], and a library's matrix products.
+"""Dense convolutions by columns, [M, K, C], and a library's matrix products.
 
-*unroll* writes the unrolled image, or meets its gradient with the neighbours, which gives those of offset and mask,
+*unroll* writes the columns, or meets its gradient with the neighbours, which gives those of offset and mask,
 or both at once, in its place. A program loops over taps: the pixels which they share stay in its nearest cache.
 
-*gather* makes the gradient of the input from that of the unrolled image without atomic additions: *count* and
+*gather* makes the gradient of the input from that of the columns without atomic additions: *count* and
 *order* sort the samples by their upper left neighbour, and a program reads those whose neighbours lie among its
 pixels of one row: twice, since a sample lies between two rows. A matrix product adds them up, whose left side,
 [pixels, samples], is the bilinear weights.
@@ -32,7 +32,7 @@ def unroll_kernel(
     input_ptr,  # [N, H, W, C]
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
-    columns_ptr,  # [M, K, C]: in, its gradient, if that of offset or mask is needed; out, the unrolled image
+    columns_ptr,  # [M, K, C]: in, its gradient, if that of offset or mask is needed; out, the columns
     grad_offset_ptr,
     grad_mask_ptr,
     H,
