@@ -14,7 +14,7 @@ from zoo.scripts.benchmark import measure
 from zoo.scripts.benchmark.cases import SUITES, Case
 
 PROCESSES = min(14, os.cpu_count() or 1)
-TESTS = ["pytest", "tests/test_cuda.py", "-q", "-n", str(PROCESSES)]
+TESTS = ["pytest", "tests/gpu/test_cuda.py", "-q", "-n", str(PROCESSES)]
 BENCH = ["zoo.scripts.bench", "device=cuda"]
 MEASUREMENTS = [
     [*BENCH, "suite=gpu", "rounds=4", "providers=[conv2d,eager,torchvision,deformops]"],

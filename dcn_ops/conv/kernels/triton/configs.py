@@ -1,6 +1,6 @@
 """Which tiles a kernel runs with, by architecture and arithmetic: a small table, and the choice from it.
 
-``tests/test_triton_compile.py`` compiles every entry for its architectures, and asserts that nothing spills.
+``tests/gpu/test_triton_compile.py`` compiles every entry for its architectures, and asserts that nothing spills.
 """
 
 from functools import lru_cache

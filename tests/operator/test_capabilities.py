@@ -1,6 +1,6 @@
 """The table of docs/operator.md: what holds for our operator, torchvision's and the plain convolution.
 
-``python tests/test_capabilities.py`` writes it anew; the tests fail where it says what is not so.
+``python tests/operator/test_capabilities.py`` writes it anew; the tests fail where it says what is not so.
 """
 
 import io
@@ -30,7 +30,7 @@ import dcn_ops
 import dcn_ops.interop.flops
 from dcn_ops.testing import Case, make_inputs
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "operator.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operator.md"
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 

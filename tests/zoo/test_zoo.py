@@ -7,13 +7,12 @@ import pickle
 import pytest
 import timm
 import torch
+from helpers import NARROW, Shared, deformable, perturbed, randomise_offsets
 from timm.models import FeatureListNet
 from torch import nn
 
 from dcn_ops import DeformConv2d
 from zoo import DCNConfig, inject_
-
-NARROW = {"channels": (8, 16, 32, 64), "num_classes": 10}
 
 # name: (arguments, deformable layers at stages 2, 3, 4, some of them, image size)
 BACKBONES = {
@@ -46,42 +45,6 @@ BACKBONES = {
     "levit_128s": ({}, 3, (), 224),
     "inception_v3": ({}, 50, ("Mixed_5b.branch3x3dbl_2.conv", "Mixed_7c.branch3x3dbl_2.conv"), 96),
 }
-
-
-def perturbed(name, **kwargs):
-    """Return a model in eval mode whose biases and norms do something: zero-initialised norms hide errors."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, **kwargs).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() == max(parameter.shape, default=1):  # NFNet's gains have four dimensions
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        for key, buffer in model.named_buffers():
-            if key.endswith("running_mean"):
-                buffer.add_(0.2 * torch.randn_like(buffer))
-            if key.endswith("running_var"):
-                buffer.mul_(0.5 + torch.rand_like(buffer))
-    return model
-
-
-def without_data(name, **kwargs):
-    """Return a model on the meta device; on the CPU where timm can't build it there, as RegNets before 1.0.30."""
-    try:
-        with torch.device("meta"):
-            return timm.create_model(name, **kwargs)
-    except NotImplementedError:
-        return timm.create_model(name, **kwargs)
-
-
-def deformable(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
-
-
-def randomise_offsets(model):
-    with torch.no_grad():
-        for layer in deformable(model).values():
-            layer.offset_weight.normal_(std=0.05)
-            layer.offset_bias.normal_()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -243,16 +206,6 @@ def test_config_reaches_the_layers():
     assert list(layers) == ["layer3.0.conv2", "layer3.1.conv2", "layer4.0.conv2"]
     for layer in layers.values():
         assert (layer.offset_groups, layer.modulated, layer.offset_bound) == (4, False, 2)
-
-
-class Shared(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
-        self.second = nn.Sequential(self.first[0], nn.ReLU())
-
-    def forward(self, x):
-        return self.second(self.first(x))
 
 
 def test_shared_convolution_becomes_one_layer():

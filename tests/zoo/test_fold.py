@@ -6,7 +6,7 @@ import logging
 import pytest
 import timm
 import torch
-from test_zoo import NARROW, Shared, deformable
+from helpers import NARROW, Shared, deformable
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.data import DataLoader, TensorDataset

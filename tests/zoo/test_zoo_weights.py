@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from test_zoo import NARROW, deformable, perturbed, randomise_offsets
+from helpers import NARROW, deformable, perturbed, randomise_offsets
 from torch import nn
 
 from dcn_ops import DeformConv2d

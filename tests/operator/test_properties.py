@@ -1,6 +1,6 @@
 """Properties over drawn calls: right results, errors that name the argument, no leak.
 
-A longer run: ``pytest --hypothesis-profile=long tests/test_properties.py``
+A longer run: ``pytest --hypothesis-profile=long tests/operator/test_properties.py``
 """
 
 import gc

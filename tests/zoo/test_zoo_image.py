@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torchvision
-from test_zoo import deformable
+from helpers import deformable
 from torch import nn
 from torch.nn.functional import pad, pixel_unshuffle
 from torch.nn.utils import parametrizations, prune

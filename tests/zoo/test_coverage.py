@@ -6,8 +6,8 @@ import pytest
 
 from zoo.coverage import examine, read, table, train
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "coverage.jsonl"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "zoo.md"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "coverage.jsonl"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "zoo.md"
 
 LONG = 40  # seconds: four families (samvit, nasnet, two Inceptions) are left to the run over all architectures
 

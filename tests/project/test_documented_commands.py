@@ -20,7 +20,7 @@ import torch.distributed.run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 COMMANDS = {name: target.partition(":")[0] for name, target in PROJECT["scripts"].items()}
 MARKDOWN = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -72,7 +72,9 @@ def split(command: str) -> tuple[str, ...]:
         return ()
     words = [word for word in shlex.split(command, comments=True) if word != "..."]
     start = next((i for i, word in enumerate(words) if re.match(r"dcn-|python$|torchrun$|accelerate$", word)), None)
-    launched = start is not None and (words[start].startswith("dcn-") or {"-m"} & set(words) or ".py" in command)
+    launched = start is not None and (
+        words[start].startswith("dcn-") or {"-m", "--no-python", "--no_python"} & set(words) or ".py" in command
+    )
     return tuple(words[start:]) if launched else ()  # else the name of a launcher or of one of its options
 
 
@@ -86,14 +88,23 @@ def program(words: tuple[str, ...]) -> tuple[str, list[str]]:
         return COMMANDS[head], rest
     if head == "torchrun":
         arguments = torch.distributed.run.parse_args(rest)
-        return arguments.training_script, arguments.training_script_args
+        return launched(arguments)
     if head == "accelerate":
         from accelerate.commands.launch import launch_command_parser
 
-        arguments = launch_command_parser().parse_args(rest[1:])
-        return arguments.training_script, arguments.training_script_args
+        return launched(launch_command_parser().parse_args(rest[1:]))
     assert head == "python", f"pyproject.toml names no command {head}"
     return (rest[1], rest[2:]) if rest[0] == "-m" else (rest[0], rest[1:])
+
+
+def launched(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    command = arguments.training_script, arguments.training_script_args
+    return program((command[0], *command[1])) if arguments.no_python else command
+
+
+def file_of(module: str) -> Path:
+    """Return the file of a module of the repository, which installs scripts/ as zoo.scripts."""
+    return REPOSITORY / f"{re.sub('^zoo.scripts', 'scripts', module).replace('.', '/')}.py"
 
 
 class Accepted(Exception):
@@ -102,7 +113,7 @@ class Accepted(Exception):
 
 def check_arguments(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a script's parser read the arguments; a script without parser takes none."""
-    file = REPOSITORY / name if name.endswith(".py") else REPOSITORY / f"{name.replace('.', '/')}.py"
+    file = REPOSITORY / name if name.endswith(".py") else file_of(name)
     if "argparse" not in file.read_text():
         assert not arguments
         return
@@ -178,9 +189,9 @@ def test_no_config_group_hides_a_key(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Hydra takes ``key=value`` for a choice wherever a folder of that name lies beside the command's config."""
-    main = (REPOSITORY / f"{COMMANDS[name].replace('.', '/')}.py").read_text()
+    main = file_of(COMMANDS[name]).read_text()
     root, config = re.search(r'config_path="pkg://([\w.]+)", config_name="(\w+)"', main).groups()
-    folder = REPOSITORY / root.replace(".", "/")
+    folder = REPOSITORY / root.removeprefix("zoo.").replace(".", "/")
     defaults = OmegaConf.load(folder / f"{config}.yaml").defaults
     chosen = {key for entry in defaults if isinstance(entry, DictConfig) for key in entry}
     keys = set(composed(COMMANDS[name], [], monkeypatch, capsys))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import dcn_ops
 import zoo
-from dcn_ops import DeformConv2d, portable
+from dcn_ops import DeformConv2d
 from dcn_ops.conv.reference import forward as reference
+from dcn_ops.interop import portable
 from dcn_ops.testing import Case, make_inputs
 
 pytestmark = [

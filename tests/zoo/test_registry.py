@@ -9,47 +9,30 @@ from fnmatch import fnmatchcase
 import pytest
 import timm
 import torch
+from helpers import (
+    BUILT,
+    NARROW,
+    arguments,
+    assert_same,
+    deformable,
+    images,
+    perturbed,
+    randomise_offsets,
+    saved,
+    without_data,
+)
 from safetensors.torch import save_file
-from test_zoo import NARROW, deformable, perturbed, randomise_offsets, without_data
 from timm.data import resolve_model_data_config
 from torch import nn
 
 import zoo
 from dcn_ops import DeformConv2d
 from zoo import DCNConfig, inject_
-from zoo.convert import LAYER_ARGUMENTS, kind
+from zoo.convert import kind
 from zoo.presets import PRESETS
 from zoo.stages import stage_by_name
 
-# timm records what a network was built with from 1.0.31 on.
-BUILT = {"channels": NARROW["channels"]}
-
 DEFAULT_LAYERS = [f"layer{i}.{j}.conv{k}" for i in (2, 3, 4) for j in (0, 1) for k in (1, 2)]
-
-
-def images(channels=3):
-    return torch.randn(2, channels, 64, 64)
-
-
-def arguments(model):
-    return {
-        name: {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
-        for name, layer in deformable(model).items()
-    }
-
-
-def saved(folder, config=None, **kwargs):
-    model = inject_(perturbed("resnet18", **NARROW, **kwargs), config or DCNConfig())
-    randomise_offsets(model)
-    zoo.save(model, folder, BUILT)
-    return model
-
-
-def assert_same(one, other, x):
-    assert arguments(one) == arguments(other)
-    assert list(one.state_dict()) == list(other.state_dict())
-    with torch.no_grad():
-        assert torch.equal(one.eval()(x), other.eval()(x))
 
 
 def test_presets_are_in_timms_list():

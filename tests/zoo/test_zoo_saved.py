@@ -10,9 +10,8 @@ from contextlib import nullcontext
 import pytest
 import timm
 import torch
+from helpers import BUILT, NARROW, assert_same, images, perturbed, randomise_offsets, saved
 from safetensors.torch import load_file
-from test_registry import BUILT, assert_same, images, saved
-from test_zoo import NARROW, perturbed, randomise_offsets
 from torch import nn
 from torch.nn.utils import prune
 

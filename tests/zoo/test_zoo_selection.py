@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from test_zoo import deformable, without_data
+from helpers import deformable, without_data
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import DCNConfig, inject_

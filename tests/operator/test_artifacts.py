@@ -25,7 +25,7 @@ from zoo import DCNConfig, inject_
 # torch 2.11 meets its own deprecation when it copies a graph.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 OPERATORS = {torch.ops.dcn_ops.deform_conv2d.default, torch.ops.dcn_ops.deform_conv2d_backward.default}
 # Batch, height and width; the first is the one exported.
 SIZES = ((2, 3, 13, 11), (3, 3, 9, 16))

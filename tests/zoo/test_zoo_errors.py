@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from test_zoo import without_data
+from helpers import without_data
 from timm.layers import StdConv2d
 from torch import nn
 

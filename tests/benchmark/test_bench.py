@@ -247,7 +247,7 @@ def test_inputs_are_channels_last_and_offsets_as_wide_as_asked() -> None:
 
 
 def test_phases_of_the_dense_path_run() -> None:
-    phases = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "phases.py"))["phases"]
+    phases = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "phases.py"))["phases"]
     # A piece is some rows of one image of three.
     found = phases(cases.Case(batch=3, channels=256, filters=4, height=40, width=40))
     assert {"table", "contract", "scatter (sort and bag)"} <= set(found)

@@ -7,7 +7,7 @@ import re
 import pytest
 import timm
 import torch
-from test_zoo import NARROW, deformable, perturbed, randomise_offsets
+from helpers import NARROW, deformable, perturbed, randomise_offsets
 from timm.models import load_checkpoint, resume_checkpoint
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
