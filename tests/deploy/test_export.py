@@ -126,6 +126,7 @@ def test_decomposed_files_need_no_library(target: str, trained: Path, tmp_path: 
     assert row.relative <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20])
 def test_samples_are_gathered_on_request(opset: int, trained: Path, tmp_path: Path) -> None:
     more = {"decompose": True, "sampling": "gather", "opset": opset, "plain": False}
@@ -159,6 +160,7 @@ def test_int8_leaves_deformable_layers_and_their_predictors_alone(trained: Path,
     assert weights, "a deformable layer's weight is quantised"
 
 
+@pytest.mark.slow
 def test_a_wrong_export_leaves_no_file(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(job: targets.Job, file: Path) -> None:
         torch.jit.save(torch.jit.trace(nn.Sequential(job.model, nn.ReLU()), job.images), file)
@@ -177,6 +179,7 @@ def test_a_file_that_its_runtime_refuses_is_an_error(trained: Path, tmp_path: Pa
         verify.run([("onnx", tmp_path / "model.onnx")], [torch.ones(1)], library=False, threads=1, rounds=1)
 
 
+@pytest.mark.slow
 def test_what_a_target_can_not_do_is_said_before(trained: Path, tmp_path: Path) -> None:
     rows = rows_of(config(trained, tmp_path, target=["compile", "openvino"], int8=True, plain=False))
     assert "use dynamic=none" in rows["compile"].reason
@@ -185,6 +188,7 @@ def test_what_a_target_can_not_do_is_said_before(trained: Path, tmp_path: Path) 
     assert "use dynamic=none" in rows["torchscript"].reason
 
 
+@pytest.mark.slow
 def test_the_command_fails_where_a_target_does(trained: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -201,6 +205,7 @@ def test_the_command_fails_where_a_target_does(trained: Path, tmp_path: Path) ->
     assert "error: no file for compile" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["name", "folder"])
 def test_the_command_takes_a_name_of_timm_and_a_folder_of_save(kind: str, tmp_path: Path) -> None:
     model = "test_resnet"

@@ -20,6 +20,7 @@ from zoo.scripts.deploy.workplace import publish, workplace
 import zoo
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from zoo.scripts.deploy import targets, verify
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 triton = pytest.importorskip("triton", reason="Triton has no package for this platform")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402

@@ -23,7 +23,10 @@ from dcn_ops.testing import CASES, Results, assert_within_budget, make_inputs, o
 from zoo import DCNConfig, inject_
 
 # torch 2.11 meets its own deprecation when it copies a graph.
-pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
+]
 
 REPOSITORY = Path(__file__).parents[2]
 OPERATORS = {torch.ops.dcn_ops.deform_conv2d.default, torch.ops.dcn_ops.deform_conv2d_backward.default}

@@ -178,6 +178,7 @@ def test_the_output_may_be_changed_in_place(
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=settings().max_examples // 10)
 @given(cases(), st.sampled_from(LAYOUTS), SETTINGS, st.booleans())
 def test_compiled_for_any_size_it_is_eagers(case: Case, layout: str, chosen: dict[str, Any], dynamic: bool) -> None:
@@ -305,6 +306,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
 @pytest.mark.parametrize("chunk_bytes", [None, 2**15], ids=["tiny", "cpu"])
 def test_calls_leave_nothing_in_memory(chunk_bytes: int | None) -> None:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # In a process of its own, in which this library alone does not find a name.
 RUN = """
 import sys, types

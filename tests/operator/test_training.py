@@ -312,6 +312,7 @@ def train_on_half(rank: int, distribute: Callable[[nn.Module], nn.Module], folde
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribute", [data_parallel, fully_sharded])
 def test_two_processes_train_as_one(distribute: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     net, start = make_net(), dict(make_net().named_parameters())

@@ -100,6 +100,7 @@ def test_digits_stay_on_the_canvas() -> None:
     assert ink.min() > 0
 
 
+@pytest.mark.slow
 def test_the_default_run_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(composed(*QUICK), tmp_path)
     assert [row.variant for row in rows] == ["plain", "dcn"]

@@ -23,6 +23,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+pytestmark = pytest.mark.slow
+
+
 def metrics(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "dcn" / "metrics.csv").read_text().splitlines()))
 

@@ -19,6 +19,8 @@ from zoo.scripts import checkpoint, files, metrics, resume, state
 from zoo.scripts.config import compose_train
 from zoo.scripts.train import run
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     "data.max_batches=8", "data.batch_size=50", "data.eval_copies=1", "optim.epochs=3", "optim.warmup_epochs=1",
     "variants=[dcn]", "report=false", "device=cpu", "checkpoint_every=3", "optim.ema=0.9", "optim.mixup=0.2",
