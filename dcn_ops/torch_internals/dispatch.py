@@ -5,6 +5,7 @@ there are no gradients of gradients.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ try:
     _keys_below_autograd = torch._C._after_ADInplaceOrView_keyset
     # Of a call with no mode, subclass or transform: the bits of its keys, and its device's key.
     _PLAIN = {_plain_bits(device): getattr(torch._C.DispatchKey, device) for device in ("CPU", "CUDA")}
+    _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     HAS_KEYSETS = True
 except AttributeError:
     HAS_KEYSETS = False
@@ -32,17 +34,22 @@ def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any)
     # change the output in place.
     with _below_autograd():
         device = _PLAIN.get(keyset.raw_repr())
-        if device is not None and not op.has_kernel_for_dispatch_key(device):
+        if device is not None and not _has_kernel(_name(op), device):
             # No mode, subclass, transform or kernel of somebody else: what the dispatcher would call, but earlier.
             return kernel(*args)
         return op.redispatch(keyset & _keys_below_autograd, *args)
+
+
+@cache
+def _name(op: Any) -> str:
+    return op.name()
 
 
 def has_device_kernel(op: Any, device: str) -> bool:
     """Tell whether somebody registered a kernel of ``op`` for a type of device, such as "cpu"."""
     try:
         key = torch._C._dispatch_key_for_device(device)
-        return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)
+        return torch._C._dispatch_has_kernel_for_dispatch_key(_name(op), key)
     except AttributeError:
         return False
 

@@ -27,10 +27,13 @@ def choose(
     Raises:
         ValueError: Where the one that ``set_implementation`` asks for refuses the call.
     """
-    refusal = None
-    for kernel, refusal in refusals(problem, grad, traced=traced, deterministic=deterministic):
-        if refusal is None:
-            return kernel
+    # As ``refusals``, without what a generator costs a small call.
+    wanted, refusal = "auto" if deterministic else current().implementation, None
+    for kernel in TRACED if traced else EAGER:
+        if wanted in ("auto", kernel.IMPLEMENTATION) and (kernel.DETERMINISTIC or not deterministic):
+            refusal = kernel.refuses(problem, grad)
+            if refusal is None:
+                return kernel
     raise ValueError(f'{refusal}, or call dcn_ops.set_implementation("auto")')
 
 
