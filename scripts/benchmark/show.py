@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..files import atomically
 from .measure import Row
 
 
@@ -72,6 +73,9 @@ def _version(package: str) -> str | None:
 def save(rows: list[Row], verdicts: list[dict[str, Any]], path: Path) -> None:
     """Write the JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(json.dumps({**provenance(), "rows": rows, "bounds": verdicts}, indent=1) + "\n")
-    partial_file.replace(path)
+    content = json.dumps({**provenance(), "rows": rows, "bounds": verdicts}, indent=1) + "\n"
+
+    def write(new: Path) -> None:
+        new.write_text(content)
+
+    atomically(path, write)
