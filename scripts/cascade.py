@@ -38,9 +38,10 @@ def watched(model: nn.Module, seen: Any) -> Iterator[None]:
     """Call ``seen(name, layer, input)`` before each deformable layer runs."""
 
     def hook(name: str) -> Any:
-        return lambda layer, args: seen(name, layer, args[0])
+        return lambda layer, args, kwargs: seen(name, layer, args[0] if args else kwargs["input"])
 
-    handles = [m.register_forward_pre_hook(hook(name)) for name, m in deformable_layers(model).items()]
+    layers = deformable_layers(model).items()
+    handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in layers]
     try:
         yield
     finally:

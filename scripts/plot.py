@@ -23,13 +23,13 @@ def sampling_positions(model: nn.Module, images: Tensor) -> dict[str, tuple[Tens
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str) -> Any:
-        def hook(layer: DeformConv2d, args: tuple[Tensor, ...]) -> None:
-            found[name] = _at_centre(layer, args[0], images.shape[-2:])
+        def hook(layer: DeformConv2d, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[name] = _at_centre(layer, args[0] if args else kwargs["input"], images.shape[-2:])
 
         return hook
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
-    handles = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(record(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(images)
     finally:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from zoo.scripts import checkpoint, config_inspect, figures, offset_statistics, receptive
+from zoo.scripts import checkpoint, config_inspect, figures, offset_statistics, plot, receptive
 from zoo.scripts.cascade import cascade, record
 from zoo.scripts.config_inspect import Visualize
 from zoo.scripts.receptive import effective_fields, side_of_half, spread, without_offsets
@@ -52,6 +53,20 @@ def path(tmp_path: Path) -> Path:
     folder.mkdir()
     checkpoint.save(model, RECIPE, folder / "last.safetensors")
     return folder / "last.safetensors"
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = DeformConv2d(1, 1, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(input=images)
+
+
+@pytest.mark.parametrize("watch", [record, plot.sampling_positions])
+def test_a_layer_that_is_called_by_keyword_is_seen(watch: Any) -> None:
+    assert list(watch(ByKeyword(), torch.randn(1, 1, 8, 8))) == ["conv"]
 
 
 def stack(count: int = 3) -> nn.Sequential:
