@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -41,7 +41,7 @@ def read(folder: str | None, limit: int) -> Photos:
 
     Raises:
         FileNotFoundError: For a folder that is not there or holds no image.
-        ValueError: For a class without images, and for a file that is no image.
+        ValueError: For a class without images, and for an image that can't be read.
     """
     if folder is None:
         return Photos(list(_photos())[:limit])
@@ -63,9 +63,9 @@ def _spread(files: list[_T], limit: int) -> list[_T]:
 def _opened(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.copy()
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no image: remove it, or export it again") from error
+            return to_mode(image, "RGB")
+    except Exception as error:  # whatever a damaged image raises in Pillow
+        raise ValueError(f"can't read the image {path}: {error}; mend or delete it") from error
 
 
 def labels_of(photos: Photos, model: nn.Module, scores: int) -> list[int] | None:

@@ -257,8 +257,17 @@ def test_images_without_classes_have_none(tmp_path: Path) -> None:
     assert (len(photos.images), photos.classes) == (2, None)
     with pytest.raises(FileNotFoundError, match=r"expected a folder with images, got .*images are \.apng"):
         images.read(str(tmp_path / "nowhere"), 2)
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.png is no image"):
+
+
+@pytest.mark.parametrize("name", ["text.png", "cut.png", "nan.tif"])
+def test_an_image_that_can_not_be_read_is_named(name: str, tmp_path: Path) -> None:
+    if name == "nan.tif":
+        Image.fromarray(np.full((7, 9), np.nan, np.float32)).save(tmp_path / name)
+    else:
+        Image.effect_noise((64, 64), 50).save(tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(b"no image" if name == "text.png" else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"can't read the image .*{name}: .*; mend or delete it"):
         images.read(str(tmp_path), 64)
 
 
