@@ -1,5 +1,6 @@
 """dcn-bench: what a deformable convolution costs, beside the plain one and beside its peers."""
 
+import os
 import sys
 from pathlib import Path
 from typing import cast
@@ -9,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from . import markdown
 from .benchmark import bounds, deployed, document, measure, memory, models, picture, show
 from .benchmark.cases import MODELS, choose
 from .benchmark.providers import PROVIDERS
@@ -19,8 +21,11 @@ def run(config: Bench) -> list[measure.Row]:
     """Measure, print and save what the config asks for; an interruption saves what is there so far.
 
     Raises:
-        ValueError: For an unknown suite, case, provider or mode, and for a single round, which has no quartiles.
+        ValueError: For an unknown suite, case, provider or mode, for a single round, which has no quartiles, and
+            for a Markdown file, which is of ``plot``.
     """
+    if config.markdown:
+        raise ValueError(f"markdown={config.markdown} takes the tables of a JSON file; add plot=FILE")
     if config.rounds < 2:
         raise ValueError(f"expected at least 2 rounds, got rounds={config.rounds}")
     if unknown := set(config.providers) - set(PROVIDERS):
@@ -72,18 +77,38 @@ def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) 
             rows += models.rows_of(name, config)
 
 
+def draw(source: Path, text: Path | None) -> None:
+    """Draw a JSON file of dcn-bench into ``docs/img``, and put its tables into a Markdown file.
+
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        PermissionError: For a Markdown file that can't be written to.
+        ValueError: For a JSON file without times, and for a Markdown file without its marks.
+    """
+    if not source.is_file():
+        raise FileNotFoundError(f"expected a JSON file of dcn-bench, got plot={source}")
+    if text:  # before the picture
+        markdown.around_block(text, source.stem)
+    target = Path("docs/img") / f"{source.stem}.png"
+    picture.plot(source, target)
+    print(f"drawn: {target}")
+    if text:
+        document.write(source, text)
+        print(f"written: {text}")
+
+
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="bench")
 def _main(config: DictConfig) -> None:
     bench = cast(Bench, OmegaConf.to_object(config))
-    if bench.plot:
-        target = Path("docs/img") / f"{Path(bench.plot).stem}.png"
-        picture.plot(Path(bench.plot), target)
-        print(f"drawn: {target}")
-        if bench.markdown:
-            document.write(Path(bench.plot), Path(bench.markdown))
-            print(f"written: {bench.markdown}")
-        return
-    run(bench)
+    try:
+        if bench.plot:
+            draw(Path(bench.plot), Path(bench.markdown) if bench.markdown else None)
+        else:
+            run(bench)
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):  # a developer wants the stack
+            raise
+        sys.exit(f"error: {error}")
 
 
 def main() -> None:

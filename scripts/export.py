@@ -34,6 +34,7 @@ def run(config: Export) -> list[Row]:
         ValueError: For an unknown target, dtype or kind of dynamic sizes, a number out of range, a folder that
             can't be written to, or what the network's source refuses.
         FileNotFoundError: For a checkpoint, a folder of images or a Markdown file that is not there.
+        PermissionError: For a Markdown file that can't be written to.
     """
     names = _targets(config.target)
     _check(config)

@@ -1,6 +1,7 @@
 """dcn-bench: what it reports can be trusted."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -185,6 +186,43 @@ def test_tables_go_between_their_marks(tmp_path: Path) -> None:
         document.write(tmp_path / "x.json", tmp_path / "y.md")
 
 
+@pytest.mark.parametrize("kind", ["missing", "read-only", "without marks"])
+def test_a_markdown_file_is_refused_before_the_picture(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = {"rows": [row("eager", 1.0)], "bounds": [], "command": "x", "commit": "x"}
+    Path("x.json").write_text(json.dumps({**report, "machine": [], "device": "cpu", "versions": {"torch": "2"}}))
+    if kind != "missing":
+        Path("x.md").write_text("<!-- x -->\n<!-- /x -->\n" if kind == "read-only" else "")
+    if kind == "read-only":  # root may write to every file
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "x.md")
+    expected = {
+        "missing": "expected a Markdown file",
+        "read-only": r"can't write to x\.md",
+        "without marks": "lines",
+    }
+    with pytest.raises((OSError, ValueError), match=expected[kind]):
+        bench.draw(Path("x.json"), Path("x.md"))
+    assert not Path("docs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("plot=nowhere.json", "error: expected a JSON file of dcn-bench, got plot=nowhere.json"),
+        ("suite=dens", "error: expected suite to be one of gpu, op"),
+    ],
+)
+def test_the_command_says_a_mistake_in_one_line(argument: str, answer: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "zoo.scripts.bench", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(answer)
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_interruption_keeps_what_was_measured(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +246,7 @@ def test_an_interruption_keeps_what_was_measured(
         (Bench(case="5x*"), "no case of suite='quick' matches '5x.'; there are .'4x256x28x28'"),
         (Bench(providers=["eagre"]), "expected providers among conv2d, copy, eager"),
         (Bench(modes=["backward"]), "expected modes among forward, training"),
+        (Bench(markdown="x.md"), "markdown=x.md takes the tables of a JSON file; add plot=FILE"),
         (Bench(rounds=1), "expected at least 2 rounds, got rounds=1"),
     ],
 )
