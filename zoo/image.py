@@ -56,7 +56,7 @@ def likely_channels(model: nn.Module) -> list[int]:
     return list(dict.fromkeys((guess, *(channels for channels in taken if channels <= MOST_CHANNELS), *_USUAL)))
 
 
-def likely_readers(model: nn.Module, channels: int = 0) -> set[nn.Conv2d]:
+def likely_readers(model: nn.Module, channels: int) -> set[nn.Conv2d]:
     """Return the convolutions that mix as many channels as the image has, or as few as an image usually has."""
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
     return {conv for conv in convs if conv.in_channels == channels or conv.in_channels <= max(_USUAL)}

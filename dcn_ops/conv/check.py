@@ -72,6 +72,11 @@ def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
     return [integers[0], integers[-1]]
 
 
+def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
+    """Return the weight groups and the offset groups; where channels don't divide, the operator's check says so."""
+    return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+
+
 def check_arguments(
     input: Tensor,
     offset: Tensor,

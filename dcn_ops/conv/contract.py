@@ -48,12 +48,12 @@ _backward_op = torch.ops.dcn_ops.deform_conv2d_backward.default
 
 
 def _forward(*arguments: Any, traced: bool = False) -> Tensor:
-    problem = _problem(*arguments)
+    problem = make_problem(*arguments)
     return choose(problem, traced=traced).forward(problem)
 
 
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
-    problem, needs = _problem(*arguments[:-1]), list(arguments[-1])
+    problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
     check_gradient(grad, problem.input, problem.weight, problem.conv)
     kernel = choose(problem, grad, traced=traced)
     if not (needs[0] and not kernel.DETERMINISTIC and torch.are_deterministic_algorithms_enabled()):
@@ -64,9 +64,10 @@ def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     return of_input, *kernel.backward(grad, problem, [False, *needs[1:]])[1:]
 
 
-def _problem(
+def make_problem(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
 ) -> Problem:
+    """Check the operator's arguments, in its own order."""
     conv = check_arguments(input, offset, weight, bias, mask, *integers)
     return Problem(input, offset, weight, bias, mask, conv)
 
@@ -107,13 +108,13 @@ def has_foreign_kernel(device: torch.device | str) -> bool:
 
 @torch.library.register_fake("dcn_ops::deform_conv2d", lib=_library)
 def _forward_fake(*arguments: Any) -> Tensor:
-    input, _, weight, _, _, conv = _problem(*arguments)
+    input, _, weight, _, _, conv = make_problem(*arguments)
     return empty_channels_last(input, (input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])))
 
 
 @torch.library.register_fake("dcn_ops::deform_conv2d_backward", lib=_library)
 def _backward_fake(grad: Tensor, *arguments: Any) -> Gradients:
-    input, offset, weight, _, mask, conv = _problem(*arguments[:-1])
+    input, offset, weight, _, mask, conv = make_problem(*arguments[:-1])
     check_gradient(grad, input, weight, conv)
     gradients = (
         empty_channels_last(input),
@@ -176,7 +177,7 @@ def _backward_autograd(keyset: Any, *args: Any) -> Gradients:
 
 
 def _reference(*arguments: Any) -> Tensor:
-    return reference.forward(*_problem(*arguments))
+    return reference.forward(*make_problem(*arguments))
 
 
 def _needs_graph(*tensors: Tensor | None) -> bool:

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from dcn_ops.conv.check import as_pair, check_arguments, check_tensors
-from dcn_ops.conv.contract import has_foreign_kernel
-from dcn_ops.conv.kernels.kernel import Problem
-from dcn_ops.conv.kernels.registry import EAGER, TRACED, refusals
+from dcn_ops.conv.check import as_pair, check_tensors, count_groups
+from dcn_ops.conv.contract import has_foreign_kernel, make_problem
+from dcn_ops.conv.kernels.registry import allowed, in_order
 from dcn_ops.settings import current
 
 
@@ -61,22 +59,17 @@ def explain(
     """
     check_tensors(input, offset, weight, bias, mask)
     pairs = as_pair("stride", stride), as_pair("padding", padding), as_pair("dilation", dilation)
-    groups = input.shape[1] // weight.shape[1]
-    offset_groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
-    conv = check_arguments(input, offset, weight, bias, mask, *pairs, groups, offset_groups)
+    problem = make_problem(input, offset, weight, bias, mask, *pairs, *count_groups(input, offset, weight))
     if has_foreign_kernel(input.device):
         return Explanation(taken="a kernel that another library registered")
-    traced = compiled and not current().whole_operators
-    with torch.no_grad():
-        asked = dict(refusals(Problem(input, offset, weight, bias, mask, conv), traced=traced))
-    taken, reasons = None, {}
-    for kernel in TRACED if traced else EAGER:
-        if kernel not in asked:
-            reason: str | None = f"the implementation is set to {current().implementation!r}"
-        else:
-            reason = asked[kernel]
+    implementation, traced = current().implementation, compiled and not current().whole_operators
+    taken, refused = None, {}
+    for kernel in in_order(traced):
+        reason: str | None = f"the implementation is set to {implementation!r}"
+        if kernel in allowed(implementation, traced):
+            reason = kernel.refuses(problem)
         if reason is None and taken is None:
             taken = kernel.NAME
         else:
-            reasons[kernel.NAME] = reason or f"{taken} comes first"
-    return Explanation(taken=taken, refused=reasons)
+            refused[kernel.NAME] = reason or f"{taken} comes first"
+    return Explanation(taken=taken, refused=refused)

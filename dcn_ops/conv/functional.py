@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
-from dcn_ops.conv.check import as_pair, check_tensors
+from dcn_ops.conv.check import as_pair, check_tensors, count_groups
 
 
 def deform_conv2d(
@@ -60,9 +60,7 @@ def deform_conv2d(
         stride_hw = as_pair("stride", stride)
         padding_hw = as_pair("padding", padding)
         dilation_hw = as_pair("dilation", dilation)
-    # Where the shapes don't divide, the operator's own check says so.
-    groups = input.shape[1] // weight.shape[1]
-    offset_groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+    groups, offset_groups = count_groups(input, offset, weight)
     return torch.ops.dcn_ops.deform_conv2d(
         input, offset, weight, bias, mask, stride_hw, padding_hw, dilation_hw, groups, offset_groups
     )

@@ -1,6 +1,6 @@
 """Which implementation a call takes: the first in order of preference that does not refuse it."""
 
-from collections.abc import Iterator
+from functools import cache
 
 from torch import Tensor
 
@@ -27,21 +27,22 @@ def choose(
     Raises:
         ValueError: Where the one that ``set_implementation`` asks for refuses the call.
     """
-    # As ``refusals``, without what a generator costs a small call.
-    wanted, refusal = "auto" if deterministic else current().implementation, None
-    for kernel in TRACED if traced else EAGER:
-        if wanted in ("auto", kernel.IMPLEMENTATION) and (kernel.DETERMINISTIC or not deterministic):
-            refusal = kernel.refuses(problem, grad)
-            if refusal is None:
-                return kernel
+    refusal = None
+    for kernel in allowed(current().implementation, traced, deterministic):
+        refusal = kernel.refuses(problem, grad)
+        if refusal is None:
+            return kernel
     raise ValueError(f'{refusal}, or call dcn_ops.set_implementation("auto")')
 
 
-def refusals(
-    problem: Problem, grad: Tensor | None = None, *, traced: bool = False, deterministic: bool = False
-) -> Iterator[tuple[Kernel, str | None]]:
-    """Yield each implementation that the settings allow, with its reason against the call; None is none."""
-    wanted = "auto" if deterministic else current().implementation
-    for kernel in TRACED if traced else EAGER:
-        if wanted in ("auto", kernel.IMPLEMENTATION) and (kernel.DETERMINISTIC or not deterministic):
-            yield kernel, kernel.refuses(problem, grad)
+@cache
+def allowed(implementation: str, traced: bool, deterministic: bool = False) -> tuple[Kernel, ...]:
+    """Return the implementations that are asked, in order; a deterministic one may be of any name."""
+    if deterministic:
+        return tuple(kernel for kernel in in_order(traced) if kernel.DETERMINISTIC)
+    return tuple(kernel for kernel in in_order(traced) if implementation in ("auto", kernel.IMPLEMENTATION))
+
+
+def in_order(traced: bool) -> tuple[Kernel, ...]:
+    """Return all implementations, in order of preference."""
+    return TRACED if traced else EAGER
