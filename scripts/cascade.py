@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
+from .offsets import input_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -38,7 +40,7 @@ def watched(model: nn.Module, seen: Any) -> Iterator[None]:
     """Call ``seen(name, layer, input)`` before each deformable layer runs."""
 
     def hook(name: str) -> Any:
-        return lambda layer, args, kwargs: seen(name, layer, args[0] if args else kwargs["input"])
+        return lambda layer, args, kwargs: seen(name, layer, input_of(args, kwargs))
 
     layers = deformable_layers(model).items()
     handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in layers]

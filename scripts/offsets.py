@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from dcn_ops import DeformConv2d
 
 
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the input of a layer from what a hook gets, however the layer was called."""
+    return args[0] if args else kwargs["input"]
+
+
 class WithOffsets(nn.Module):
     """A network that also returns the mean |offset| and the mean squared offset of each of its deformable layers.
 
@@ -57,7 +62,7 @@ class WithOffsets(nn.Module):
     def _predict(
         self, name: str, layer: DeformConv2d, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        input = args[0] if args else kwargs["input"]
+        input = input_of(args, kwargs)
         offset, mask = layer.offsets(input)
         wide = offset.float()
         self._seen[name].append((wide.detach().abs().mean(), wide.square().mean()))

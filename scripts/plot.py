@@ -1,12 +1,13 @@
 """The figure of the DCN papers: where the filters of a trained network sample an image."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
+
+from .cascade import watched
 
 
 @torch.no_grad()
@@ -22,19 +23,11 @@ def sampling_positions(model: nn.Module, images: Tensor) -> dict[str, tuple[Tens
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def record(name: str) -> Any:
-        def hook(layer: DeformConv2d, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[name] = _at_centre(layer, args[0] if args else kwargs["input"], images.shape[-2:])
+    def seen(name: str, layer: DeformConv2d, features: Tensor) -> None:
+        found[name] = _at_centre(layer, features, images.shape[-2:])
 
-        return hook
-
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
-    handles = [layer.register_forward_pre_hook(record(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
+    with watched(model, seen):
         model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

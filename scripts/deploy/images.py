@@ -108,13 +108,14 @@ def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], mo
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     config = preparation(shape, model)
     steps: list[nn.Module] = [
+        v2.Grayscale(channels) if channels == 1 else v2.RGB(),
         v2.Resize((height, width), antialias=True),
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(config["mean"], config["std"]),
     ]
     transform = v2.Compose(steps)
-    ready = [transform(to_mode(image, "L" if channels == 1 else "RGB")) for image in images[:count]]
+    ready = [transform(image) for image in images[:count]]
     out = torch.stack([ready[i % len(ready)] for i in range(count)])
     mirrored = torch.arange(count) // len(images) % 2 == 1
     out[mirrored] = out[mirrored].flip(-1)
