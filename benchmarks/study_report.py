@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from zoo.scripts import markdown
+from zoo.scripts.storage import markdown
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {

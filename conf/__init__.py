@@ -1,1 +1,1 @@
-"""Hydra configs of the console commands; the schema is in ``scripts/config.py``."""
+"""Hydra configs of the console commands; the schema is in ``scripts/config/schema.py``."""

@@ -1,120 +1,28 @@
 """dcn-bench: what a deformable convolution costs, beside the plain one and beside its peers."""
 
-import os
-import sys
 from pathlib import Path
 from typing import cast
 
 import hydra
-import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from . import markdown
-from .benchmark import bounds, deployed, document, measure, memory, models, picture, show
-from .benchmark.cases import MODELS, choose
-from .benchmark.providers import PROVIDERS
-from .config import Bench, check_overrides, register
-
-
-def run(config: Bench) -> list[measure.Row]:
-    """Measure, print and save what the config asks for; an interruption saves what is there so far.
-
-    Raises:
-        ValueError: For an unknown suite, case, provider or mode, for a single round, which has no quartiles, and
-            for a Markdown file, which is of ``plot``.
-    """
-    if config.markdown:
-        raise ValueError(f"markdown={config.markdown} takes the tables of a JSON file; add plot=FILE")
-    if config.rounds < 2:
-        raise ValueError(f"expected at least 2 rounds, got rounds={config.rounds}")
-    if unknown := set(config.providers) - set(PROVIDERS):
-        raise ValueError(f"expected providers among {', '.join(PROVIDERS)}, got {sorted(unknown)}")
-    if unknown := set(config.modes) - set(measure.MODES):
-        raise ValueError(f"expected modes among {', '.join(measure.MODES)}, got {sorted(unknown)}")
-    console, rows = Console(width=160), list[measure.Row]()
-    try:
-        _measure(config, rows, console)
-    except KeyboardInterrupt:
-        console.print("interrupted: what follows is what was measured until then")
-    verdicts = bounds.verdicts(rows) if config.device == "cpu" else bounds.gpu_verdicts(rows)
-    show.tables(rows, verdicts, console)
-    path = Path(config.json or f"benchmarks/results/{config.device}-{config.suite}.json")
-    show.save(rows, verdicts, path)
-    console.print(f"written: {path}")
-    if config.strict and not all(v["met"] for v in verdicts):
-        sys.exit("error: a bound is missed")
-    return rows
-
-
-def _measure(config: Bench, rows: list[measure.Row], console: Console) -> None:
-    if config.suite in ("models", "deploy"):
-        _measure_networks(config, rows, console)
-        return
-    for case in choose(config.suite, config.case):
-        console.print(f"{case.name} ...")
-        for threads in config.threads:
-            torch.set_num_threads(threads)
-            for mode in config.modes:
-                new = measure.rows_of(
-                    case, mode, config.providers, config.offset_sigma, config.device, config.rounds
-                )
-                if config.memory and config.device == "cpu":
-                    for row in new:
-                        if "ms" in row:
-                            row["peak"] = memory.peak_of(case.name, mode, row["provider"], config.offset_sigma)
-                rows += new
-                torch.compiler.reset()
-
-
-def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) -> None:
-    torch.set_num_threads(config.threads[0])
-    for name in config.models or (MODELS if config.suite == "models" else deployed.MODELS):
-        console.print(f"{name} ...")
-        if config.suite == "deploy":
-            rows += deployed.rows_of(name, config)
-        else:
-            rows += models.rows_of(name, config)
-
-
-def draw(source: Path, text: Path | None) -> None:
-    """Draw a JSON file of dcn-bench into ``docs/img``, and put its tables into a Markdown file.
-
-    Raises:
-        FileNotFoundError: For a file that is not there.
-        PermissionError: For a Markdown file that can't be written to.
-        ValueError: For a JSON file without times, and for a Markdown file without its marks.
-    """
-    if not source.is_file():
-        raise FileNotFoundError(f"expected a JSON file of dcn-bench, got plot={source}")
-    if text:  # before the picture
-        markdown.around_block(text, source.stem)
-    target = Path("docs/img") / f"{source.stem}.png"
-    picture.plot(source, target)
-    print(f"drawn: {target}")
-    if text:
-        document.write(source, text)
-        print(f"written: {text}")
+from .benchmark.run import draw, run
+from .config import command, schema
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="bench")
 def _main(config: DictConfig) -> None:
-    bench = cast(Bench, OmegaConf.to_object(config))
-    try:
+    bench = cast(schema.Bench, OmegaConf.to_object(config))
+    with command.errors_in_one_line():
         if bench.plot:
             draw(Path(bench.plot), Path(bench.markdown) if bench.markdown else None)
         else:
             run(bench)
-    except (ValueError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):  # a developer wants the stack
-            raise
-        sys.exit(f"error: {error}")
 
 
 def main() -> None:
     """Entry point of the console command."""
-    register()
-    check_overrides(Bench)
+    command.prepare(schema.Bench)
     _main()
 
 

@@ -1,171 +1,26 @@
 """dcn-evaluate: accuracy, confusion matrix, accuracy under corruptions and throughput of checkpoints."""
 
-import statistics
 import sys
-import time
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
-from torch import Tensor, nn
 
-from . import config_inspect, scores
-from .benchmark.show import provenance
-from .config import check_overrides
-from .config_inspect import Evaluate
-from .corruptions import CORRUPTIONS, corrupt
-from .data import Batch
-from .scores import Result
-from .subject import Subject, existing, of_checkpoint
-
-
-@dataclass
-class Normalisation:
-    """Mean and deviation that images were normalised with, [C, 1, 1]."""
-
-    mean: Tensor
-    std: Tensor
-
-    def undo(self, images: Tensor) -> Tensor:
-        """Return images of [0, 1]."""
-        return (images * self.std + self.mean).clamp(0, 1)
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Return what the network reads."""
-        return (images - self.mean) / self.std
-
-
-def run(config: Evaluate, folder: Path) -> dict[str, Result]:
-    """Evaluate, print and save.
-
-    Args:
-        config: The composed config.
-        folder: Receives ``results.json``, and by network ``confusion-<network>.csv`` and ``.png``.
-
-    Raises:
-        FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network that doesn't fit the data, such as one that doesn't know their classes, an
-            unknown corruption or severity.
-    """
-    names = list(CORRUPTIONS) if config.corruptions == ["all"] else config.corruptions
-    if unknown := set(names) - set(CORRUPTIONS):
-        raise ValueError(f"expected corruptions among {', '.join(CORRUPTIONS)}, got {sorted(unknown)}")
-    if not set(config.severities) <= set(range(1, 6)):
-        raise ValueError(f"expected severities of 1 to 5, got {config.severities=}")
-    device = torch.device(
-        config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
-    stamp = provenance("dcn-evaluate")
-    paths = _named([existing(path) for path in (config.checkpoint, *config.against)])
-    subjects = {name: of_checkpoint(path, name, config.data, device, config.seed) for name, path in paths.items()}
-    labels = {name: subject.labels() for name, subject in subjects.items()}
-    calls = {name: _prepared(subject.model, config) for name, subject in subjects.items()}
-    results = {}
-    for name, subject in subjects.items():
-        results[name] = _accuracy(calls[name], subject, labels[name], device, str(paths[name]))
-        results[name].corruptions = _corrupted(calls[name], subject, labels[name], names, config, device)
-    images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
-    for name, speed in throughput(calls, images, config.rounds).items():
-        results[name].images_per_second = speed
-    batch = len(next(iter(images.values())))
-    scores.write(results, stamp, batch, folder)
-    data = next(iter(subjects.values())).data
-    scores.show(results, str(data.name or data.root), config.severities, batch)
-    return results
-
-
-def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -> dict[str, float]:
-    """Return images per second, the median over rounds in which the networks take turns, each with its images."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for i in range(rounds + 2):  # two to warm up
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(images[name])
-                if images[name].is_cuda:
-                    torch.cuda.synchronize(images[name].device)
-                if i >= 2:
-                    seconds[name].append(time.perf_counter() - start)
-    return {name: len(images[name]) / statistics.median(values) for name, values in seconds.items()}
-
-
-def _named(paths: list[Path]) -> dict[str, Path]:
-    """Name checkpoints by their folder, dcn-train's variant, or by their path where that is ambiguous."""
-    folders = [path.parent.name or path.stem for path in paths]
-    names = folders if len(set(folders)) == len(paths) else [str(path) for path in paths]
-    if len(set(names)) < len(names):
-        raise ValueError(f"expected different checkpoints, got {names}")
-    return dict(zip(names, paths, strict=True))
-
-
-def _prepared(model: nn.Module, config: Evaluate) -> Any:
-    model = model.to(memory_format=torch.channels_last) if config.channels_last else model
-    return torch.compile(model, fullgraph=True) if config.compile else model
-
-
-@torch.inference_mode()
-def _accuracy(call: Any, subject: Subject, labels: Tensor, device: torch.device, path: str) -> Result:
-    """Evaluate one network, whose output ``labels[c]`` stands for class c of the data."""
-    outputs, among_five = subject.model.num_classes, 0
-    confusion = torch.zeros(outputs, outputs, dtype=torch.int64)
-    for images, found in track(subject.loader, description="accuracy", transient=True):
-        logits, wanted = call(images.to(device)).float().cpu(), labels[found]
-        confusion += torch.bincount(wanted * outputs + logits.argmax(1), minlength=outputs**2).view(
-            outputs, outputs
-        )
-        top5 = logits.topk(min(5, outputs)).indices
-        among_five += int((top5 == wanted[:, None]).any(1).sum())
-    total = int(confusion.sum())
-    return Result(
-        checkpoint=path,
-        parameters=sum(p.numel() for p in subject.model.parameters()),
-        top1=100 * int(confusion.trace()) / total,
-        top5=100 * among_five / total,
-        classes=subject.answers,
-        confusion=confusion.tolist(),
-    )
-
-
-@torch.inference_mode()
-def _corrupted(
-    call: Any, subject: Subject, labels: Tensor, names: list[str], config: Evaluate, device: torch.device
-) -> dict[str, list[float]]:
-    """Return top-1 in percent by corruption and severity."""
-    batches: list[Batch] = list(islice(subject.loader, config.corruption_batches)) if names else []
-    count = sum(len(found) for _, found in batches)
-    mean, std = (torch.tensor(subject.transform[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
-    normalisation = Normalisation(mean, std)
-    accuracies: dict[str, list[float]] = {}
-    for name in track(names, description="corruptions", transient=True):
-        accuracies[name] = []
-        for severity in config.severities:
-            generator, right = torch.Generator().manual_seed(config.seed), 0
-            for images, found in batches:
-                bare = normalisation.undo(images.to(device))
-                answer = call(normalisation.apply(corrupt(name, bare, severity, generator))).argmax(1).cpu()
-                right += int((answer == labels[found]).sum())
-            accuracies[name].append(100 * right / count)
-    return accuracies
+from .config import command, schema
+from .inspect.evaluation import run
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="evaluate")
 def _main(config: DictConfig) -> None:
-    try:
-        run(cast(Evaluate, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with command.errors_in_one_line():
+        run(cast(schema.Evaluate, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:
     """Entry point of the console command."""
-    config_inspect.register()
-    check_overrides(Evaluate)
+    command.prepare(schema.Evaluate)
     if not any(argument.startswith("checkpoint=") for argument in sys.argv[1:]) and not _asks_for_help():
         sys.exit("error: which network? Say checkpoint=runs/train/<time>/dcn/last.safetensors")
     _main()

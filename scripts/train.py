@@ -1,166 +1,20 @@
 """dcn-train: fine-tune a timm backbone with deformable convolutions, beside the plain one."""
 
-import logging
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import hydra
-import timm
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast_object_list
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
-from timm.data import resolve_data_config
-from timm.models import PretrainedCfg
-from torch import Tensor, nn
 
-from zoo import DCNConfig, plan
-
-from . import checkpoint, engine, plot, preview, report, resume, variants
-from .config import Train, check_overrides, register
-from .data import Splits, create_splits
-from .divergence import still_layers
-from .files import locked
-from .stop import Stopped
-from .variants import Variant
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Trained:
-    model: nn.Module
-    top1: float
-    batch: Tensor  # of evaluation images, on the device
-
-
-def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[report.Row]:
-    """Train each variant under one seed and schedule, save it, and report on all of them.
-
-    Args:
-        config: The composed config.
-        folder: Receives a sub-folder per variant, ``results.json`` and ``sampling.png``.
-        runs: Folders of other runs, of which ``resume="auto"`` may choose one to go on with.
-
-    Raises:
-        ValueError: For an unknown model or variant, what recipe, data, model or conversion refuse, all before the
-            first step, and for a folder that another run is in.
-        FileNotFoundError: For data or a run to resume that is not there.
-        FloatingPointError: When a loss is not finite.
-        Stopped: On SIGTERM or Ctrl-C, once the state is saved.
-    """
-    variants.check(config)
-    accelerator = create_accelerator(config)
-    # The first process names the folder: elsewhere another second may have passed, or another disk be mounted.
-    if config.resume and not config.dry_run and accelerator.is_main_process:
-        folder = resume.choose(config, folder, runs or [])
-    folder = broadcast_object_list([folder])[0]
-    splits = _splits(config)
-    built = variants.build_all(config, splits, accelerator)
-    if config.dry_run:
-        preview.show(splits, config, folder)
-        if "dcn" in built:
-            plan(
-                checkpoint.build(built["dcn"].recipe | {"dcn": None}),
-                DCNConfig(**built["dcn"].recipe["dcn"]),
-                input_size=splits.transform["input_size"],
-            )
-        return []
-    if not accelerator.is_main_process:
-        _train_all(built, splits, config, accelerator, folder)
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        trained = _train_all(built, splits, config, accelerator, folder)
-        return _report(trained, config, folder) if config.report else []
-
-
-def _train_all(
-    built: dict[str, Variant], splits: Splits, config: Train, accelerator: Accelerator, folder: Path
-) -> dict[str, _Trained]:
-    trained: dict[str, _Trained] = {}
-    for name, variant in built.items():
-        # What is read from its start goes on where the last training left it.
-        data = _splits(config) if trained else splits
-        trained[name] = _train(name, variant, data, config, accelerator, folder / name)
-    return trained
-
-
-def create_accelerator(config: Train) -> Accelerator:
-    """Join the other processes, if ``accelerate launch`` or ``torchrun`` started some."""
-    if config.device not in ("auto", "cpu"):
-        try:
-            torch.empty(0, device=config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"there is no device={config.device}: {error}") from error
-        os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
-    # Processes on CPUs join where accelerate is told so alone.
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    # A second run in this process, of a sweep, may have another precision; the processes stay joined.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=on_cpu,
-        mixed_precision=config.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.optim.accumulate, sync_with_dataloader=False
-        ),
-        dataloader_config=DataLoaderConfiguration(split_batches=True, dispatch_batches=False),
-    )
-
-
-def _splits(config: Train) -> Splits:
-    pretrained_cfg = timm.get_pretrained_cfg(config.model.name) or PretrainedCfg()
-    transform = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())
-    return create_splits(config.data, transform, config.seed)
-
-
-def _train(
-    name: str, variant: Variant, splits: Splits, config: Train, accelerator: Accelerator, folder: Path
-) -> _Trained:
-    if accelerator.is_main_process:
-        folder.mkdir(exist_ok=True)
-    torch.manual_seed(config.seed)
-    model = variant.model.to(accelerator.device)
-    if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 splits contiguous parameters alone
-        model = model.to(memory_format=torch.channels_last)
-    metrics = engine.fit(
-        model, splits, config, accelerator, folder, variant.recipe,
-        resume=config.resume is not None,
-        started=lambda: resume.record(config, folder.parent),  # not of a config that the run's state refuses
-    )  # fmt: skip
-    accelerator.free_memory()
-    if accelerator.is_main_process:
-        path = folder / "last.safetensors"
-        _log.info("%s: top-1 %.2f %%, checkpoint %s", name, metrics["eval/top1"], path)
-        if accelerator.is_fsdp2:  # in pieces, which one process alone can't call
-            model = checkpoint.load(path, accelerator.device)
-        if still := still_layers(load_file(path)):
-            _log.warning(
-                "%s: the offsets are still zero in %s; lower optim.offset_warmup_steps, or raise "
-                "optim.offset_lr_scale or optim.epochs",
-                *(name, ", ".join(still) if len(still) < 6 else f"{len(still)} layers"),
-            )
-    images, _ = next(iter(splits.evaluate))
-    return _Trained(model, metrics["eval/top1"], images.to(accelerator.device))
-
-
-def _report(trained: dict[str, _Trained], config: Train, folder: Path) -> list[report.Row]:
-    batch = next(iter(trained.values())).batch
-    models = {name: variant.model for name, variant in trained.items()}
-    rows = report.measure(models, {name: variant.top1 for name, variant in trained.items()}, batch)
-    title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
-    report.show(rows, len(batch), title, folder / "results.json")
-    if "dcn" in models:
-        plot.draw(models["dcn"], batch[:8], folder / "sampling.png")
-        print(f"sampling positions: {folder / 'sampling.png'}")
-    return rows
+from .config import command, schema
+from .training import resume
+from .training.run import run
+from .training.stop import Stopped
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="train")
@@ -169,7 +23,7 @@ def _main(config: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     runs = [path.parent for path in (folder.parents[sweep]).glob(("*/" * (1 + sweep)) + resume.NAME)]
     try:
-        run(cast(Train, OmegaConf.to_object(config)), folder, runs)
+        run(cast(schema.Train, OmegaConf.to_object(config)), folder, runs)
     except (Stopped, KeyboardInterrupt) as stopped:
         signum = stopped.signum if isinstance(stopped, Stopped) else 2
         _exit(f"{str(stopped) or 'interrupted'}; the same command with resume=auto goes on", 128 + signum)
@@ -192,8 +46,7 @@ def _rank() -> int:
 
 def main() -> None:
     """Entry point of the console command."""
-    register()
-    check_overrides(Train)
+    command.prepare(schema.Train)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if {"-m", "--multirun"} & set(sys.argv):
             sys.exit("error: a sweep starts its own runs; launch one run with accelerate or torchrun, without -m")

@@ -1,162 +1,25 @@
 """dcn-visualize: where a network samples, how far its offsets reach, and what its outputs depend on."""
 
-import json
-import logging
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
 
-import zoo  # noqa: F401  (registers resnet50_dcn and its like with timm)
-
-from . import cascade, checkpoint, config_inspect, figures, offset_statistics, receptive
-from .config import check_overrides
-from .config_inspect import Visualize
-from .subject import Subject, existing, of_checkpoint, of_timm
-
-_log = logging.getLogger(__name__)
-
-
-def run(config: Visualize, folder: Path) -> dict[str, Path]:
-    """Draw what there is to draw of a network.
-
-    Args:
-        config: The composed config.
-        folder: Receives the PNGs, ``offsets.json`` and ``receptive.json``.
-
-    Returns:
-        The pictures by name: "sampling", "offsets" and "history" of a converted network, "receptive" of any.
-
-    Raises:
-        FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network without name, an unknown one, one that doesn't fit the data, or an unknown layer.
-    """
-    if config.levels < 1:
-        raise ValueError(f"expected one level or more, got {config.levels=}")
-    if not config.points or any(len(at) != 2 or not 0 <= min(at) <= max(at) <= 1 for at in config.points):
-        raise ValueError(f"expected points (y, x) in [0, 1], got {config.points=}")
-    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
-    if config.device != "auto":
-        device = torch.device(config.device)
-    torch.manual_seed(config.seed)
-    subject = _subject(config, device)
-    model = subject.model.to(device)
-    images = _images(subject, config).to(device)
-    drawn = _of_offsets(subject, images, config, folder) if cascade.deformable_layers(model) else {}
-    if not drawn:
-        _log.info("no deformable layer: no picture of samples and offsets")
-    drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
-    for path in drawn.values():
-        print(f"drawn: {path}")
-    return drawn
-
-
-def _subject(config: Visualize, device: torch.device) -> Subject:
-    if (config.checkpoint is None) == (config.name is None):
-        raise ValueError(
-            f"expected one of checkpoint=PATH and name=NAME, got {config.checkpoint=} and {config.name=}"
-        )
-    if config.checkpoint is not None:
-        return of_checkpoint(existing(config.checkpoint), config.checkpoint, config.data, device, config.seed)
-    return of_timm(str(config.name), config.pretrained, config.data, config.seed)
-
-
-def _images(subject: Subject, config: Visualize) -> Tensor:
-    batches, wanted = list[Tensor](), max(config.images, config.field_images)
-    for images, _ in subject.loader:
-        batches.append(images)
-        if sum(map(len, batches)) >= wanted:
-            break
-    return torch.cat(batches)[:wanted]
-
-
-def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Path) -> dict[str, Path]:
-    model = subject.model
-    rows, lengths = offset_statistics.measure(model, images.split(subject.data.batch_size))
-    table = Table(title=f"offsets over {len(images)} images, in pixels of each layer's input")
-    for i, column in enumerate(("layer", "mean", "median", "95 %", "max", "outside %", "mask")):
-        table.add_column(column, justify="right" if i else "left")
-    for row in rows:
-        mask = "–" if row.mask is None else f"{row.mask:.2f} ± {row.mask_deviation:.2f}"
-        numbers = (f"{value:.2f}" for value in (row.mean, row.median, row.p95, row.max))
-        table.add_row(row.layer, *numbers, f"{100 * row.outside:.1f}", mask)
-    Console(width=120).print(table)
-    (folder / "offsets.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    drawn = {"sampling": folder / "sampling.png", "offsets": folder / "offsets.png"}
-    found = cascade.record(model, images[: config.images])
-    layer = config.layer or _layer_to_follow(found)
-    followed = cascade.chain(found, layer, config.levels)
-    figures.sampling(images[: config.images], found, layer, config.levels, config.points, drawn["sampling"])
-    print(f"{layer}: samples followed through {len(followed)} layers, {' and '.join(followed)}")
-    figures.offset_lengths(rows, lengths, drawn["offsets"])
-    history = offset_statistics.read(Path(config.checkpoint).parent) if config.checkpoint else {}
-    if history:
-        drawn["history"] = folder / "offsets_history.png"
-        figures.offset_history(history, drawn["history"])
-    return drawn
-
-
-def _layer_to_follow(found: dict[str, cascade.Samples], rows: int = 4) -> str:
-    """Return the last layer whose output map is large enough to choose outputs of; else the first layer."""
-    large = [name for name, samples in found.items() if min(samples.output_size) >= rows]
-    return large[-1] if large else next(iter(found))
-
-
-def _of_receptive_field(model: nn.Module, images: Tensor, config: Visualize, folder: Path) -> Path:
-    networks: dict[str, dict[str, Tensor]] = {}
-    before = _before(config)
-    if before is not None:
-        networks["before training"] = receptive.effective_fields(before.to(images.device), images)
-    if cascade.deformable_layers(model):
-        with receptive.without_offsets(model):
-            networks["offsets set to 0"] = receptive.effective_fields(model, images)
-    networks["after training" if config.checkpoint else "as it is"] = receptive.effective_fields(model, images)
-    numbers = {
-        network: {
-            stage: {"rms": receptive.spread(field), "half": receptive.side_of_half(field)}
-            for stage, field in fields.items()
-        }
-        for network, fields in networks.items()
-    }
-    (folder / "receptive.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    notes = {
-        network: {stage: f"rms {n['rms']:.1f} px, half in {n['half']}²" for stage, n in stages.items()}
-        for network, stages in numbers.items()
-    }
-    path = folder / "receptive.png"
-    figures.receptive_fields(networks, notes, path)
-    return path
-
-
-def _before(config: Visualize) -> nn.Module | None:
-    if config.before is not None:
-        return checkpoint.load(existing(config.before))
-    if config.checkpoint is None:
-        return None
-    torch.manual_seed(config.seed)
-    return checkpoint.build(checkpoint.read_recipe(config.checkpoint))
+from .config import command, schema
+from .inspect.visualization import run
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="visualize")
 def _main(config: DictConfig) -> None:
-    try:
-        run(cast(Visualize, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with command.errors_in_one_line():
+        run(cast(schema.Visualize, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:
     """Entry point of the console command."""
-    config_inspect.register()
-    check_overrides(Visualize)
+    command.prepare(schema.Visualize)
     _main()
 
 

@@ -9,7 +9,7 @@ import torch
 
 import zoo
 
-from ..config import Bench, Export
+from ..config.schema import Bench, Export
 from ..deploy.session import Session
 from .measure import Row
 from .models import perturb

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from .. import markdown
+from ..storage import markdown
 from .measure import Row
 
 _TITLES = {"conv2d": "`conv2d`", "eager": "ours", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dcn_ops
 from zoo import inject_
 
-from ..config import Bench
+from ..config.schema import Bench
 from .measure import Row, Step, timed
 
 MODES = {"forward": "inference", "training": "training"}

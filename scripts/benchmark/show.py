@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..files import atomically
+from ..storage.files import atomically
 from .measure import Row
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import zoo
 
-from ..config import Export
-from . import images, report, source, targets, verify
+from ..config.schema import Export
+from . import photos, report, source, targets, verify
 from .progress import stage
 from .report import Row
 from .workplace import publish, workplace
@@ -40,7 +40,7 @@ class Session:
         if config.threads is not None:  # Inductor writes the number into its code
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
-        self.photos = images.read(config.images, config.max_images)
+        self.photos = photos.read(config.images, config.max_images)
         self.inputs = self._inputs()
         self.expected = self._scores()
         if not all(bool(scores.isfinite().all()) for scores in self.expected):
@@ -71,7 +71,7 @@ class Session:
         count, model = max(8, len(self.photos.images)), self.source.model
 
         def draw(n: int, h: int, w: int) -> Tensor:
-            return images.batch(self.photos.images, n, (channels, h, w), model)
+            return photos.batch(self.photos.images, n, (channels, h, w), model)
 
         if self.config.dynamic == "none":
             whole = draw(-(-count // batch) * batch, height, width)
@@ -181,7 +181,7 @@ class Session:
             sampling=self.config.sampling,
             opset=self.config.opset,
             int8=self.config.int8,
-            facts=images.facts(self.source.size, self.source.model, self.expected[0].shape[1]),
+            facts=photos.facts(self.source.size, self.source.model, self.expected[0].shape[1]),
         )
 
     def _verified(self, row: Row, files: list[Path]) -> Row:
@@ -210,7 +210,7 @@ class Session:
         return INT8_TOLERANCE if self.config.int8 else TOLERANCE[self.config.dtype]
 
     def _accuracy(self, outputs: list[Tensor]) -> tuple[float, float] | None:
-        labels = images.labels_of(self.photos, self.source.model, self.expected[0].shape[1])
+        labels = photos.labels_of(self.photos, self.source.model, self.expected[0].shape[1])
         if labels is None:
             return None
 

@@ -16,7 +16,7 @@ import zoo
 from dcn_ops import DeformConv2d
 from zoo.fold import to_plain
 
-from .. import checkpoint
+from ..storage import checkpoint
 
 
 @dataclass(frozen=True)

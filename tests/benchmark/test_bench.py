@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from zoo.scripts import bench
 from zoo.scripts.benchmark import bounds, cases, document, measure, memory, picture, providers
-from zoo.scripts.config import Bench
+from zoo.scripts.benchmark.run import draw, run
+from zoo.scripts.config.schema import Bench
 
 import dcn_ops.sampling.pieces
 
@@ -134,7 +134,7 @@ def test_every_bound_judges_a_case_of_the_suites() -> None:
 
 def test_a_run_writes_a_report_and_a_picture(tiny: None, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    bench.run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
+    run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
     report = json.loads(path.read_text())
     assert {"command", "commit", "machine", "versions", "rows", "bounds"} <= report.keys()
     assert {(r["mode"], r["provider"]) for r in report["rows"]} == {(m, p) for m in measure.MODES for p in TORCH}
@@ -203,7 +203,7 @@ def test_a_markdown_file_is_refused_before_the_picture(
         "without marks": "lines",
     }
     with pytest.raises((OSError, ValueError), match=expected[kind]):
-        bench.draw(Path("x.json"), Path("x.md"))
+        draw(Path("x.json"), Path("x.md"))
     assert not Path("docs").exists()
 
 
@@ -235,7 +235,7 @@ def test_an_interruption_keeps_what_was_measured(
 
     monkeypatch.setattr(measure, "rows_of", once)
     path = tmp_path / "report.json"
-    bench.run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
+    run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
     assert {r["mode"] for r in json.loads(path.read_text())["rows"]} == {"forward"}
 
 
@@ -252,7 +252,7 @@ def test_an_interruption_keeps_what_was_measured(
 )
 def test_what_does_not_exist_is_answered_with_what_does(config: Bench, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bench.run(config)
+        run(config)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from Linux' /proc")

@@ -15,10 +15,11 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from zoo.scripts import checkpoint, export
-from zoo.scripts.config import Export
-from zoo.scripts.deploy import images, quantize, runtimes, source, targets, verify
+from zoo.scripts.config.schema import Export
+from zoo.scripts.deploy import photos, quantize, runtimes, source, targets, verify
 from zoo.scripts.deploy.report import Row
+from zoo.scripts.deploy.run import run
+from zoo.scripts.storage import checkpoint
 
 import zoo
 from dcn_ops import DeformConv2d
@@ -64,7 +65,7 @@ def config(trained: Path, folder: Path, **changes: object) -> Export:
 
 
 def rows_of(configuration: Export) -> dict[str, Row]:
-    return {row.target: row for row in export.run(configuration)}
+    return {row.target: row for row in run(configuration)}
 
 
 def assert_works(row: Row, tolerance: float = 1e-3) -> None:
@@ -224,11 +225,11 @@ def test_a_folder_of_classes_gives_the_accuracy(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for i in range(2):
             Image.new("RGB", (9, 7), (grey, grey, grey)).save(tmp_path / name / f"{i}.png")
-    photos = images.read(str(tmp_path), 64)
-    assert photos.classes == ["bright", "bright", "dark", "dark"]
-    assert images.labels_of(photos, nn.Identity(), 2) == [0, 0, 1, 1]
-    assert images.labels_of(photos, nn.Identity(), 3) is None
-    assert images.batch(photos.images, 5, (1, 8, 6), nn.Identity()).shape == (5, 1, 8, 6)
+    found = photos.read(str(tmp_path), 64)
+    assert found.classes == ["bright", "bright", "dark", "dark"]
+    assert photos.labels_of(found, nn.Identity(), 2) == [0, 0, 1, 1]
+    assert photos.labels_of(found, nn.Identity(), 3) is None
+    assert photos.batch(found.images, 5, (1, 8, 6), nn.Identity()).shape == (5, 1, 8, 6)
 
 
 def test_images_are_read_and_numbered_as_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,16 +237,16 @@ def test_images_are_read_and_numbered_as_in_training(tmp_path: Path, caplog: pyt
         (tmp_path / name / "deep").mkdir(parents=True)
         Image.fromarray(np.full((7, 9), value, np.uint16)).save(tmp_path / name / "deep" / "a.tif")
         (tmp_path / name / ".hidden.png").write_bytes(b"no image")
-    photos = images.read(str(tmp_path), 64)
-    assert photos.classes == ["img2", "img10"]
-    assert images.labels_of(photos, nn.Identity(), 2) == [0, 1]
-    whole = images.batch(photos.images, 2, (1, 4, 4), nn.Identity())
+    found = photos.read(str(tmp_path), 64)
+    assert found.classes == ["img2", "img10"]
+    assert photos.labels_of(found, nn.Identity(), 2) == [0, 1]
+    whole = photos.batch(found.images, 2, (1, 4, 4), nn.Identity())
     assert whole[0].max() < whole[1].min()  # not both white
     network = timm.create_model("test_resnet", num_classes=3)
     network.pretrained_cfg["label_names"] = ("img10", "other", "img2")
-    assert images.labels_of(photos, network, 3) == [2, 0]
+    assert photos.labels_of(found, network, 3) == [2, 0]
     network.pretrained_cfg["label_names"] = ("img10", "other", "third")
-    assert images.labels_of(photos, network, 3) is None
+    assert photos.labels_of(found, network, 3) is None
     assert "no accuracy: the network has no class img2; it has img10, other, third" in caplog.text
 
 
@@ -253,10 +254,10 @@ def test_images_without_classes_have_none(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     for name in ("b.png", "a.png", "more/c.png"):
         Image.new("RGB", (9, 7)).save(tmp_path / name)
-    photos = images.read(str(tmp_path), 2)
-    assert (len(photos.images), photos.classes) == (2, None)
+    found = photos.read(str(tmp_path), 2)
+    assert (len(found.images), found.classes) == (2, None)
     with pytest.raises(FileNotFoundError, match=r"expected a folder with images, got .*images are \.apng"):
-        images.read(str(tmp_path / "nowhere"), 2)
+        photos.read(str(tmp_path / "nowhere"), 2)
 
 
 @pytest.mark.parametrize("name", ["text.png", "cut.png", "nan.tif"])
@@ -268,7 +269,7 @@ def test_an_image_that_can_not_be_read_is_named(name: str, tmp_path: Path) -> No
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(b"no image" if name == "text.png" else whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=rf"can't read the image .*{name}: .*; mend or delete it"):
-        images.read(str(tmp_path), 64)
+        photos.read(str(tmp_path), 64)
 
 
 @pytest.mark.parametrize("size", [64, [64], [64, 64]])
@@ -298,7 +299,7 @@ def test_a_saved_network_and_its_plain_twin(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "photo.ppm"
-    images.read(None, 1).images[0].resize((96, 80)).save(path)
+    photos.read(None, 1).images[0].resize((96, 80)).save(path)
     return path
 
 

@@ -12,10 +12,11 @@ import pytest
 import timm
 import torch
 from torch import nn
-from zoo.scripts import checkpoint, export
-from zoo.scripts.config import Export
+from zoo.scripts.config.schema import Export
 from zoo.scripts.deploy import progress, runtimes, verify
+from zoo.scripts.deploy.run import run
 from zoo.scripts.deploy.workplace import publish, workplace
+from zoo.scripts.storage import checkpoint
 
 import zoo
 
@@ -76,7 +77,7 @@ def test_mistakes_name_the_mend(
     Path("a_file").write_text("no folder")
     arguments = {"checkpoint": str(trained), "folder": str(tmp_path), "size": [48]} | changes
     with pytest.raises(ValueError, match=message):
-        export.run(Export(**arguments))
+        run(Export(**arguments))
 
 
 def test_the_command_says_a_mistake_in_one_line(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_the_command_says_a_mistake_in_one_line(tmp_path: Path) -> None:
 def test_each_file_keeps_its_own_report(trained: Path, tmp_path: Path) -> None:
     for target in ("torchscript", "onnx"):
         arguments = {"checkpoint": str(trained), "folder": str(tmp_path), "size": [48], "plain": False}
-        export.run(Export(**arguments, target=target, rounds=1, threads=1))
+        run(Export(**arguments, target=target, rounds=1, threads=1))
     for name, target in (("small.pt", "torchscript"), ("small.onnx", "onnx")):
         report = json.loads((tmp_path / f"{name}.json").read_text())
         assert [row["target"] for row in report["rows"]] == ["eager", target]

@@ -24,7 +24,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from zoo.scripts import markdown
+from zoo.scripts.storage import markdown
 
 import dcn_ops
 import dcn_ops.interop.flops

@@ -44,7 +44,7 @@ def test_names_of_the_documents_are_there_after_importing_the_packages() -> None
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     names = sorted({found for path in documents for found in name.findall(path.read_text())})
     assert {"zoo.optim.param_groups", "zoo.fold_", "dcn_ops.set_implementation"} <= set(names)
-    modules = "dcn_ops, zoo, zoo.conf, zoo.scripts.checkpoint, zoo.scripts.offset_statistics"
+    modules = "dcn_ops, zoo, zoo.conf, zoo.scripts.storage.checkpoint, zoo.scripts.inspect.offset_statistics"
     code = f"import {modules}; " + "; ".join(names)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

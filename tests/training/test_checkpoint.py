@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from zoo.scripts import checkpoint, files
-from zoo.scripts.files import atomically, locked
+from zoo.scripts.storage import checkpoint, files
+from zoo.scripts.storage.files import atomically, locked
 
 import zoo
 from dcn_ops import DeformConv2d
@@ -247,7 +247,7 @@ def test_a_folder_in_use_names_the_other_run(tmp_path: Path, monkeypatch: pytest
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from zoo.scripts.files import locked
+from zoo.scripts.storage.files import locked
 with locked(Path(sys.argv[1])):
     if not os.fork():
         time.sleep(2)  # a worker of a data loader, which goes on for a while

@@ -7,9 +7,10 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import Tensor
-from zoo.scripts.config import Train, register
-from zoo.scripts.data import create_splits
-from zoo.scripts.distortions import DISTORTIONS, _homography, _spline, distort
+from zoo.scripts.config.command import register
+from zoo.scripts.config.schema import Train
+from zoo.scripts.data.distortions import DISTORTIONS, _homography, _spline, distort
+from zoo.scripts.data.loaders import create_splits
 
 NONE = {"rotation": 0.0, "scale": (1.0, 1.0)}
 

@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
-from zoo.scripts import checkpoint, config_inspect, evaluate
-from zoo.scripts.config_inspect import Evaluate
-from zoo.scripts.corruptions import CORRUPTIONS, corrupt
-from zoo.scripts.evaluate import run, throughput
-from zoo.scripts.scores import worst_class
+from zoo.scripts.config.schema import Evaluate
+from zoo.scripts.data.corruptions import CORRUPTIONS, corrupt
+from zoo.scripts.inspect import evaluation
+from zoo.scripts.inspect.evaluation import run, throughput
+from zoo.scripts.inspect.scores import worst_class
+from zoo.scripts.storage import checkpoint
 
 RECIPE = {
     "create_model": {
@@ -32,7 +33,6 @@ QUICK = ["data.eval_copies=1", "data.max_batches=2", "rounds=1", "corruption_bat
 
 
 def composed(*overrides: str) -> Evaluate:
-    config_inspect.register()
     with initialize_config_module("zoo.conf", version_base="1.3"):
         return OmegaConf.to_object(compose("evaluate", overrides=list(overrides)))
 
@@ -248,7 +248,7 @@ def test_images_have_the_size_and_channels_that_the_network_was_trained_with(
     other = {"input_size": [1, 40, 40], "mean": [0.1], "std": [0.3], "label_names": ["c", "a", "b"]}
     second = saved(tmp_path / "plain", grey | {"pretrained_cfg": other})
     seen = []
-    monkeypatch.setattr(evaluate, "throughput", lambda models, images, rounds: seen.append(images) or {})
+    monkeypatch.setattr(evaluation, "throughput", lambda models, images, rounds: seen.append(images) or {})
     root = photos_of(tmp_path / "photos", "a", "b", "c")
     run(composed(f"checkpoint={first}", f"against=[{second}]", f"data.root={root}", *PHOTOS, *override), tmp_path)
     shapes = [tuple(images.shape[1:]) for images in seen[0].values()]

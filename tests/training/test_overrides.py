@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from PIL import Image
-from zoo.scripts import config_inspect
-from zoo.scripts.config import Export, Train, check_overrides, register
-from zoo.scripts.config_inspect import Evaluate
-from zoo.scripts.overrides import parse
+from zoo.scripts.config.command import check_overrides, register
+from zoo.scripts.config.overrides import parse
+from zoo.scripts.config.schema import Evaluate, Export, Train
 
 PATHS = [
     "/photos/küche", "/写真/1", "a=b", "(1)", "x(1)", "#1", "a&b", "two words", "a,b", "it's", 'say "x"', "1_000",
@@ -89,7 +88,6 @@ def test_an_option_of_a_sweep_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
 def test_ones_own_options_and_keys_of_other_commands_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked(monkeypatch, "--config-dir", "/mine", "experiment=of_mine")
     assert checked(monkeypatch, "model=resnet5", schema=Export)
-    config_inspect.register()
     assert checked(monkeypatch, "checkpoint=/é/x", "data=folder", schema=Evaluate) == [
         "checkpoint='/é/x'",
         "data=folder",

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
-from zoo.scripts import checkpoint, config_inspect
-from zoo.scripts.config import Data, Train, check_overrides, register
-from zoo.scripts.config import compose_train as composed
-from zoo.scripts.data import create_splits
-from zoo.scripts.train import run
+from zoo.scripts.config.command import check_overrides, register
+from zoo.scripts.config.command import compose_train as composed
+from zoo.scripts.config.schema import Data, Train
+from zoo.scripts.data.loaders import create_splits
+from zoo.scripts.storage import checkpoint
+from zoo.scripts.training.run import run
 
 from zoo import conf
 
@@ -54,7 +55,6 @@ def test_a_mistyped_key_is_answered_with_the_right_ones(
 @pytest.mark.parametrize("command", ["train", "visualize", "evaluate"])
 def test_runs_that_start_within_a_second_have_folders_of_their_own(command: str) -> None:
     register()
-    config_inspect.register()
     folders = set()
     for _ in range(2):
         with initialize_config_module("zoo.conf", version_base="1.3"):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from zoo.scripts import engine
-from zoo.scripts.config import compose_train
-from zoo.scripts.train import run
+from zoo.scripts.config.command import compose_train
+from zoo.scripts.training import engine
+from zoo.scripts.training.run import run
 
 QUICK = [
     "data.max_batches=2", "data.batch_size=20", "data.eval_copies=1", "optim.epochs=2", "optim.warmup_epochs=0",
@@ -135,7 +135,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 
 def test_diverged_offsets_have_no_histogram_and_end_no_run(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
-    from zoo.scripts import offset_statistics
+    from zoo.scripts.inspect import offset_statistics
 
     from dcn_ops import DeformConv2d
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform as timm_transform
-from zoo.scripts import checkpoint, images
-from zoo.scripts.config import Data, compose_train
-from zoo.scripts.data import create_splits
-from zoo.scripts.train import run
+from zoo.scripts.config.command import compose_train
+from zoo.scripts.config.schema import Data
+from zoo.scripts.data import images
+from zoo.scripts.data.loaders import create_splits
+from zoo.scripts.storage import checkpoint
+from zoo.scripts.training.run import run
 
 from dcn_ops import DeformConv2d
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zoo.scripts import images
-from zoo.scripts.config import Data
-from zoo.scripts.data import create_evaluation, create_splits
-from zoo.scripts.folders import ClassFolders
-from zoo.scripts.pixels import to_mode
+from zoo.scripts.config.schema import Data
+from zoo.scripts.data import images
+from zoo.scripts.data.folders import ClassFolders
+from zoo.scripts.data.loaders import create_evaluation, create_splits
+from zoo.scripts.data.pixels import to_mode
 
 TRANSFORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -215,7 +215,7 @@ def test_splits_of_a_torchvision_data_set_have_the_same_classes(tmp_path: Path) 
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
-    from zoo.scripts.sampling import collate
+    from zoo.scripts.data.order import collate
 
     sample = torch.zeros(1, 2, 2)
     assert collate([(sample, 0), (sample, 4)], num_classes=5)[1].tolist() == [0, 4]

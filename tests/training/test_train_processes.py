@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from zoo.scripts import state
-from zoo.scripts.config import compose_train
-from zoo.scripts.train import run
+from zoo.scripts.config.command import compose_train
+from zoo.scripts.training import state
+from zoo.scripts.training.run import run
 
 # Without BatchNorm, whose statistics are those of each process.
 SMALL = [
@@ -102,8 +102,8 @@ import sys
 from pathlib import Path
 
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
-from zoo.scripts import state, train
-from zoo.scripts.config import compose_train
+from zoo.scripts.training import state, run
+from zoo.scripts.config.command import compose_train
 
 
 def sharded(config):
@@ -119,14 +119,14 @@ def save_and_crash(*args):
     raise KeyboardInterrupt
 
 
-create, train.create_accelerator = train.create_accelerator, sharded
+create, run.create_accelerator = run.create_accelerator, sharded
 save, state.save = state.save, save_and_crash
 config, folder = compose_train(*sys.argv[2:]), Path(sys.argv[1])
 try:
-    train.run(config, folder)
+    run.run(config, folder)
 except KeyboardInterrupt:
     state.save = save
-train.run(config, folder)
+run.run(config, folder)
 """
 
 
@@ -156,7 +156,7 @@ def test_an_error_is_one_line_of_one_process(tmp_path: Path) -> None:
     done = launch([*TORCHRUN, "-m", "zoo.scripts.train"], "data.batch_size=15", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.count("error: expected data.batch_size=15") == 1
-    assert "scripts/engine.py" not in done.stderr
+    assert "scripts/training/engine.py" not in done.stderr
 
 
 def test_accumulated_parts_give_the_losses_of_the_whole(tmp_path: Path, alone: Path) -> None:
@@ -165,12 +165,11 @@ def test_accumulated_parts_give_the_losses_of_the_whole(tmp_path: Path, alone: P
 
 
 def test_a_sweep_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoo.scripts import train
 
     monkeypatch.setattr(sys, "argv", ["dcn-train", "-m", "seed=0,1"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="without -m"):
-        train.main()
+        run.main()
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
-from zoo.scripts import recipe
-from zoo.scripts.config import Optim, compose_train
-from zoo.scripts.offsets import WithOffsets
-from zoo.scripts.train import run
+from zoo.scripts.config.command import compose_train
+from zoo.scripts.config.schema import Optim
+from zoo.scripts.training import optimization
+from zoo.scripts.training.offsets import WithOffsets
+from zoo.scripts.training.run import run
 
 from dcn_ops import DeformConv2d
 from zoo import DCNConfig, inject_
@@ -201,7 +202,7 @@ def test_frozen_parameters_and_their_statistics_stay(tmp_path: Path) -> None:
 )
 def test_a_pattern_that_freezes_nothing_or_all_is_refused(pattern: str, answer: str) -> None:
     with pytest.raises(ValueError, match=answer):
-        recipe.freeze(converted(), [pattern])
+        optimization.freeze(converted(), [pattern])
 
 
 def test_far_offsets_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,4 +253,4 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path, override: str, answ
 
 def test_mixup_pairs_images() -> None:
     with pytest.raises(ValueError, match="pair the images"):
-        recipe.check(Optim(lr=1, epochs=1, mixup=0.2), batch_size=5, processes=1)
+        optimization.check(Optim(lr=1, epochs=1, mixup=0.2), batch_size=5, processes=1)

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from zoo.scripts import checkpoint, files, metrics, resume, state
-from zoo.scripts.config import compose_train
-from zoo.scripts.train import run
+from zoo.scripts.config.command import compose_train
+from zoo.scripts.storage import checkpoint, files
+from zoo.scripts.training import metric_log, resume, state
+from zoo.scripts.training.run import run
 
 pytestmark = pytest.mark.slow
 
@@ -286,7 +287,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(
 def test_half_a_row_of_metrics_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,loss\n0,1.5\n1,1.0\n,\n")
-    metrics.drop_from(path, 1)
+    metric_log.drop_from(path, 1)
     assert path.read_text().split() == ["epoch,loss", "0,1.5"]
 
 

@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from zoo.scripts import checkpoint, config_inspect, figures, offset_statistics, plot, receptive
-from zoo.scripts.cascade import cascade, record
-from zoo.scripts.config_inspect import Visualize
-from zoo.scripts.receptive import effective_fields, side_of_half, spread, without_offsets
-from zoo.scripts.visualize import run
+from zoo.scripts.config.schema import Visualize
+from zoo.scripts.inspect import figures, offset_statistics, plot, receptive
+from zoo.scripts.inspect.cascade import cascade, record
+from zoo.scripts.inspect.receptive import effective_fields, side_of_half, spread, without_offsets
+from zoo.scripts.inspect.visualization import run
+from zoo.scripts.storage import checkpoint
 
 from dcn_ops import DeformConv2d
 from zoo import DCNConfig, inject_
@@ -36,7 +37,6 @@ RECIPE = {
 
 
 def composed(*overrides: str) -> Visualize:
-    config_inspect.register()
     with initialize_config_module("zoo.conf", version_base="1.3"):
         return OmegaConf.to_object(compose("visualize", overrides=list(overrides)))
 

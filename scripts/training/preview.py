@@ -9,9 +9,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from .config import Train
-from .data import Splits
-from .images import Images, count_classes
+from ..config.schema import Train
+from ..data.images import Images, count_classes
+from ..data.loaders import Splits
 
 SHOWN = 32
 

@@ -10,11 +10,11 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from . import checkpoint
-from .config import Data
-from .data import Loader, create_evaluation
-from .digits import CANVAS
-from .distortions import DISTORTIONS
+from ..config.schema import Data
+from ..data.digits import CANVAS
+from ..data.distortions import DISTORTIONS
+from ..data.loaders import Loader, create_evaluation
+from ..storage import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .files import atomically
+from ..storage.files import atomically
 
 NAME = "state.pt"
 _KEYS = {"position", "model", "optimizer", "ema", "scaler"}

@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from dcn_ops import DeformConv2d
 
-from . import checkpoint, recipe
-from .config import Train
-from .data import Splits
+from ..config.schema import Train
+from ..data.loaders import Splits
+from ..storage import checkpoint
+from . import optimization
 
 VARIANTS = ("plain", "dcn")
 PRECISIONS = (None, "no", "bf16", "fp16")
@@ -54,7 +55,7 @@ def build_all(config: Train, splits: Splits, accelerator: Accelerator) -> dict[s
         FileNotFoundError: For a ``model.checkpoint_path`` that is not there.
         ValueError: For what recipe, data, model and conversion refuse.
     """
-    recipe.check(config.optim, config.data.batch_size, accelerator.num_processes)
+    optimization.check(config.optim, config.data.batch_size, accelerator.num_processes)
     if (found := splits.transform["input_size"][0]) != config.data.in_chans:
         raise ValueError(f"the images have {found} channels, got data.in_chans={config.data.in_chans}")
     built = {}
@@ -107,8 +108,10 @@ def _build(header: checkpoint.Recipe, config: Train, accelerator: Accelerator) -
 
 def _check_model(name: str, model: nn.Module, config: Train, splits: Splits, accelerator: Accelerator) -> None:
     _try(name, model, splits)
-    frozen = recipe.freeze(model, config.optim.freeze)
-    recipe.create_scheduler(recipe.create_optimizer(model, config.optim), config.optim, len(splits.train))
+    frozen = optimization.freeze(model, config.optim.freeze)
+    optimization.create_scheduler(
+        optimization.create_optimizer(model, config.optim), config.optim, len(splits.train)
+    )
     part = config.data.batch_size // (accelerator.num_processes * config.optim.accumulate)
     alone = [
         module

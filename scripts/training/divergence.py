@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .config import Train
+from ..config.schema import Train
 
 _log = logging.getLogger(__name__)
 FAR = 50.0  # pixels; trained layers stay far below, and detectron2's users report divergence above

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..config.schema import Data
 from . import images
-from .config import Data
 from .digits import TRAINED, DistortedDigits, digits
 from .distortions import DISTORTIONS, MNIST_MEAN, MNIST_STD
-from .sampling import Keyed, Keys, collate
+from .order import Keyed, Keys, collate
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
 Loader = DataLoader[Any]  # of Batch

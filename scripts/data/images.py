@@ -12,8 +12,8 @@ from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
 from torchvision.transforms import InterpolationMode, v2
 
+from ..config.schema import Data
 from . import folders
-from .config import Data
 from .distortions import DISTORTIONS
 from .pixels import to_mode
 

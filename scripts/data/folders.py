@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from .config import Data
+from ..config.schema import Data
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
-from . import metrics
+from ..training import metric_log
 from .cascade import watched
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWri
     rows, lengths = measure(model, [images])
     if not rows:
         return
-    metrics.drop_from(folder / FILE, epoch)
-    metrics.append(folder / FILE, ({"epoch": epoch, **asdict(row)} for row in rows))
+    metric_log.drop_from(folder / FILE, epoch)
+    metric_log.append(folder / FILE, ({"epoch": epoch, **asdict(row)} for row in rows))
     for row in rows:
         finite = lengths[row.layer][lengths[row.layer].isfinite()]
         if len(finite):  # of none, as after a divergence, there is no histogram

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .config import Data
+from ..config.schema import Data
 from .distortions import MNIST_MEAN, MNIST_STD, distort
-from .sampling import Key
+from .order import Key
 
 TRAINED = 4000  # of the 5,000 images
 CANVAS = 42  # pixels, unless a config says otherwise

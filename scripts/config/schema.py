@@ -1,18 +1,13 @@
-"""The typed schema of ``conf/``, and the answer to a mistyped key."""
+"""The typed schema of ``conf/``: one dataclass for each command, one for each config group."""
 
+import copy
 import dataclasses
-import sys
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from zoo import DCNConfig
-
-from . import overrides
 
 # The same fields as zoo.DCNConfig, mutable, so that Hydra can override them; but for the function.
 DCN = dataclasses.make_dataclass(
@@ -162,48 +157,46 @@ class Export:
     block: str = "targets"
 
 
-def register() -> None:
-    """Put the schema where ``conf/`` finds it."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=Train)
-    store.store(name="bench_schema", node=Bench)
-    store.store(name="export_schema", node=Export)
+# As Data; what the network was trained with stands in for a size or a number of channels that is not given.
+_OPEN = {"img_size", "in_chans"}
+_TYPES = {f.name: f.type | None if f.name in _OPEN else f.type for f in dataclasses.fields(Data)}  # type: ignore[operator]
+InspectedData = dataclasses.make_dataclass(
+    "InspectedData", [(f.name, _TYPES[f.name], copy.copy(f)) for f in dataclasses.fields(Data)]
+)
 
 
-def compose_train(*arguments: str) -> Train:
-    """Return the config that ``dcn-train`` with these arguments would run."""
-    register()
-    with initialize_config_module("zoo.conf", version_base="1.3"):
-        return cast(Train, OmegaConf.to_object(compose("train", overrides=list(arguments))))
+@dataclass
+class Visualize:
+    """``conf/visualize.yaml``."""
+
+    checkpoint: str | None = None  # of dcn-train
+    name: str | None = None  # instead: a name of timm, such as resnet50 or resnet50_dcn
+    pretrained: bool = False  # of name
+    before: str | None = None  # a checkpoint to compare receptive fields with; by default the network newly drawn
+    data: InspectedData = MISSING  # type: ignore[valid-type]
+    images: int = 4  # columns of the sampling picture
+    points: list[list[float]] = field(
+        default_factory=lambda: [[0.5, 0.5], [0.3, 0.3], [0.3, 0.7]]
+    )  # (y, x) in [0, 1]
+    layer: str | None = None  # whose outputs are followed; by default the last whose map has 4 rows or more
+    levels: int = 3  # how many layers a sample is followed through: 9^3 points for 3 x 3 filters
+    field_images: int = 64  # that receptive fields and offsets are averaged over
+    seed: int = 0
+    device: str = "auto"
 
 
-def check_overrides(schema: type, groups: tuple[str, ...] = ("experiment",)) -> None:
-    """Have Hydra take the command line as it stands, or exit with what is right where a key or option is wrong.
+@dataclass
+class Evaluate:
+    """``conf/evaluate.yaml``."""
 
-    Values that Hydra takes in quotes alone get them in ``sys.argv``. ``groups`` are config groups without a field
-    of their own.
-    """
-    sweep = bool({"-m", "--multirun"} & set(sys.argv))
-    # Who brings configs has options that we don't know.
-    foreign = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in sys.argv[1:])
-    for index, argument in enumerate(sys.argv):
-        if argument in (f"{group}=null" for group in groups):  # Hydra knows no null for a group
-            sys.argv[index] = f"~{argument.partition('=')[0]}"
-            continue
-        if index == 0 or not overrides.is_override(argument):
-            continue
-        try:
-            sys.argv[index] = overrides.quoted(argument, schema, sweep)
-            override = overrides.parse(sys.argv[index])
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        except HydraException as error:
-            sys.exit(f"error: can't read '{argument}': {str(error).splitlines()[0]}")
-        key = override.key_or_group
-        if key.split("/")[0] == "hydra" or key.split(".")[0] == "hydra":
-            continue
-        problem = None if key.split("/")[0] in groups else overrides.unknown_key(key, schema)
-        if not (problem or foreign):
-            problem = overrides.unknown_option(override, schema, groups)
-        if problem:
-            sys.exit(f"error: {problem}")
+    checkpoint: str = MISSING  # of dcn-train
+    against: list[str] = field(default_factory=list)  # further checkpoints, on the same data and interleaved clock
+    data: InspectedData = MISSING  # type: ignore[valid-type]
+    corruptions: list[str] = field(default_factory=lambda: ["all"])  # names, "all", or [] for none
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    corruption_batches: int | None = 10  # of the evaluation split, for each corruption; null: all
+    rounds: int = 15  # of the throughput measurement
+    compile: bool = False
+    channels_last: bool = True
+    seed: int = 0
+    device: str = "auto"

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config.schema import Train
+from ..storage.files import atomically
 from . import state
-from .config import Train
-from .files import atomically
 
 _log = logging.getLogger(__name__)
 NAME = "config.json"

@@ -7,7 +7,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .files import atomically
+from ..storage.files import atomically
 
 Metrics = dict[str, float]
 

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 
-from . import checkpoint, divergence, offset_statistics, recipe, state
-from .config import Train
-from .data import Splits
-from .metrics import MetricLog, Metrics
+from ..config.schema import Train
+from ..data.loaders import Splits
+from ..data.order import seed_all
+from ..inspect import offset_statistics
+from ..storage import checkpoint
+from . import divergence, optimization, state
+from .metric_log import MetricLog, Metrics
 from .offsets import WithOffsets
-from .sampling import seed_all
 from .stop import Stopped, StopRequest
 
 _log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class _Training:
         self.model, self.title, self.path = model, folder.name, folder / state.NAME
         self.probe = torch.empty(0)  # the first images of the evaluation, whose offsets are followed
         self.position, self.saved_at, self.stop = state.Position(), time.monotonic(), StopRequest()
-        recipe.check(config.optim, config.data.batch_size, accelerator.num_processes)
+        optimization.check(config.optim, config.data.batch_size, accelerator.num_processes)
         if accelerator.num_processes > 1 and isinstance(splits.train.dataset, IterableDataset):
             raise ValueError(
                 f"'{config.data.name}' can only be read from its start, which one process does; "
@@ -93,16 +95,16 @@ class _Training:
         # Of depthwise filters, whose two layouts are one.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
-        self.frozen = recipe.freeze(model, config.optim.freeze)
-        self.ema = recipe.create_ema(model, config.optim.ema, accelerator.is_fsdp2)
-        self.mixup = recipe.create_mixup(config.optim, splits.num_classes)
+        self.frozen = optimization.freeze(model, config.optim.freeze)
+        self.ema = optimization.create_ema(model, config.optim.ema, accelerator.is_fsdp2)
+        self.mixup = optimization.create_mixup(config.optim, splits.num_classes)
         self.net = WithOffsets(model)
         called: nn.Module = self.net
         if config.compile:
             called = torch.compile(called, fullgraph=True)  # type: ignore[assignment]
-        optimizer = recipe.create_optimizer(model, config.optim)
+        optimizer = optimization.create_optimizer(model, config.optim)
         self.steps = self.position.steps = len(splits.train)
-        self.scheduler = recipe.create_scheduler(optimizer, config.optim, self.steps)
+        self.scheduler = optimization.create_scheduler(optimizer, config.optim, self.steps)
         self.called, self.optimizer = accelerator.prepare(called, optimizer)
         self.loader, self.held = accelerator.prepare(splits.train, splits.evaluate)
         self.keys: Any = splits.train.batch_sampler

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
-from .offsets import input_of
+from ..training.offsets import input_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .. import folders
-from ..pixels import to_mode
+from ..data import folders
+from ..data.pixels import to_mode
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch import nn
 
 from zoo.optim import param_groups
 
-from .config import Optim
+from ..config.schema import Optim
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:

@@ -1,0 +1,100 @@
+"""What the console commands share: schemas for Hydra, answers to mistyped arguments, errors in one line."""
+
+import functools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from . import overrides
+from .schema import Bench, Evaluate, Export, Train, Visualize
+
+_SCHEMAS = {
+    "train_schema": Train,
+    "bench_schema": Bench,
+    "export_schema": Export,
+    "visualize_schema": Visualize,
+    "evaluate_schema": Evaluate,
+}
+# Config groups without a field of their own.
+_GROUPS: dict[type, tuple[str, ...]] = {Train: ("experiment",)}
+
+
+@functools.cache  # Hydra warns of a second time
+def register() -> None:
+    """Put the schemas where ``conf/`` finds them."""
+    store = ConfigStore.instance()
+    for name, schema in _SCHEMAS.items():
+        store.store(name=name, node=schema)
+
+
+def prepare(schema: type) -> None:
+    """Register the schemas and check ``sys.argv``, before Hydra reads it."""
+    register()
+    check_overrides(schema)
+
+
+@contextmanager
+def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
+    """Exit with one line for what the user can mend; with the stack under ``HYDRA_FULL_ERROR=1``."""
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, *kinds)
+    try:
+        yield
+    except expected as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def compose_train(*arguments: str) -> Train:
+    """Return the config that ``dcn-train`` with these arguments would run."""
+    register()
+    with initialize_config_module("zoo.conf", version_base="1.3"):
+        return cast(Train, OmegaConf.to_object(compose("train", overrides=list(arguments))))
+
+
+def check_overrides(schema: type) -> None:
+    """Have Hydra take the command line as it stands, or exit with what is right where a key or option is wrong.
+
+    Values that Hydra takes in quotes alone get them in ``sys.argv``.
+    """
+    arguments, groups = sys.argv[1:], _GROUPS.get(schema, ())
+    for group in groups:
+        arguments = _without_null(arguments, group)
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    # Who brings configs has options that we don't know.
+    foreign = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in arguments)
+    for index, argument in enumerate(arguments):
+        if not overrides.is_override(argument):
+            continue
+        try:
+            arguments[index] = overrides.quoted(argument, schema, sweep)
+            override = overrides.parse(arguments[index])
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        except HydraException as error:
+            sys.exit(f"error: can't read '{argument}': {str(error).splitlines()[0]}")
+        key = override.key_or_group
+        if key.split("/")[0] == "hydra" or key.split(".")[0] == "hydra":
+            continue
+        problem = None if key.split("/")[0] in groups else overrides.unknown_key(key, schema)
+        if not (problem or foreign):
+            problem = overrides.unknown_option(override, schema, groups)
+        if problem:
+            sys.exit(f"error: {problem}")
+    sys.argv[1:] = arguments
+
+
+def _without_null(arguments: Sequence[str], group: str) -> list[str]:
+    """Say ``group=null`` as Hydra takes it, ``~group``; of several choices of the group the last holds."""
+    chosen = [argument for argument in arguments if argument.startswith(f"{group}=")]
+    if f"{group}=null" not in chosen:
+        return list(arguments)
+    kept = [argument for argument in arguments if argument not in chosen]
+    return [*kept, f"~{group}" if chosen[-1] == f"{group}=null" else chosen[-1]]

@@ -1,0 +1,1 @@
+"""What is read: data sets, their order, and their distortions."""

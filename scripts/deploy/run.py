@@ -1,0 +1,96 @@
+"""dcn-export: a network in the file of each runtime, verified there before it gets its name."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dcn_ops.interop.portable import SAMPLING
+
+from ..benchmark.show import provenance
+from ..config.schema import Export
+from ..storage import markdown
+from . import report
+from .progress import stage
+from .report import Row
+from .session import Session
+from .targets import DYNAMIC, TARGETS
+from .workplace import workplace
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: Export) -> list[Row]:
+    """Export to every target that the config asks for; print the table of all.
+
+    Raises:
+        ValueError: For an unknown target, dtype or kind of dynamic sizes, a number out of range, a folder that
+            can't be written to, or what the network's source refuses.
+        FileNotFoundError: For a checkpoint, a folder of images or a Markdown file that is not there.
+        PermissionError: For a Markdown file that can't be written to.
+    """
+    names = _targets(config.target)
+    _check(config)
+    folder, console = Path(config.folder), Console(width=160)
+    _check_writable(folder)
+    if config.markdown:
+        markdown.around_block(Path(config.markdown), config.block)
+    with stage("building the network"):
+        session = Session(config)
+    title = session.title()
+    about = {**provenance("dcn-export"), "title": title, "config": vars(config)}
+    rows = [session.eager()]
+    try:
+        for name in names:
+            rows.append(_attempt(session, name, folder, rows[0], about))
+    finally:  # an interruption costs what was not finished
+        report.show(rows, title, console)
+        for row in rows:
+            if row.file:
+                print(f"written: {row.file}, with its report {row.file}.json")
+    if config.markdown:
+        report.write_matrix(rows, title, Path(config.markdown), config.block)
+    return rows
+
+
+def _check(config: Export) -> None:
+    if config.dynamic not in DYNAMIC:
+        raise ValueError(f"expected dynamic to be one of {', '.join(DYNAMIC)}, got {config.dynamic!r}")
+    if config.sampling not in SAMPLING:
+        raise ValueError(f"expected sampling to be one of {', '.join(SAMPLING)}, got {config.sampling!r}")
+    if config.sampling != SAMPLING[0] and not config.decompose:
+        raise ValueError(f"sampling={config.sampling} is of decomposed files: set decompose=true")
+    for name in ("batch", "rounds", "max_images", "threads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"expected {name} of 1 or more, got {name}={value}")
+    if not config.limit_minutes > 0:
+        raise ValueError(f"expected limit_minutes above 0, got {config.limit_minutes=}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise ValueError before the work where its result could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with workplace(folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"can't write into folder={folder}: {error.strerror}; name another folder") from error
+
+
+def _targets(target: str | list[str]) -> list[str]:
+    names = list(TARGETS) if target == "all" else [target] if isinstance(target, str) else list(target)
+    if not names or set(names) - set(TARGETS):
+        raise ValueError(f"expected target=all, one of {', '.join(TARGETS)}, or a list of them, got {target!r}")
+    return names
+
+
+def _attempt(session: Session, name: str, folder: Path, eager: Row, about: dict[str, Any]) -> Row:
+    try:
+        return session.export(name, folder, eager, about)
+    except Exception as error:  # whatever stops one target must not cost the others
+        _log.debug("%s failed", name, exc_info=True)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        _log.error("%s failed: %s: %s", name, type(error).__name__, "\n".join(lines[:20]))
+        return Row(name, reason=f"{type(error).__name__}: {lines[0]}")

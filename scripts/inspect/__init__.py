@@ -1,0 +1,1 @@
+"""What a network does with images: accuracy, sampling locations, receptive fields."""

@@ -1,0 +1,1 @@
+"""What is written: whole files, checkpoints, tables."""
