@@ -25,11 +25,11 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).parent))
 import study_photos
 import study_report
-from zoo.scripts.benchmark.show import provenance
 from zoo.scripts.config.command import register
 from zoo.scripts.config.schema import Train
 from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.storage import checkpoint
+from zoo.scripts.storage.provenance import provenance
 from zoo.scripts.training.run import run
 
 RESULTS = Path(__file__).parent / "results"

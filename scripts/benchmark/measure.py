@@ -3,8 +3,6 @@
 On a shared machine only ratios within one run mean something.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from dcn_ops.conv import reference
 
+from .. import timing
 from . import gpu
 from .cases import Case
 from .providers import FLOORS, PROVIDERS, UnsupportedError
@@ -97,35 +96,9 @@ def _check(actual: dict[str, Tensor], exact: dict[str, Tensor], tolerance: float
 
 
 def timed(steps: dict[str, Step], rounds: int, device: str, seconds: float = 0.02) -> dict[str, Row]:
-    """Return the median of each step's time in milliseconds and its quartiles.
-
-    Each turn repeats a step for about ``seconds``, so that short ones are measured as well as long ones.
-    """
-    once = {name: _time(step, 1, device) for name, step in steps.items()}
-    calls = {name: max(1, round(seconds / max(value, 1e-9))) for name, value in once.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 1):  # one to warm up
-        for name, step in steps.items():
-            # The threads of the one before may still spin, and the caches are its.
-            time.sleep(0.01)
-            if once[name] < 0.1:
-                step()
-            value = _time(step, calls[name], device)
-            if i:
-                times[name].append(1000 * value)
-    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
-    return {name: {"ms": q[1], "quartiles": [q[0], q[2]]} for name, q in quartiles.items()}
-
-
-def _time(step: Step, calls: int, device: str) -> float:
-    if device != "cpu":
-        torch.accelerator.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        step()
-    if device != "cpu":
-        torch.accelerator.synchronize()
-    return (time.perf_counter() - start) / calls
+    """Return the median of each step's time in milliseconds and its quartiles."""
+    found = timing.interleaved(steps, rounds, device, seconds)
+    return {name: {"ms": time.median, "quartiles": list(time.quartiles)} for name, time in found.items()}
 
 
 def rows_of(case: Case, mode: str, providers: list[str], sigma: float, device: str, rounds: int) -> list[Row]:

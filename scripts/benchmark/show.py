@@ -1,18 +1,14 @@
-"""The tables, and the JSON with its provenance."""
+"""The tables of dcn-bench, and its JSON."""
 
-import importlib.metadata
 import json
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from ..storage.files import atomically
+from ..storage.provenance import provenance
 from .measure import Row
 
 
@@ -39,41 +35,10 @@ def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) ->
         console.print(f"{sum(v['met'] for v in verdicts)} of {len(verdicts)} bounds met")
 
 
-def provenance(command: str = "dcn-bench") -> dict[str, Any]:
-    """Return what a number needs beside it."""
-    cpu = [line for line in _said("lscpu").splitlines() if line.startswith(("Model name", "CPU(s)", "L3"))]
-    packages = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
-    return {
-        "command": " ".join([command, *sys.argv[1:]]),
-        "commit": _said("git", "describe", "--always", "--dirty").strip(),
-        "machine": [" ".join(line.split()) for line in cpu] or [platform.processor()],
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {p: version for p in packages if (version := _version(p))},
-    }
-
-
-def _said(*command: str) -> str:
-    """Return what a command of the system prints, nothing where there is no such command."""
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-        ).stdout
-    except OSError:
-        return ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def save(rows: list[Row], verdicts: list[dict[str, Any]], path: Path) -> None:
     """Write the JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({**provenance(), "rows": rows, "bounds": verdicts}, indent=1) + "\n"
+    content = json.dumps({**provenance("dcn-bench"), "rows": rows, "bounds": verdicts}, indent=1) + "\n"
 
     def write(new: Path) -> None:
         new.write_text(content)

@@ -100,6 +100,7 @@ class Train:
     resume: str | None = None  # "auto", or the folder of a run
     checkpoint_minutes: float = 10.0  # between two training states within an epoch; each epoch ends with one
     checkpoint_every: int | None = None  # the same in optimizer steps
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # of accelerate, such as wandb and mlflow
     report: bool = True  # latency, FLOPs and the picture at the end
 
 

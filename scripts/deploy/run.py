@@ -8,9 +8,9 @@ from rich.console import Console
 
 from dcn_ops.interop.portable import SAMPLING
 
-from ..benchmark.show import provenance
 from ..config.schema import Export
 from ..storage import markdown
+from ..storage.provenance import provenance
 from . import report
 from .progress import stage
 from .report import Row

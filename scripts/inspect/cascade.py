@@ -3,17 +3,14 @@
 Shapes: N images, K taps, L levels, Ho x Wo the output map of a layer. Positions are (y, x).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
-from ..training.offsets import input_of
+from .layers import watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +27,14 @@ class Samples:
         return self.positions.shape[3], self.positions.shape[4]
 
 
-def deformable_layers(model: nn.Module) -> dict[str, DeformConv2d]:
-    """Return the layers that predict their offsets, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, DeformConv2d) and m.predict_offsets}
+@dataclass(frozen=True, kw_only=True)
+class SamplingLocations:
+    """Where the samples lie that reach one output, in pixels of the images."""
 
-
-@contextmanager
-def watched(model: nn.Module, seen: Any) -> Iterator[None]:
-    """Call ``seen(name, layer, input)`` before each deformable layer runs."""
-
-    def hook(name: str) -> Any:
-        return lambda layer, args, kwargs: seen(name, layer, input_of(args, kwargs))
-
-    layers = deformable_layers(model).items()
-    handles = [m.register_forward_pre_hook(hook(name), with_kwargs=True) for name, m in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    points: Tensor  # [N, K^L, 2], NaN where a sample left a map on its way
+    masks: Tensor  # [N, K^L], the products of the masks
+    output: tuple[float, float]  # (y, x) of the output itself
+    label: str | None = None
 
 
 @torch.no_grad()
@@ -103,13 +89,33 @@ def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, f
     """
     names = chain(found, top, levels)
     first = found[names[0]]
-    start = [min(int(part * size), size - 1) for part, size in zip(at, first.output_size, strict=True)]
     batch = len(first.positions)
-    points = first.positions.new_tensor(start).expand(batch, 1, 2)
+    points = first.positions.new_tensor(_index(at, first.output_size)).expand(batch, 1, 2)
     weights = points.new_ones(batch, 1)
     for name in names:
         points, weights = _step(found[name], points, weights)
     return points, weights
+
+
+def followed(
+    found: dict[str, Samples], top: str, levels: int, at: tuple[float, float], image: tuple[int, int]
+) -> SamplingLocations:
+    """Return the samples that reach one output of a layer, in pixels of an image of (height, width)."""
+    points, masks = cascade(found, top, levels, at)
+    output, input_size = found[top].output_size, found[chain(found, top, levels)[-1]].input_size
+    y, x = to_image(points.new_tensor(_index(at, output)), output, image).tolist()
+    return SamplingLocations(points=to_image(points, input_size, image), masks=masks, output=(y, x))
+
+
+def of_each_layer(model: nn.Module, images: Tensor) -> list[SamplingLocations]:
+    """Return where the filter of each deformable layer samples images [N, C, H, W] for its central output."""
+    found = record(model, images)
+    size = images.shape[-2], images.shape[-1]
+    return [replace(followed(found, name, 1, (0.5, 0.5), size), label=name) for name in found]
+
+
+def _index(at: tuple[float, float], size: tuple[int, int]) -> list[int]:
+    return [min(int(part * extent), extent - 1) for part, extent in zip(at, size, strict=True)]
 
 
 def to_image(points: Tensor, input_size: tuple[int, int], image: tuple[int, int]) -> Tensor:

@@ -1,8 +1,7 @@
 """dcn-evaluate: accuracy, confusion matrix, accuracy under corruptions and throughput of checkpoints."""
 
-import statistics
-import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,14 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from ..benchmark.show import provenance
+from .. import timing
 from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, corrupt
 from ..data.loaders import Batch
+from ..storage.provenance import provenance
+from ..tasks.classification import percent
 from . import scores
 from .scores import Result
 from .subject import Subject, existing, of_checkpoint
@@ -77,17 +79,10 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
 
 def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -> dict[str, float]:
     """Return images per second, the median over rounds in which the networks take turns, each with its images."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    calls = {name: partial(model, images[name]) for name, model in models.items()}
     with torch.inference_mode():
-        for i in range(rounds + 2):  # two to warm up
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(images[name])
-                if images[name].is_cuda:
-                    torch.cuda.synchronize(images[name].device)
-                if i >= 2:
-                    seconds[name].append(time.perf_counter() - start)
-    return {name: len(images[name]) / statistics.median(values) for name, values in seconds.items()}
+        times = timing.interleaved(calls, rounds, next(iter(images.values())).device.type)
+    return {name: 1000 * len(images[name]) / time.median for name, time in times.items()}
 
 
 def _named(paths: list[Path]) -> dict[str, Path]:
@@ -107,23 +102,21 @@ def _prepared(model: nn.Module, config: Evaluate) -> Any:
 @torch.inference_mode()
 def _accuracy(call: Any, subject: Subject, labels: Tensor, device: torch.device, path: str) -> Result:
     """Evaluate one network, whose output ``labels[c]`` stands for class c of the data."""
-    outputs, among_five = subject.model.num_classes, 0
-    confusion = torch.zeros(outputs, outputs, dtype=torch.int64)
+    outputs = subject.model.num_classes
+    confusion = MulticlassConfusionMatrix(outputs)
+    top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
     for images, found in track(subject.loader, description="accuracy", transient=True):
         logits, wanted = call(images.to(device)).float().cpu(), labels[found]
-        confusion += torch.bincount(wanted * outputs + logits.argmax(1), minlength=outputs**2).view(
-            outputs, outputs
-        )
-        top5 = logits.topk(min(5, outputs)).indices
-        among_five += int((top5 == wanted[:, None]).any(1).sum())
-    total = int(confusion.sum())
+        confusion.update(logits, wanted)
+        top5.update(logits, wanted)
+    counts = confusion.compute()
     return Result(
         checkpoint=path,
         parameters=sum(p.numel() for p in subject.model.parameters()),
-        top1=100 * int(confusion.trace()) / total,
-        top5=100 * among_five / total,
+        top1=100 * int(counts.trace()) / int(counts.sum()),
+        top5=percent(top5.compute()),
         classes=subject.answers,
-        confusion=confusion.tolist(),
+        confusion=counts.tolist(),
     )
 
 

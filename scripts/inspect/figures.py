@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .cascade import Samples, cascade, chain, to_image
+from .cascade import SamplingLocations
 from .offset_statistics import LayerOffsets
 
 DPI = 160
@@ -31,9 +30,7 @@ def picture(image: Tensor) -> np.ndarray:
     return scaled.permute(1, 2, 0).numpy()
 
 
-def sampling(
-    images: Tensor, found: dict[str, Samples], layer: str, levels: int, points: list[list[float]], path: Path
-) -> None:
+def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
     """Draw figure 6 of the DCNv1 paper: for chosen outputs (a cross), every sample that reaches them.
 
     One row per output, one column per image; the opacity of a sample is the product of the masks on its way.
@@ -41,28 +38,25 @@ def sampling(
     plt = pyplot()
     height, width = images.shape[-2:]
     figure, axes = plt.subplots(
-        len(points), len(images), figsize=(1.9 * len(images), 1.95 * len(points)), squeeze=False
+        len(rows), len(images), figsize=(1.9 * len(images), 1.95 * len(rows)), squeeze=False
     )
-    bottom = found[chain(found, layer, levels)[-1]]
-    for row, at in zip(axes, points, strict=True):
-        samples, weights = cascade(found, layer, levels, (at[0], at[1]))
-        positions = to_image(samples, bottom.input_size, (height, width)).cpu().numpy()
-        opacity = (weights / weights.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
-        count = samples.shape[1]
-        # The cross stands where the output itself is.
-        map_size = found[layer].output_size
-        index = [min(int(part * size), size - 1) for part, size in zip(at, map_size, strict=True)]
-        y, x = to_image(torch.tensor(index, dtype=torch.float32), map_size, (height, width)).tolist()
-        for axis, image, where, weight in zip(row, images, positions, opacity, strict=True):
+    for row, locations in zip(axes, rows, strict=True):
+        masks, count = locations.masks, locations.masks.shape[1]
+        opacity = (masks / masks.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
+        y, x = locations.output
+        for axis, image, where, weight in zip(row, images, locations.points.cpu().numpy(), opacity, strict=True):
             axis.imshow(picture(image), interpolation="nearest")
             colours = np.zeros((count, 4))
             colours[:, :3], colours[:, 3] = (1.0, 0.25, 0.2), 0.2 + 0.7 * weight
             area = 28.0 if count <= 9 else 10.0 if count <= 81 else 3.0
             axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, linewidths=0)
             axis.scatter([x], [y], s=55, c="lime", marker="+", linewidths=1.6)
+            # Samples beyond the image read zeros; those just beyond it are shown.
             margin_y, margin_x = height / 8, width / 8
             axis.set(xlim=(-margin_x, width + margin_x), ylim=(height + margin_y, -margin_y), xticks=[], yticks=[])
             axis.set_facecolor("0.25")
+        if locations.label:
+            row[0].set_ylabel(locations.label, fontsize=7)
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

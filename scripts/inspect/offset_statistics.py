@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
-from ..training import metric_log
-from .cascade import watched
+from ..storage import csv_log
+from .layers import watched
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -77,21 +77,23 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[LayerOffs
     return rows, {name: _thinned(value) for name, value in values.items()}
 
 
-def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWriter", epoch: int) -> None:
+def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWriter | None", epoch: int) -> None:
     """Append this epoch's statistics to ``folder/offsets.csv`` and to TensorBoard; nothing for a plain network.
 
     Args:
         model: The network, not its compiled wrapper.
         images: A batch [N, C, H, W] on its device, the same at every epoch.
         folder: Of the training.
-        board: Receives a histogram and the mean for each layer.
+        board: Receives a histogram and the mean for each layer; None for no TensorBoard.
         epoch: Number of the epoch.
     """
     rows, lengths = measure(model, [images])
     if not rows:
         return
-    metric_log.drop_from(folder / FILE, epoch)
-    metric_log.append(folder / FILE, ({"epoch": epoch, **asdict(row)} for row in rows))
+    csv_log.drop_from(folder / FILE, epoch)
+    csv_log.append(folder / FILE, ({"epoch": epoch, **asdict(row)} for row in rows))
+    if board is None:
+        return
     for row in rows:
         finite = lengths[row.layer][lengths[row.layer].isfinite()]
         if len(finite):  # of none, as after a divergence, there is no histogram

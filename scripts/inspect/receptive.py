@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.stages import feature_stages
 
-from .cascade import deformable_layers
+from .layers import deformable_layers
 
 
 def effective_fields(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import zoo  # noqa: F401  (registers resnet50_dcn and its like with timm)
 from ..config.schema import Visualize
 from ..storage import checkpoint
 from . import cascade, figures, offset_statistics, receptive
+from .layers import deformable_layers
 from .subject import Subject, existing, of_checkpoint, of_timm
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     subject = _subject(config, device)
     model = subject.model.to(device)
     images = _images(subject, config).to(device)
-    drawn = _of_offsets(subject, images, config, folder) if cascade.deformable_layers(model) else {}
+    drawn = _of_offsets(subject, images, config, folder) if deformable_layers(model) else {}
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
     drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
@@ -88,9 +89,11 @@ def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Pat
     drawn = {"sampling": folder / "sampling.png", "offsets": folder / "offsets.png"}
     found = cascade.record(model, images[: config.images])
     layer = config.layer or _layer_to_follow(found)
-    followed = cascade.chain(found, layer, config.levels)
-    figures.sampling(images[: config.images], found, layer, config.levels, config.points, drawn["sampling"])
-    print(f"{layer}: samples followed through {len(followed)} layers, {' and '.join(followed)}")
+    size = images.shape[-2], images.shape[-1]
+    rows_of_points = [cascade.followed(found, layer, config.levels, (y, x), size) for y, x in config.points]
+    figures.sampling(images[: config.images], rows_of_points, drawn["sampling"])
+    through = cascade.chain(found, layer, config.levels)
+    print(f"{layer}: samples followed through {len(through)} layers, {' and '.join(through)}")
     figures.offset_lengths(rows, lengths, drawn["offsets"])
     history = offset_statistics.read(Path(config.checkpoint).parent) if config.checkpoint else {}
     if history:
@@ -110,7 +113,7 @@ def _of_receptive_field(model: nn.Module, images: Tensor, config: Visualize, fol
     before = _before(config)
     if before is not None:
         networks["before training"] = receptive.effective_fields(before.to(images.device), images)
-    if cascade.deformable_layers(model):
+    if deformable_layers(model):
         with receptive.without_offsets(model):
             networks["offsets set to 0"] = receptive.effective_fields(model, images)
     networks["after training" if config.checkpoint else "as it is"] = receptive.effective_fields(model, images)

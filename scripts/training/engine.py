@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import broadcast_object_list
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
@@ -23,8 +21,9 @@ from ..data.loaders import Splits
 from ..data.order import seed_all
 from ..inspect import offset_statistics
 from ..storage import checkpoint
+from ..tasks.task import Metrics, Task
 from . import divergence, optimization, state
-from .metric_log import MetricLog, Metrics
+from .metric_log import MetricLog
 from .offsets import WithOffsets
 from .stop import Stopped, StopRequest
 
@@ -34,6 +33,7 @@ _log = logging.getLogger(__name__)
 def fit(
     model: nn.Module,
     splits: Splits,
+    task: Task,
     config: Train,
     accelerator: Accelerator,
     folder: Path,
@@ -46,6 +46,7 @@ def fit(
     Args:
         model: On the CPU or on the device.
         splits: The data.
+        task: What it is trained for.
         config: The whole config.
         accelerator: What the processes share.
         folder: Receives ``last.safetensors``, ``best.safetensors``, ``metrics.csv`` and ``state.pt``.
@@ -58,7 +59,7 @@ def fit(
         Stopped: After SIGTERM or Ctrl-C, with the state saved.
         ValueError: For a recipe that doesn't fit the network, the data or the number of processes.
     """
-    training = _Training(model, splits, config, accelerator, folder, weights)
+    training = _Training(model, splits, task, config, accelerator, folder, weights)
     try:
         # The first process alone has the file.
         if broadcast_object_list([resume and training.path.exists()])[0]:
@@ -76,13 +77,14 @@ class _Training:
         self,
         model: nn.Module,
         splits: Splits,
+        task: Task,
         config: Train,
         accelerator: Accelerator,
         folder: Path,
         weights: checkpoint.Recipe,
     ) -> None:
         self.config, self.accelerator, self.folder, self.weights = config, accelerator, folder, weights
-        self.model, self.title, self.path = model, folder.name, folder / state.NAME
+        self.model, self.task, self.title, self.path = model, task, folder.name, folder / state.NAME
         self.probe = torch.empty(0)  # the first images of the evaluation, whose offsets are followed
         self.position, self.saved_at, self.stop = state.Position(), time.monotonic(), StopRequest()
         optimization.check(config.optim, config.data.batch_size, accelerator.num_processes)
@@ -97,7 +99,6 @@ class _Training:
 
         self.frozen = optimization.freeze(model, config.optim.freeze)
         self.ema = optimization.create_ema(model, config.optim.ema, accelerator.is_fsdp2)
-        self.mixup = optimization.create_mixup(config.optim, splits.num_classes)
         self.net = WithOffsets(model)
         called: nn.Module = self.net
         if config.compile:
@@ -116,28 +117,27 @@ class _Training:
         epochs, main = self.config.optim.epochs, self.accelerator.is_main_process
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         first = self.position.epoch
-        with MetricLog(self.folder, first, quiet=not main) as log, Progress(*columns, disable=not main) as progress:
+        log = MetricLog(self.folder, first, self.config, quiet=not main)
+        with log, Progress(*columns, disable=not main) as progress:
             done = first * self.steps + self.position.step
-            task = progress.add_task(self.title, total=epochs * self.steps, completed=done)
+            bar = progress.add_task(self.title, total=epochs * self.steps, completed=done)
             for epoch in range(first, epochs):
                 if epoch > first:
                     self.position = state.Position(epoch, steps=self.steps, best=self.position.best)
                 start = time.perf_counter()
-                self._train(lambda: progress.advance(task))
+                self._train(lambda: progress.advance(bar))
                 metrics = {"train/loss": self.position.loss / self.steps} | self._evaluate()
                 if offsets := self.position.offsets:
                     metrics["train/offset"] = sum(offsets) / len(offsets)
                 metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
-                self._keep(metrics["eval/top1"])
+                self._keep(metrics[f"eval/{self.task.best}"])
                 layers = zip(self.net.layers, offsets, strict=False)
                 log.write(epoch, metrics, {f"offset/{name}": value for name, value in layers})
                 if main and not any(isinstance(p, DTensor) for p in self.model.parameters()):
                     offset_statistics.log_epoch(self.model, self.probe, self.folder, log.board, epoch)
-                progress.update(
-                    task,
-                    description=f"{self.title} epoch {epoch + 1}/{epochs} "
-                    f"loss {metrics['train/loss']:.3f} top-1 {metrics['eval/top1']:.2f} %",
-                )
+                shown = (f"{title} {metrics[f'eval/{name}']:.2f}" for name, title in self.task.titles.items())
+                found = f"loss {metrics['train/loss']:.3f} {' '.join(shown)}"
+                progress.update(bar, description=f"{self.title} epoch {epoch + 1}/{epochs} {found}")
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         return metrics
@@ -190,16 +190,12 @@ class _Training:
         """Take an optimizer step; return the loss and the mean |offset| of each layer."""
         optim, parts = self.config.optim, self.config.optim.accumulate
         seed_all(self.config.seed, step, self.accelerator.process_index, 1)
-        images = images.to(memory_format=_memory_format(self.config))
-        targets = labels
-        smoothing = 0.0 if self.mixup else optim.label_smoothing
-        if self.mixup:
-            images, targets = self.mixup(images, labels)
+        images, targets = self.task.prepare(images.to(memory_format=_memory_format(self.config)), labels)
         total, sizes = torch.zeros((), device=images.device), torch.zeros(0)
         for part, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
             with self.accelerator.accumulate(self.called):
-                logits, sizes, squares = self.called(part)
-                loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+                output, sizes, squares = self.called(part)
+                loss = self.task.loss(output, target)
                 if optim.offset_l2:
                     loss = loss + optim.offset_l2 * squares.sum()
                 self.accelerator.backward(loss)
@@ -246,32 +242,29 @@ class _Training:
         state.save(self.path, self.position, self.accelerator, self.model, self.optimizer.optimizer, ema)
         self.saved_at = time.monotonic()
 
-    def _keep(self, top1: float) -> None:
+    def _keep(self, score: float) -> None:
         """Write the weights that were evaluated, as the last ones and, if so, as the best."""
         found = state.whole(self.model) if self.ema is None else self.ema.module.state_dict()
-        names = ["last.safetensors"] + (["best.safetensors"] if top1 > self.position.best else [])
+        names = ["last.safetensors"] + (["best.safetensors"] if score > self.position.best else [])
         if self.accelerator.is_main_process:
             for name in names:
                 checkpoint.save_weights(found, self.weights, self.folder / name)
-        self.position.best = max(top1, self.position.best)
+        self.position.best = max(score, self.position.best)
 
     @torch.no_grad()
     def _evaluate(self) -> Metrics:
-        """Return the mean loss and the top-1 accuracy in percent over the evaluation split."""
+        """Return the task's metrics over the evaluation split."""
         net = self.called if self.ema is None else self.ema.module
         net.eval()
-        count, loss, top1 = 0, 0.0, 0.0
-        for images, labels in self.held:
+        self.probe, found = torch.empty(0), self.task.evaluation(self.accelerator.device)
+        for images, targets in self.held:
             images = images.to(memory_format=_memory_format(self.config))
-            self.probe = images if count == 0 else self.probe
+            self.probe = self.probe if len(self.probe) else images
             with self.accelerator.autocast():
                 out = net(images)
-            logits = (out if self.ema is not None else out[0]).float()
-            logits, labels = self.accelerator.gather_for_metrics((logits, labels))
-            count += len(labels)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            top1 += accuracy(logits, labels)[0].item() * len(labels)
-        return {"eval/loss": loss / count, "eval/top1": top1 / count}
+            output = (out if self.ema is not None else out[0]).float()
+            found.update(*self.accelerator.gather_for_metrics((output, targets)))
+        return {f"eval/{name}": value for name, value in found.compute().items()}
 
 
 def _memory_format(config: Train) -> torch.memory_format:

@@ -8,10 +8,7 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
-
-def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return the input of a layer from what a hook gets, however the layer was called."""
-    return args[0] if args else kwargs["input"]
+from ..inspect.layers import deformable_layers, input_of
 
 
 class WithOffsets(nn.Module):
@@ -28,7 +25,7 @@ class WithOffsets(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
+        self.layers = deformable_layers(model)
         # Lists from the start: a finished run is evaluated again without a forward of this module.
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
         self._handles = [
@@ -37,22 +34,22 @@ class WithOffsets(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits [N, classes], mean |offset| [layers] without gradient, and mean squared offset [layers].
+        """Return the network's output, mean |offset| [layers] without gradient, and mean squared offset [layers].
 
         Of a layer that is called several times, the means over its calls; 0 of one that is not called.
         """
         self._seen = {name: [] for name in self.layers}
-        logits = self.model(images)
+        output = self.model(images)
         if not self.layers:
-            return logits, logits.new_zeros(0), logits.new_zeros(0)
-        nothing = logits.new_zeros((), dtype=torch.float32)
+            return output, output.new_zeros(0), output.new_zeros(0)
+        nothing = output.new_zeros((), dtype=torch.float32)
         sizes, squares = [], []
         for calls in self._seen.values():
             sizes.append(sum((size for size, _ in calls), nothing) / max(1, len(calls)))
             squares.append(sum((square for _, square in calls), nothing) / max(1, len(calls)))
         # Not empty: a checkpointed block is computed, and seen, once more in the backward pass.
         self._seen = {name: [] for name in self.layers}
-        return logits, torch.stack(sizes), torch.stack(squares)
+        return output, torch.stack(sizes), torch.stack(squares)
 
     def remove(self) -> None:
         """Let the layers predict for themselves again."""

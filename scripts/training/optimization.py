@@ -3,10 +3,8 @@
 import difflib
 import fnmatch
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -86,13 +84,6 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
     if scheduler is None:
         raise ValueError(f"expected a scheduler of timm's, such as 'cosine' or 'step', got {config.sched=}")
     return scheduler
-
-
-def create_mixup(config: Optim, num_classes: int) -> Any:
-    """Build timm's mixup and cutmix, which smooth the labels too, or None."""
-    if not config.mixup and not config.cutmix:
-        return None
-    return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
 
 
 def check(config: Optim, batch_size: int, processes: int) -> None:

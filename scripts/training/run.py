@@ -1,15 +1,13 @@
 """dcn-train: fine-tune a timm backbone with deformable convolutions, beside the plain one."""
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
@@ -19,11 +17,14 @@ from zoo import DCNConfig, plan
 
 from ..config.schema import Train
 from ..data.loaders import Splits, create_splits
-from ..inspect import plot
+from ..inspect import cascade, figures
 from ..storage import checkpoint
 from ..storage.files import locked
+from ..tasks.classification import Classification
+from ..tasks.task import Metrics, Task
 from . import engine, preview, resume, summary, variants
 from .divergence import still_layers
+from .processes import create_accelerator
 from .variants import Variant
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 @dataclass
 class _Trained:
     model: nn.Module
-    top1: float
+    scores: Metrics  # of the last epoch
     batch: Tensor  # of evaluation images, on the device
 
 
@@ -58,7 +59,8 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
         folder = resume.choose(config, folder, runs or [])
     folder = broadcast_object_list([folder])[0]
     splits = _splits(config)
-    built = variants.build_all(config, splits, accelerator)
+    task = Classification(config.optim, splits.num_classes)
+    built = variants.build_all(config, splits, task, accelerator)
     if config.dry_run:
         preview.show(splits, config, folder)
         if "dcn" in built:
@@ -69,45 +71,23 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
             )
         return []
     if not accelerator.is_main_process:
-        _train_all(built, splits, config, accelerator, folder)
+        _train_all(built, splits, task, config, accelerator, folder)
         return []
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        trained = _train_all(built, splits, config, accelerator, folder)
-        return _report(trained, config, folder) if config.report else []
+        trained = _train_all(built, splits, task, config, accelerator, folder)
+        return _report(trained, task, config, folder) if config.report else []
 
 
 def _train_all(
-    built: dict[str, Variant], splits: Splits, config: Train, accelerator: Accelerator, folder: Path
+    built: dict[str, Variant], splits: Splits, task: Task, config: Train, accelerator: Accelerator, folder: Path
 ) -> dict[str, _Trained]:
     trained: dict[str, _Trained] = {}
     for name, variant in built.items():
         # What is read from its start goes on where the last training left it.
         data = _splits(config) if trained else splits
-        trained[name] = _train(name, variant, data, config, accelerator, folder / name)
+        trained[name] = _train(name, variant, data, task, config, accelerator, folder / name)
     return trained
-
-
-def create_accelerator(config: Train) -> Accelerator:
-    """Join the other processes, if ``accelerate launch`` or ``torchrun`` started some."""
-    if config.device not in ("auto", "cpu"):
-        try:
-            torch.empty(0, device=config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"there is no device={config.device}: {error}") from error
-        os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
-    # Processes on CPUs join where accelerate is told so alone.
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    # A second run in this process, of a sweep, may have another precision; the processes stay joined.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=on_cpu,
-        mixed_precision=config.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.optim.accumulate, sync_with_dataloader=False
-        ),
-        dataloader_config=DataLoaderConfiguration(split_batches=True, dispatch_batches=False),
-    )
 
 
 def _splits(config: Train) -> Splits:
@@ -117,7 +97,7 @@ def _splits(config: Train) -> Splits:
 
 
 def _train(
-    name: str, variant: Variant, splits: Splits, config: Train, accelerator: Accelerator, folder: Path
+    name: str, variant: Variant, splits: Splits, task: Task, config: Train, accelerator: Accelerator, folder: Path
 ) -> _Trained:
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)
@@ -126,14 +106,16 @@ def _train(
     if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 splits contiguous parameters alone
         model = model.to(memory_format=torch.channels_last)
     metrics = engine.fit(
-        model, splits, config, accelerator, folder, variant.recipe,
+        model, splits, task, config, accelerator, folder, variant.recipe,
         resume=config.resume is not None,
         started=lambda: resume.record(config, folder.parent),  # not of a config that the run's state refuses
     )  # fmt: skip
     accelerator.free_memory()
+    scores = {score: metrics[f"eval/{score}"] for score in task.titles}
     if accelerator.is_main_process:
         path = folder / "last.safetensors"
-        _log.info("%s: top-1 %.2f %%, checkpoint %s", name, metrics["eval/top1"], path)
+        shown = ", ".join(f"{title} {scores[score]:.2f}" for score, title in task.titles.items())
+        _log.info("%s: %s, checkpoint %s", name, shown, path)
         if accelerator.is_fsdp2:  # in pieces, which one process alone can't call
             model = checkpoint.load(path, accelerator.device)
         if still := still_layers(load_file(path)):
@@ -143,16 +125,16 @@ def _train(
                 *(name, ", ".join(still) if len(still) < 6 else f"{len(still)} layers"),
             )
     images, _ = next(iter(splits.evaluate))
-    return _Trained(model, metrics["eval/top1"], images.to(accelerator.device))
+    return _Trained(model, scores, images.to(accelerator.device))
 
 
-def _report(trained: dict[str, _Trained], config: Train, folder: Path) -> list[summary.Row]:
+def _report(trained: dict[str, _Trained], task: Task, config: Train, folder: Path) -> list[summary.Row]:
     batch = next(iter(trained.values())).batch
     models = {name: variant.model for name, variant in trained.items()}
-    rows = summary.measure(models, {name: variant.top1 for name, variant in trained.items()}, batch)
+    rows = summary.measure(models, {name: variant.scores for name, variant in trained.items()}, batch)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
-    summary.show(rows, len(batch), title, folder / "results.json")
+    summary.show(rows, task.titles, len(batch), title, folder / "results.json")
     if "dcn" in models:
-        plot.draw(models["dcn"], batch[:8], folder / "sampling.png")
-        print(f"sampling positions: {folder / 'sampling.png'}")
+        figures.sampling(batch[:8], cascade.of_each_layer(models["dcn"], batch[:8]), folder / "sampling.png")
+        print(f"sampling locations: {folder / 'sampling.png'}")
     return rows

@@ -1,9 +1,7 @@
-"""What a run ends with: accuracy, parameters, FLOPs and latency of each variant."""
+"""What a run ends with: scores, parameters, FLOPs and latency of each variant."""
 
 import json
 import logging
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +13,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import timing
+from ..tasks.task import Metrics
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,15 +24,20 @@ class Row:
     """One variant; latencies are medians, in milliseconds for the batch."""
 
     variant: str
-    top1: float
+    scores: Metrics  # those that its task shows
     parameters: int
     flops: int
     eager_ms: float | None = None
     compiled_ms: float | None = None
 
+    def as_json(self) -> dict[str, object]:
+        """Return one flat object."""
+        values = asdict(self)
+        return {"variant": self.variant, **values.pop("scores"), **values}
+
 
 def measure(
-    models: dict[str, nn.Module], accuracies: dict[str, float], images: Tensor, rounds: int = 30
+    models: dict[str, nn.Module], scores: dict[str, Metrics], images: Tensor, rounds: int = 30
 ) -> list[Row]:
     """Count and time the networks on one batch, in eval mode and interleaved."""
     rows = []
@@ -43,12 +49,12 @@ def measure(
         with torch.inference_mode(), counter:
             model(images)
         parameters = sum(p.numel() for p in model.parameters())
-        rows.append(Row(name, accuracies[name], parameters, counter.get_total_flops() // len(images)))
+        rows.append(Row(name, scores[name], parameters, counter.get_total_flops() // len(images)))
         eager[name] = partial(model, images)
         compiled[name] = partial(torch.compile(model, fullgraph=True), images)
-    eager_ms = _interleaved(eager, rounds, images.device)
+    eager_ms = _medians(eager, rounds, images.device)
     try:
-        compiled_ms = _interleaved(compiled, rounds, images.device)
+        compiled_ms = _medians(compiled, rounds, images.device)
     except Exception as error:  # whatever stops a compiler must not cost the run its results
         _log.warning("torch.compile failed, so the table lacks its latency (is there a C++ compiler?): %s", error)
         compiled_ms = {}
@@ -57,29 +63,22 @@ def measure(
     return rows
 
 
-def _interleaved(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def _medians(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     with torch.inference_mode():
-        for i in range(rounds + 2):  # two to warm up
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if i >= 2:
-                    times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+        times = timing.interleaved(calls, rounds, device.type)
+    return {name: time.median for name, time in times.items()}
 
 
-def show(rows: list[Row], batch: int, title: str, path: Path) -> None:
+def show(rows: list[Row], titles: dict[str, str], batch: int, title: str, path: Path) -> None:
     """Print the table and write it as JSON."""
     table = Table(title=title)
-    columns = ("variant", "top-1 %", "parameters", "MFLOPs", f"eager ms / {batch}", f"compiled ms / {batch}")
+    columns = ("variant", *titles.values(), "parameters", "MFLOPs", f"eager ms / {batch}", f"compiled ms / {batch}")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
         eager, compiled = ("–" if ms is None else f"{ms:.1f}" for ms in (row.eager_ms, row.compiled_ms))
         flops = f"{row.flops / 1e6:.1f}"
-        table.add_row(row.variant, f"{row.top1:.2f}", f"{row.parameters:,}", flops, eager, compiled)
+        scores = (f"{row.scores[name]:.2f}" for name in titles)
+        table.add_row(row.variant, *scores, f"{row.parameters:,}", flops, eager, compiled)
     Console().print(table)
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    path.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")

@@ -16,8 +16,11 @@ from dcn_ops import DeformConv2d
 
 from ..config.schema import Train
 from ..data.loaders import Splits
+from ..inspect.layers import deformable_layers
 from ..storage import checkpoint
+from ..tasks.task import Task
 from . import optimization
+from .metric_log import check_trackers
 
 VARIANTS = ("plain", "dcn")
 PRECISIONS = (None, "no", "bf16", "fp16")
@@ -42,13 +45,16 @@ def check(config: Train) -> None:
         raise ValueError(f"expected variants among {VARIANTS}, got {sorted(unknown)}")
     if not config.variants or len(set(config.variants)) < len(config.variants):
         raise ValueError(f"expected one variant or both, each once, got variants={list(config.variants)}")
+    check_trackers(config.trackers)
+    if config.checkpoint_every is not None and config.checkpoint_every < 1:
+        raise ValueError(f"expected 1 step or more between two states, got {config.checkpoint_every=}")
     if config.precision not in PRECISIONS:
         raise ValueError(f"expected a precision among {PRECISIONS}, got {config.precision=}")
     if twice := sorted(set(_SET_BY) & set(config.model.kwargs)):
         raise ValueError(f"set {_SET_BY[twice[0]]}, and drop model.kwargs.{twice[0]}")
 
 
-def build_all(config: Train, splits: Splits, accelerator: Accelerator) -> dict[str, Variant]:
+def build_all(config: Train, splits: Splits, task: Task, accelerator: Accelerator) -> dict[str, Variant]:
     """Build every network, on the CPU, from the same seed, and try each on zeros of the data's shape.
 
     Raises:
@@ -61,26 +67,26 @@ def build_all(config: Train, splits: Splits, accelerator: Accelerator) -> dict[s
     built = {}
     for name in config.variants:
         torch.manual_seed(config.seed)
-        header = recipe_of(name, config, splits)
+        header = recipe_of(name, config, splits, task)
         model = _build(header, config, accelerator)
         if name == "plain" and any(isinstance(module, DeformConv2d) for module in model.modules()):
             raise ValueError(
                 f"model.name={config.model.name} is deformable by itself; take "
                 f"model.name={config.model.name.removesuffix('_dcn')}, which the variant dcn converts by dcn.*"
             )
-        _check_model(name, model, config, splits, accelerator)
+        _check_model(name, model, config, splits, task, accelerator)
         built[name] = Variant(header, model)
     return built
 
 
-def recipe_of(name: str, config: Train, splits: Splits) -> checkpoint.Recipe:
+def recipe_of(name: str, config: Train, splits: Splits, task: Task) -> checkpoint.Recipe:
     """Return what rebuilds a variant's network."""
     names = {"label_names": list(splits.classes)} if splits.classes else {}
     return {
         "create_model": {
             "model_name": config.model.name,
             "in_chans": config.data.in_chans,
-            "num_classes": splits.num_classes,
+            **task.arguments(),
             **config.model.kwargs,
         },
         "dcn": asdict(config.dcn) if name == "dcn" else None,
@@ -106,8 +112,10 @@ def _build(header: checkpoint.Recipe, config: Train, accelerator: Accelerator) -
     return model
 
 
-def _check_model(name: str, model: nn.Module, config: Train, splits: Splits, accelerator: Accelerator) -> None:
-    _try(name, model, splits)
+def _check_model(
+    name: str, model: nn.Module, config: Train, splits: Splits, task: Task, accelerator: Accelerator
+) -> None:
+    _try(name, model, splits, task)
     frozen = optimization.freeze(model, config.optim.freeze)
     optimization.create_scheduler(
         optimization.create_optimizer(model, config.optim), config.optim, len(splits.train)
@@ -125,7 +133,7 @@ def _check_model(name: str, model: nn.Module, config: Train, splits: Splits, acc
             "freeze them with optim.freeze"
         )
     steps = config.optim.epochs * len(splits.train)
-    deformable = any(isinstance(module, DeformConv2d) for module in model.modules())
+    deformable = deformable_layers(model)
     if deformable and steps <= (waiting := config.optim.offset_warmup_steps):
         raise ValueError(
             f"optim.offset_warmup_steps={waiting} leaves the offsets no step of this run of {steps} to learn; "
@@ -134,7 +142,7 @@ def _check_model(name: str, model: nn.Module, config: Train, splits: Splits, acc
 
 
 @torch.no_grad()
-def _try(name: str, model: nn.Module, splits: Splits) -> None:
+def _try(name: str, model: nn.Module, splits: Splits, task: Task) -> None:
     size = splits.transform["input_size"]
     training = model.training
     try:
@@ -145,9 +153,5 @@ def _try(name: str, model: nn.Module, splits: Splits) -> None:
         ) from error
     finally:
         model.train(training)
-    shape = getattr(output, "shape", None)
-    if shape != (2, splits.num_classes):
-        raise ValueError(
-            f"expected of '{name}' a score for each of the {splits.num_classes} classes, got an output of "
-            f"{'no tensor' if shape is None else list(shape)}; see model.name and model.kwargs"
-        )
+    if wrong := task.check(output, 2):
+        raise ValueError(f"expected of '{name}' {wrong}; see model.name and model.kwargs")

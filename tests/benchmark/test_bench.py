@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from zoo.scripts import timing
 from zoo.scripts.benchmark import bounds, cases, document, measure, memory, picture, providers
 from zoo.scripts.benchmark.run import draw, run
 from zoo.scripts.config.schema import Bench
@@ -283,6 +286,14 @@ def test_inputs_are_channels_last_and_offsets_as_wide_as_asked() -> None:
     assert tensors["input"].is_contiguous(memory_format=torch.channels_last)
     out = providers.conv2d(cases.Case(batch=4, channels=8, filters=8, height=32, width=32), tensors)()
     assert torch.equal(out, F.conv2d(tensors["input"], tensors["weight"], padding=1))
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    times = timing.interleaved({name: partial(order.append, name) for name in "ab"}, rounds=3)
+    turns = "".join(name for name, _ in groupby(order))
+    assert turns == "ab" * (1 + 1 + 3)  # once to guess the repeats, a round to warm up, the rounds
+    assert all(low <= median <= high for median, (low, high) in times.values())
 
 
 def test_phases_of_the_dense_path_run() -> None:

@@ -101,6 +101,18 @@ def test_no_experiment_is_the_default_run(monkeypatch: pytest.MonkeyPatch) -> No
         assert compose("train", overrides=overrides) == compose("train", overrides=["seed=5"])
 
 
+def test_of_several_experiments_the_last_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(monkeypatch, "experiment=null", "experiment=demo") == ["experiment=demo"]
+    assert checked(monkeypatch, "experiment=demo", "seed=5", "experiment=null") == ["seed=5", "~experiment"]
+
+
+def test_no_experiment_in_a_sweep_and_of_other_commands_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="there is no experiment 'None'"):
+        checked(monkeypatch, "-m", "experiment=null,demo")
+    with pytest.raises(SystemExit, match="there is no key 'experiment'"):
+        checked(monkeypatch, "experiment=null", schema=Export)
+
+
 def test_an_unknown_experiment_is_no_default_run() -> None:
     """Where the check of the command line doesn't look."""
     register()

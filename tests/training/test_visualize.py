@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -14,9 +13,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from zoo.scripts.config.command import register
 from zoo.scripts.config.schema import Visualize
-from zoo.scripts.inspect import figures, offset_statistics, plot, receptive
-from zoo.scripts.inspect.cascade import cascade, record
+from zoo.scripts.inspect import figures, offset_statistics, receptive
+from zoo.scripts.inspect.cascade import cascade, of_each_layer, record
 from zoo.scripts.inspect.receptive import effective_fields, side_of_half, spread, without_offsets
 from zoo.scripts.inspect.visualization import run
 from zoo.scripts.storage import checkpoint
@@ -37,6 +37,7 @@ RECIPE = {
 
 
 def composed(*overrides: str) -> Visualize:
+    register()
     with initialize_config_module("zoo.conf", version_base="1.3"):
         return OmegaConf.to_object(compose("visualize", overrides=list(overrides)))
 
@@ -64,9 +65,21 @@ class ByKeyword(nn.Module):
         return self.conv(input=images)
 
 
-@pytest.mark.parametrize("watch", [record, plot.sampling_positions])
-def test_a_layer_that_is_called_by_keyword_is_seen(watch: Any) -> None:
-    assert list(watch(ByKeyword(), torch.randn(1, 1, 8, 8))) == ["conv"]
+def test_a_layer_that_is_called_by_keyword_is_seen() -> None:
+    assert list(record(ByKeyword(), torch.randn(1, 1, 8, 8))) == ["conv"]
+
+
+def test_each_layer_is_shown_at_its_centre_in_pixels_of_the_image() -> None:
+    model = nn.Sequential(DeformConv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), DeformConv2d(1, 1, 3, padding=1))
+    with torch.no_grad():
+        model[2].offset_bias[0:18:2] = 1.0  # y of every tap
+    first, second = of_each_layer(model, torch.randn(2, 1, 8, 8))
+    assert (first.label, second.label) == ("0", "2")
+    assert first.points.shape == (2, 9, 2)
+    assert first.points.mean(1)[0].tolist() == [4.0, 4.0] == list(first.output)
+    # Of a map of half the size: pixel (2, 2) lies at 4.5, and an offset of 1 is 2 pixels of the image.
+    assert second.output == (4.5, 4.5)
+    assert second.points.mean(1)[1].tolist() == [6.5, 4.5]
 
 
 def stack(count: int = 3) -> nn.Sequential:

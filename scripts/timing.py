@@ -1,0 +1,58 @@
+"""The clock of everything that is compared: calls take turns, and medians count."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+
+class Time(NamedTuple):
+    """Milliseconds a call."""
+
+    median: float
+    quartiles: tuple[float, float]
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seconds: float = 0.0
+) -> dict[str, Time]:
+    """Time calls in turns, after one round to warm up.
+
+    Args:
+        calls: By name.
+        rounds: Turns of each; the quartiles want 2 or more.
+        device: Kind of the device, which is waited for.
+        seconds: How long each turn repeats its call, so that short ones are measured as well as long ones; once
+            at least.
+    """
+    once = {name: _time(call, 1, device) for name, call in calls.items()}
+    repeats = {name: max(1, round(seconds / max(value, 1e-9))) for name, value in once.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds + 1):
+        for name, call in calls.items():
+            # The threads of the one before may still spin, and the caches are its.
+            time.sleep(0.01)
+            if once[name] < 0.1:
+                call()
+            value = _time(call, repeats[name], device)
+            if i:
+                times[name].append(1000 * value)
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _summary(values: list[float]) -> Time:
+    low, median, high = statistics.quantiles(values if len(values) > 1 else values * 2, n=4)
+    return Time(median, (low, high))
+
+
+def _time(call: Callable[[], object], repeats: int, device: str) -> float:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,32 @@
+"""The processes that train together."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
+
+from ..config.schema import Train
+
+
+def create_accelerator(config: Train) -> Accelerator:
+    """Join the other processes, if ``accelerate launch`` or ``torchrun`` started some."""
+    if config.device not in ("auto", "cpu"):
+        try:
+            torch.empty(0, device=config.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"there is no device={config.device}: {error}") from error
+        os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
+    # Processes on CPUs join where accelerate is told so alone.
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+    # A second run in this process, of a sweep, may have another precision; the processes stay joined.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision=config.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.optim.accumulate, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, dispatch_batches=False),
+    )
