@@ -45,7 +45,8 @@ class Data:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image that a training crop keeps
     hflip: float = 0.5
     color_jitter: float = 0.4
-    auto_augment: str | None = None  # randaugment, trivialaugment, autoaugment or augmix
+    # randaugment, trivialaugment, autoaugment, augmix, or a string of timm's such as rand-m9-mstd0.5-inc1
+    auto_augment: str | None = None
     erasing: float = 0.0  # probability of a random rectangle
     # Of the distorted digits alone: degrees either way, scale range, and how often each image to evaluate is drawn.
     rotation: float = 45.0

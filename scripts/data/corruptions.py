@@ -2,7 +2,8 @@
 
 Every function takes images [N, C, H, W] of [0, 1], a severity of 1 to 5 and a generator of the CPU, and returns
 images of [0, 1] and the same shape. Lengths scale with the image, so that one table serves 28 and 224 pixels;
-strengths are thus not ImageNet-C's, and numbers compare with those of this module alone.
+strengths are thus not ImageNet-C's, and numbers compare with those of this module alone. Maps are our own:
+torchvision's functions move all images of a batch by the same angle, and draw from the global generator.
 """
 
 import io
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
+from torchvision.transforms.v2 import functional
 
 Corruption = Callable[[Tensor, int, Generator], Tensor]
 
@@ -95,7 +97,7 @@ def _jpeg(images: Tensor, level: int, generator: Generator) -> Tensor:
 
 
 def _through_jpeg(image: Tensor, quality: int) -> Tensor:
-    file = io.BytesIO()
+    file = io.BytesIO()  # torchvision gives up its own JPEG
     Image.fromarray(image.squeeze(2).numpy()).save(file, "JPEG", quality=quality)
     return torch.from_numpy(np.array(Image.open(file))).view(image.shape)
 
@@ -180,9 +182,4 @@ def _mapped(images: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tens
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
     radius = max(1, min(math.ceil(3 * sigma), min(images.shape[-2:]) - 1))
-    at = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-(at**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    padded = F.pad(images, (radius,) * 4, mode="reflect")
-    padded = F.conv2d(padded, kernel, groups=images.shape[1])
-    return F.conv2d(padded, kernel.mT, groups=images.shape[1])
+    return functional.gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)

@@ -1,7 +1,8 @@
 """The distortions of digits in "Spatial Transformer Networks" (Jaderberg et al., 2015, appendix), a batch at once.
 
 Every function maps images [N, C, H, W] to a canvas [N, C, S, S] by sampling, and draws from its generator alone.
-Points are (x, y) in pixels from the centre, of the image or of the canvas.
+Points are (x, y) in pixels from the centre, of the image or of the canvas. torchvision's functions take one map
+for the whole batch; here each image has its own.
 """
 
 import math

@@ -10,55 +10,16 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from ..config.schema import Data
 from . import folders
 from .distortions import DISTORTIONS
 from .pixels import to_mode
+from .transforms import create_transform
 
-_AUTO = {
-    "randaugment": v2.RandAugment,
-    "trivialaugment": v2.TrivialAugmentWide,
-    "autoaugment": v2.AutoAugment,
-    "augmix": v2.AugMix,
-}
 _MODES = {1: "L", 3: "RGB"}  # by the number of channels
 _READERS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
-
-
-def transform_config(config: Data, pretrained: dict[str, Any]) -> dict[str, Any]:
-    """Return mean, std, interpolation, crop_pct and input_size; of one channel the mean of the three."""
-    chosen = {key: pretrained[key] for key in ("mean", "std", "interpolation", "crop_pct")}
-    if config.in_chans == 1:
-        chosen |= {key: (sum(chosen[key]) / len(chosen[key]),) for key in ("mean", "std")}
-    return chosen | {"input_size": (config.in_chans, config.img_size, config.img_size)}
-
-
-def create_transform(config: Data, transform: dict[str, Any], training: bool) -> v2.Compose:
-    """Build torchvision's transforms, by default as strong as timm's; evaluation gives timm's images.
-
-    Raises:
-        ValueError: For an unknown ``data.auto_augment``.
-    """
-    if config.auto_augment not in (None, *_AUTO):
-        raise ValueError(f"expected data.auto_augment among {', '.join(_AUTO)}, got '{config.auto_augment}'")
-    size, mode = config.img_size, InterpolationMode(transform["interpolation"])
-    steps: list[Any]
-    if training:
-        steps = [v2.RandomResizedCrop(size, scale=tuple(config.crop_scale), interpolation=mode)]
-        steps += [v2.RandomHorizontalFlip(config.hflip)]
-        if config.auto_augment:
-            steps += [_AUTO[config.auto_augment](interpolation=InterpolationMode.BILINEAR)]
-        elif config.color_jitter:
-            steps += [v2.ColorJitter(*[config.color_jitter] * 3)]
-    else:
-        steps = [v2.Resize(int(size / transform["crop_pct"]), mode), v2.CenterCrop(size)]
-    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    steps += [v2.Normalize(list(transform["mean"]), list(transform["std"]))]
-    if training and config.erasing:
-        steps += [v2.RandomErasing(config.erasing)]
-    return v2.Compose([*steps, v2.ToPureTensor()])
 
 
 class Images(torch.utils.data.Dataset[Any]):

@@ -13,6 +13,7 @@ from . import images
 from .digits import TRAINED, DistortedDigits, digits
 from .distortions import DISTORTIONS, MNIST_MEAN, MNIST_STD
 from .order import Keyed, Keys, collate
+from .transforms import transform_config
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
 Loader = DataLoader[Any]  # of Batch
@@ -45,7 +46,7 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
     else:
-        transform = images.transform_config(config, transform)
+        transform = transform_config(config, transform)
         train, evaluate = images.create_datasets(config, transform)
         number, classes = _classes(train, config)
         loaders = [_loader_of(d, config, seed, d is train, number) for d in (train, evaluate)]
@@ -78,7 +79,7 @@ def create_evaluation(
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
         return splits.evaluate, splits.classes, splits.transform
-    transform = images.transform_config(config, transform)
+    transform = transform_config(config, transform)
     dataset = images.create_evaluation(config, transform)
     names = images.class_names(dataset)
     loader = _loader_of(dataset, config, seed, False, len(names or ()) or config.num_classes or num_classes)

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform as timm_transform
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.config.schema import Data
-from zoo.scripts.data import images
+from zoo.scripts.data import images, transforms
 from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.training.run import run
@@ -47,23 +47,38 @@ def folder_config(root: Path, **kwargs: Any) -> Data:
 
 def test_evaluation_images_are_timms() -> None:
     config = Data(name="", img_size=64)
-    ours = images.create_transform(config, TRANSFORM, training=False)(photo(0))
+    ours = transforms.create_transform(config, TRANSFORM, training=False)(photo(0))
     timms = timm_transform(64, mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.9)
     torch.testing.assert_close(ours, timms(photo(0)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("auto", [None, "randaugment", "trivialaugment", "autoaugment", "augmix"])
+OF_TIMM = ["rand-m9-mstd0.5-inc1", "rand-m9-n3", "augmix-m5-w4-d2", "original-mstd0.5", "v0r", "3a"]
+
+
+@pytest.mark.parametrize("auto", [None, "randaugment", "trivialaugment", "autoaugment", "augmix", *OF_TIMM])
 def test_augmentations_change_the_image_and_keep_its_shape(auto: str | None) -> None:
     config = Data(name="", img_size=32, auto_augment=auto, erasing=1.0)
-    transform = images.create_transform(config, TRANSFORM, training=True)
+    transform = transforms.create_transform(config, TRANSFORM, training=True)
     first, second = transform(photo(0)), transform(photo(0))
     assert first.shape == second.shape == (3, 32, 32)
     assert not torch.equal(first, second)
 
 
-def test_an_unknown_augmentation_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="randaugment, trivialaugment"):
-        images.create_transform(Data(name="", auto_augment="rand-m9"), TRANSFORM, training=True)
+@pytest.mark.parametrize("auto", OF_TIMM)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_timms_augmentations_take_every_image(auto: str, channels: int) -> None:
+    """Pillow refuses the posterisation to 0 bits that timm asks for."""
+    config, source = Data(name="", img_size=24, auto_augment=auto, in_chans=channels), photo(0)
+    steps = transforms.create_transform(config, transforms.transform_config(config, TRANSFORM), training=True)
+    source = source if channels == 3 else source.convert("L")
+    for _ in range(200):
+        assert steps(source).shape == (channels, 24, 24)
+
+
+@pytest.mark.parametrize("auto", ["fog", "rand-x3", "randm9", "v1"])
+def test_an_unknown_augmentation_is_answered_with_the_known_ones(auto: str) -> None:
+    with pytest.raises(ValueError, match=f"randaugment, trivialaugment.* got '{auto}'"):
+        transforms.create_transform(Data(name="", auto_augment=auto), TRANSFORM, training=True)
 
 
 def batches(root: Path, epoch: int = 0, **kwargs: Any) -> list[torch.Tensor]:

@@ -165,11 +165,12 @@ def test_accumulated_parts_give_the_losses_of_the_whole(tmp_path: Path, alone: P
 
 
 def test_a_sweep_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.scripts import train
 
     monkeypatch.setattr(sys, "argv", ["dcn-train", "-m", "seed=0,1"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="without -m"):
-        run.main()
+        train.main()
 
 
 @pytest.mark.slow
