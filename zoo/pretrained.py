@@ -10,8 +10,7 @@ import timm
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv, build_model_with_cfg
-from timm.models._pretrained import PretrainedCfg
+from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg
 from torch import Tensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -1,6 +1,6 @@
 """Image classification: one class for each image, by cross-entropy."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,6 @@ class Classification:
     """
 
     best = "top1"
-    titles: ClassVar = {"top1": "top-1 %"}
 
     def __init__(self, config: Optim, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -50,6 +49,10 @@ class Classification:
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of logits [N, classes] with labels [N] or shares [N, classes]."""
         return F.cross_entropy(output, targets, label_smoothing=self.label_smoothing)
+
+    def show(self, metrics: Metrics) -> dict[str, str]:
+        """Return the top-1 accuracy."""
+        return {"top-1": f"{metrics['top1']:.2f} %"}
 
     def evaluation(self, device: torch.device) -> "Scores":
         """Return metrics that have seen nothing yet."""

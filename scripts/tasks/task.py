@@ -25,10 +25,6 @@ class Task(Protocol):
     def best(self) -> str:
         """Name of the metric that says which epoch is the best; the largest value is."""
 
-    @property
-    def titles(self) -> dict[str, str]:
-        """The metrics that people are shown, with their titles."""
-
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``timm.create_model`` that depend on the data, such as the number of classes."""
 
@@ -40,6 +36,9 @@ class Task(Protocol):
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a part of a step, a scalar."""
+
+    def show(self, metrics: Metrics) -> dict[str, str]:
+        """Return what people see of an evaluation: by title a number with its unit."""
 
     def evaluation(self, device: torch.device) -> Evaluation:
         """Return metrics that have seen nothing yet."""

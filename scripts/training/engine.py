@@ -41,7 +41,7 @@ def fit(
     resume: bool = False,
     started: Callable[[], None] | None = None,
 ) -> Metrics:
-    """Train ``model`` and return the metrics of the last epoch, its weights then being those that were evaluated.
+    """Train ``model``, and return the metrics of the last epoch; its weights then are those that were evaluated.
 
     Args:
         model: On the CPU or on the device.
@@ -113,7 +113,7 @@ class _Training:
         self.look_every = 1 if accelerator.device.type == "cpu" else 10
 
     def run(self) -> Metrics:
-        metrics: Metrics = {}
+        evaluated: Metrics = {}
         epochs, main = self.config.optim.epochs, self.accelerator.is_main_process
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         first = self.position.epoch
@@ -126,21 +126,23 @@ class _Training:
                     self.position = state.Position(epoch, steps=self.steps, best=self.position.best)
                 start = time.perf_counter()
                 self._train(lambda: progress.advance(bar))
-                metrics = {"train/loss": self.position.loss / self.steps} | self._evaluate()
+                evaluated = self._evaluate()
+                metrics = {"train/loss": self.position.loss / self.steps}
+                metrics |= {f"eval/{name}": value for name, value in evaluated.items()}
                 if offsets := self.position.offsets:
                     metrics["train/offset"] = sum(offsets) / len(offsets)
                 metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
-                self._keep(metrics[f"eval/{self.task.best}"])
+                self._keep(evaluated[self.task.best])
                 layers = zip(self.net.layers, offsets, strict=False)
                 log.write(epoch, metrics, {f"offset/{name}": value for name, value in layers})
                 if main and not any(isinstance(p, DTensor) for p in self.model.parameters()):
                     offset_statistics.log_epoch(self.model, self.probe, self.folder, log.board, epoch)
-                shown = (f"{title} {metrics[f'eval/{name}']:.2f}" for name, title in self.task.titles.items())
-                found = f"loss {metrics['train/loss']:.3f} {' '.join(shown)}"
+                shown = {"loss": f"{metrics['train/loss']:.3f}", **self.task.show(evaluated)}
+                found = " ".join(f"{title} {value}" for title, value in shown.items())
                 progress.update(bar, description=f"{self.title} epoch {epoch + 1}/{epochs} {found}")
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
-        return metrics
+        return evaluated
 
     def restore(self) -> None:
         """Go on from the saved state."""
@@ -264,7 +266,7 @@ class _Training:
                 out = net(images)
             output = (out if self.ema is not None else out[0]).float()
             found.update(*self.accelerator.gather_for_metrics((output, targets)))
-        return {f"eval/{name}": value for name, value in found.compute().items()}
+        return found.compute()
 
 
 def _memory_format(config: Train) -> torch.memory_format:

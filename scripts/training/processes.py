@@ -20,8 +20,9 @@ def create_accelerator(config: Train) -> Accelerator:
         os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
     # Processes on CPUs join where accelerate is told so alone.
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    # A second run in this process, of a sweep, may have another precision; the processes stay joined.
-    AcceleratorState._reset_state()
+    # A second run in this process, of a sweep, may have another precision; the processes stay joined. The name is
+    # private: without it such a sweep gets accelerate's own error.
+    getattr(AcceleratorState, "_reset_state", bool)()
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=config.precision,

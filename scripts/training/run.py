@@ -105,16 +105,15 @@ def _train(
     model = variant.model.to(accelerator.device)
     if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 splits contiguous parameters alone
         model = model.to(memory_format=torch.channels_last)
-    metrics = engine.fit(
+    scores = engine.fit(
         model, splits, task, config, accelerator, folder, variant.recipe,
         resume=config.resume is not None,
         started=lambda: resume.record(config, folder.parent),  # not of a config that the run's state refuses
     )  # fmt: skip
     accelerator.free_memory()
-    scores = {score: metrics[f"eval/{score}"] for score in task.titles}
     if accelerator.is_main_process:
         path = folder / "last.safetensors"
-        shown = ", ".join(f"{title} {scores[score]:.2f}" for score, title in task.titles.items())
+        shown = ", ".join(f"{title} {value}" for title, value in task.show(scores).items())
         _log.info("%s: %s, checkpoint %s", name, shown, path)
         if accelerator.is_fsdp2:  # in pieces, which one process alone can't call
             model = checkpoint.load(path, accelerator.device)
@@ -133,7 +132,7 @@ def _report(trained: dict[str, _Trained], task: Task, config: Train, folder: Pat
     models = {name: variant.model for name, variant in trained.items()}
     rows = summary.measure(models, {name: variant.scores for name, variant in trained.items()}, batch)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
-    summary.show(rows, task.titles, len(batch), title, folder / "results.json")
+    summary.show(rows, task.show, len(batch), title, folder / "results.json")
     if "dcn" in models:
         figures.sampling(batch[:8], cascade.of_each_layer(models["dcn"], batch[:8]), folder / "sampling.png")
         print(f"sampling locations: {folder / 'sampling.png'}")

@@ -24,7 +24,7 @@ class Row:
     """One variant; latencies are medians, in milliseconds for the batch."""
 
     variant: str
-    scores: Metrics  # those that its task shows
+    scores: Metrics
     parameters: int
     flops: int
     eager_ms: float | None = None
@@ -69,16 +69,22 @@ def _medians(calls: dict[str, Callable[[], object]], rounds: int, device: torch.
     return {name: time.median for name, time in times.items()}
 
 
-def show(rows: list[Row], titles: dict[str, str], batch: int, title: str, path: Path) -> None:
-    """Print the table and write it as JSON."""
+def show(rows: list[Row], scores: Callable[[Metrics], dict[str, str]], batch: int, title: str, path: Path) -> None:
+    """Print the table, with what ``scores`` makes of each row's, and write it as JSON."""
     table = Table(title=title)
-    columns = ("variant", *titles.values(), "parameters", "MFLOPs", f"eager ms / {batch}", f"compiled ms / {batch}")
+    columns = (
+        "variant",
+        *scores(rows[0].scores),
+        "parameters",
+        "MFLOPs",
+        f"eager ms / {batch}",
+        f"compiled ms / {batch}",
+    )
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
         eager, compiled = ("–" if ms is None else f"{ms:.1f}" for ms in (row.eager_ms, row.compiled_ms))
         flops = f"{row.flops / 1e6:.1f}"
-        scores = (f"{row.scores[name]:.2f}" for name in titles)
-        table.add_row(row.variant, *scores, f"{row.parameters:,}", flops, eager, compiled)
+        table.add_row(row.variant, *scores(row.scores).values(), f"{row.parameters:,}", flops, eager, compiled)
     Console().print(table)
     path.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")

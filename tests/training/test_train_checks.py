@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.training import engine
+from zoo.scripts.training.processes import create_accelerator
 from zoo.scripts.training.run import run
 
 QUICK = [
@@ -144,3 +146,9 @@ def test_diverged_offsets_have_no_histogram_and_end_no_run(tmp_path: Path) -> No
     with SummaryWriter(tmp_path) as board:
         offset_statistics.log_epoch(model, torch.randn(1, 1, 8, 8), tmp_path, board, 0)
     assert "nan" in (tmp_path / "offsets.csv").read_text()
+
+
+def test_a_run_needs_no_private_name_of_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_accelerator(compose_train())
+    monkeypatch.delattr(AcceleratorState, "_reset_state")
+    assert create_accelerator(compose_train()).mixed_precision == "no"
