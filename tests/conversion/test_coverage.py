@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.coverage import examine, read, table, train
+from zoo.coverage import examine, train
+from zoo.coverage_table import read, table
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "coverage.jsonl"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "zoo.md"
