@@ -105,15 +105,16 @@ class Train:
     report: bool = True  # latency, FLOPs and the picture at the end
 
 
+_PROVIDERS = ("conv2d", "copy", "eager", "compiled", "composition", "torchvision", "onnxruntime", "openvino")
+
+
 @dataclass
 class Bench:
     """``conf/bench.yaml``."""
 
     suite: str = "quick"
     case: str = "*"  # a shell pattern of the suite's cases
-    providers: list[str] = field(
-        default_factory=lambda: ["conv2d", "copy", "eager", "compiled", "torchvision", "onnxruntime", "openvino"]
-    )
+    providers: list[str] = field(default_factory=lambda: [*_PROVIDERS])
     modes: list[str] = field(default_factory=lambda: ["forward", "training"])
     models: list[str] = field(default_factory=list)  # of suite=models and deploy; empty: all
     batch: int = 8  # of these two
