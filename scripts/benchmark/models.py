@@ -22,11 +22,12 @@ def rows_of(name: str, config: Bench) -> list[Row]:
     """Time a network in the config's modes; ratios are to the plain network in the same mode, compiled to compiled.
 
     The variant "predictors" runs the convolutions that predict offsets, and the plain ones beside them: what of the
-    time of "dcn" is those convolutions, and not sampling.
+    time of "dcn" is those convolutions, and not sampling. "dcn composition" does without the native kernel.
     """
     case = f"{name} batch {config.batch}{' autocast' if config.autocast else ''}"
     compiled = ("plain compiled", "dcn compiled") if "compiled" in config.providers else ()
-    variants = ("plain", "predictors", "dcn", *compiled)
+    composed = ("dcn composition",) if "composition" in config.providers else ()
+    variants = ("plain", "predictors", "dcn", *composed, *compiled)
     rows = []
     for mode in map(MODES.__getitem__, config.modes):
         steps = {variant: _step(name, variant, mode, config) for variant in variants}
@@ -51,17 +52,19 @@ def _step(name: str, variant: str, mode: str, config: Bench) -> Step:
     labels = torch.randint(0, 1000, (batch,), device=device)
     run: Any = torch.compile(model, fullgraph=True, dynamic=False) if variant.endswith("compiled") else model
     half = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=config.autocast)
+    # The backward goes by the settings of its forward.
+    chosen = partial(dcn_ops.settings, implementation="composition" if variant.endswith("composition") else "auto")
     if mode == "inference":
 
         def infer() -> None:
-            with torch.no_grad(), half():
+            with torch.no_grad(), half(), chosen():
                 run(images)
 
         return infer
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def train() -> None:
-        with half():
+        with half(), chosen():
             loss = F.cross_entropy(run(images), labels)
         loss.backward()
         optimizer.step()
