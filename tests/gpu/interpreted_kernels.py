@@ -197,8 +197,8 @@ def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, B
     tl.store(row_ptr + tl.arange(0, BLOCK), m)
     late = tl.full([BLOCK], image, tl.int64)
     zero = tl.zeros([BLOCK], tl.int32)
-    at, window = (late, zero + 3, zero + 5), (1, 1, 0, 0, 1, 1)
-    first, _, _, _ = primitives.locate(zero, zero, at, zero == 0, 0, (H, W), window, 256, 1)
+    at = late, zero + 3, zero + 5
+    first, _, _, _ = primitives.locate((zero, zero), at, zero == 0, 0, (H, W), 256, (1, 1, 1, 1, 0, 0, 1, 1))
     tl.store(first_ptr + tl.arange(0, BLOCK), first)
     pointers = primitives.map_entry(
         map_ptr, (2**20, 2**20, 2**20, 2**20), (late, zero + 2**13, zero + 2**13), 2**13

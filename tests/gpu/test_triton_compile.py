@@ -32,7 +32,8 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mf
 
 def constants_of(name: str) -> dict[str, Any]:
     """Return a 3x3 convolution of 256 channels with everything that makes a kernel large."""
-    values = {"CHANNELS": 256, "OFFSET_DEPTH": 256, "TAPS": 9, "KERNEL_W": 3, "HAS_MASK": True, "HAS_BIAS": True}
+    values = {"CHANNELS": 256, "OFFSET_DEPTH": 256, "TAPS": 9, "HAS_MASK": True, "HAS_BIAS": True}
+    values |= {"WINDOW": (3, 3, 1, 1, 1, 1, 1, 1)}
     values |= {"NEED_INPUT": True, "NEED_OFFSET": True, "NEED_MASK": True, "SPLITS": 8, "TF32": "tf32" in name}
     values |= {"NEED_COLUMNS": True, "TAPS_EACH": 9, "OFFSET_GROUPS": 1}
     if name.startswith("depthwise"):

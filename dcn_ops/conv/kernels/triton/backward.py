@@ -24,7 +24,7 @@ from dcn_ops.conv.kernels.triton.primitives import (
     load_neighbours,
     load_weight,
     locate,
-    map_entry,
+    offset_entry,
     positions,
     store_map_gradients,
     sums_with,
@@ -39,8 +39,8 @@ def samples_kernel(
     weight_ptr,  # [O, K, DEPTH]
     grad_ptr,  # [N, Ho, Wo, O]
     grad_input_ptr,  # [N, H, W, C], float32, zeros at first
-    grad_offset_ptr,  # strides of offset
-    grad_mask_ptr,  # strides of mask
+    grad_offset_ptr,  # [N, Ho, Wo, G*K*2]
+    grad_mask_ptr,  # [N, Ho, Wo, G*K]
     H,
     W,
     Ho,
@@ -54,20 +54,6 @@ def samples_kernel(
     mask_c,
     mask_h,
     mask_w,
-    grad_offset_n,
-    grad_offset_c,
-    grad_offset_h,
-    grad_offset_w,
-    grad_mask_n,
-    grad_mask_c,
-    grad_mask_h,
-    grad_mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     FILTERS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -76,7 +62,7 @@ def samples_kernel(
     SEGMENT: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     NEED_INPUT: tl.constexpr,
     NEED_OFFSET: tl.constexpr,
@@ -87,18 +73,15 @@ def samples_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write or add what one tap of one offset group gives at some positions."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
     ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     C_BLOCKS: tl.constexpr = (SEGMENT + BLOCK_C - 1) // BLOCK_C
     entry, block = tl.program_id(0) % ENTRIES, tl.program_id(0) // ENTRIES
     tap, group_start = entry % TAPS, entry // TAPS * OFFSET_DEPTH
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-    moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-    offset_y = tl.load(moved, mask=valid, other=0)
-    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-    first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-    scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+    in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+    moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+    first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+    scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
     weights = bilinear(dy, dx, scale)
 
     zeros = tl.zeros([BLOCK_M], tl.float32)
@@ -138,19 +121,7 @@ def samples_kernel(
             sums = sums_with(sums, samples, pixels)
 
     store_map_gradients(
-        grad_offset_ptr,
-        (grad_offset_n, grad_offset_c, grad_offset_h, grad_offset_w),
-        grad_mask_ptr,
-        (grad_mask_n, grad_mask_c, grad_mask_h, grad_mask_w),
-        at,
-        valid,
-        entry,
-        sums,
-        dy,
-        dx,
-        scale,
-        NEED_OFFSET,
-        NEED_MASK,
+        grad_offset_ptr, grad_mask_ptr, m, valid, entry, ENTRIES, sums, dy, dx, scale, NEED_OFFSET, NEED_MASK
     )
 
 
@@ -174,12 +145,6 @@ def weight_kernel(
     mask_c,
     mask_h,
     mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     FILTERS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -188,7 +153,7 @@ def weight_kernel(
     SEGMENT: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SPLITS: tl.constexpr,
     TF32: tl.constexpr,
@@ -197,8 +162,6 @@ def weight_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write the gradient of the weights of one tap, some filters and some channels, over one part of M."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
     N_BLOCKS: tl.constexpr = (MERGED * WIDTH + BLOCK_N - 1) // BLOCK_N
     C_BLOCKS: tl.constexpr = (SEGMENT + BLOCK_C - 1) // BLOCK_C
     program = tl.program_id(0)
@@ -219,11 +182,10 @@ def weight_kernel(
     share = (blocks + SPLITS - 1) // SPLITS
     for block in range(split * share, min((split + 1) * share, blocks)):
         m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-        offset_y = tl.load(moved, mask=valid, other=0)
-        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+        in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+        moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+        first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+        scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
         pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, channel_exists)
         samples = interpolate(pixels, bilinear(dy, dx, scale))
         grad = tl.load(

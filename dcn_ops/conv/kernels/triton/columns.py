@@ -19,7 +19,7 @@ from dcn_ops.conv.kernels.triton.primitives import (
     load_mask,
     load_neighbours,
     locate,
-    map_entry,
+    offset_entry,
     place,
     positions,
     store_map_gradients,
@@ -33,8 +33,8 @@ def unroll_kernel(
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
     columns_ptr,  # [M, K, C]: in, its gradient, if that of offset or mask is needed; out, the columns
-    grad_offset_ptr,
-    grad_mask_ptr,
+    grad_offset_ptr,  # [N, Ho, Wo, G*K*2]
+    grad_mask_ptr,  # [N, Ho, Wo, G*K]
     H,
     W,
     Ho,
@@ -48,25 +48,11 @@ def unroll_kernel(
     mask_c,
     mask_h,
     mask_w,
-    grad_offset_n,
-    grad_offset_c,
-    grad_offset_h,
-    grad_offset_w,
-    grad_mask_n,
-    grad_mask_c,
-    grad_mask_h,
-    grad_mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
     TAPS_EACH: tl.constexpr,  # of a program
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     NEED_COLUMNS: tl.constexpr,
     NEED_OFFSET: tl.constexpr,
@@ -75,19 +61,17 @@ def unroll_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write what some taps of one offset group give at some positions."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
+    ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     SHARES: tl.constexpr = (TAPS + TAPS_EACH - 1) // TAPS_EACH
     share, program = tl.program_id(0) % SHARES, tl.program_id(0) // SHARES
     offset_group, block = program % (CHANNELS // OFFSET_DEPTH), program // (CHANNELS // OFFSET_DEPTH)
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
     for tap in range(share * TAPS_EACH, min((share + 1) * TAPS_EACH, TAPS)):
         entry = offset_group * TAPS + tap
-        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-        offset_y = tl.load(moved, mask=valid, other=0)
-        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+        in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+        moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+        first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+        scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
         weights = bilinear(dy, dx, scale)
         zeros = tl.zeros([BLOCK_M], tl.float32)
         sums = (zeros, zeros, zeros, zeros)
@@ -104,19 +88,7 @@ def unroll_kernel(
                 samples = interpolate(pixels, weights)
                 tl.store(columns_ptr + element, samples.to(columns_ptr.dtype.element_ty), mask=stored)
         store_map_gradients(
-            grad_offset_ptr,
-            (grad_offset_n, grad_offset_c, grad_offset_h, grad_offset_w),
-            grad_mask_ptr,
-            (grad_mask_n, grad_mask_c, grad_mask_h, grad_mask_w),
-            at,
-            valid,
-            entry,
-            sums,
-            dy,
-            dx,
-            scale,
-            NEED_OFFSET,
-            NEED_MASK,
+            grad_offset_ptr, grad_mask_ptr, m, valid, entry, ENTRIES, sums, dy, dx, scale, NEED_OFFSET, NEED_MASK
         )
 
 
@@ -139,26 +111,18 @@ def count_kernel(
     offset_c,
     offset_h,
     offset_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     OFFSET_GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Count the samples of each list, in the element after its own."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
     entry, block = tl.program_id(0) % (OFFSET_GROUPS * TAPS), tl.program_id(0) // (OFFSET_GROUPS * TAPS)
     _, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-    moved = map_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, 2 * tl.cast(entry, tl.int64))
-    offset_y = tl.load(moved, mask=valid, other=0)
-    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-    usable, top, left, _, _ = place(offset_y, offset_x, at, valid, entry % TAPS, size, window, KERNEL_W)
-    own = _list_of(at, top, left, entry // TAPS, size, OFFSET_GROUPS)
+    in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+    moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+    usable, top, left, _, _ = place(moved, at, valid, entry % TAPS, (H, W), WINDOW)
+    own = _list_of(at, top, left, entry // TAPS, (H, W), OFFSET_GROUPS)
     tl.atomic_add(count_ptr + 1 + own, 1, mask=usable, sem="relaxed")
 
 
@@ -184,29 +148,21 @@ def order_kernel(
     mask_c,
     mask_h,
     mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     OFFSET_GROUPS: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Write each sample to its list, in any order."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
     entry, block = tl.program_id(0) % (OFFSET_GROUPS * TAPS), tl.program_id(0) // (OFFSET_GROUPS * TAPS)
     tap = entry % TAPS
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-    moved = map_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, 2 * tl.cast(entry, tl.int64))
-    offset_y = tl.load(moved, mask=valid, other=0)
-    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-    usable, top, left, dy, dx = place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W)
+    in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+    moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+    usable, top, left, dy, dx = place(moved, at, valid, tap, (H, W), WINDOW)
     scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
-    own = _list_of(at, top, left, entry // TAPS, size, OFFSET_GROUPS)
+    own = _list_of(at, top, left, entry // TAPS, (H, W), OFFSET_GROUPS)
     slot = tl.atomic_add(next_ptr + own, 1, mask=usable, sem="relaxed")
     tl.store(row_ptr + slot, (m * TAPS + tap).to(tl.int32), mask=usable)
     tl.store(x_ptr + slot, left.to(tl.float32) + dx, mask=usable)

@@ -15,7 +15,7 @@ from dcn_ops.conv.kernels.triton.primitives import (
     load_mask,
     load_neighbours,
     locate,
-    map_entry,
+    offset_entry,
     positions,
     store_map_gradients,
     sums_with,
@@ -43,25 +43,17 @@ def forward_kernel(
     mask_c,
     mask_h,
     mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Write the output of one tile: BLOCK_C filters."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
     C_BLOCKS: tl.constexpr = (OFFSET_DEPTH * WIDTH + BLOCK_C - 1) // BLOCK_C
     COLUMNS: tl.constexpr = CHANNELS // OFFSET_DEPTH * C_BLOCKS
     column, block = tl.program_id(0) % COLUMNS, tl.program_id(0) // COLUMNS
@@ -73,11 +65,10 @@ def forward_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for tap in range(TAPS):
         entry = offset_group * TAPS + tap
-        moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-        offset_y = tl.load(moved, mask=valid, other=0)
-        offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-        first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-        scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+        in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+        moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+        first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+        scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
         pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
         weight = tl.load(weight_ptr + filter * TAPS + tap, mask=exists, other=0).to(tl.float32)
         total += interpolate(pixels, bilinear(dy, dx, scale)) * weight[None, :]
@@ -99,8 +90,8 @@ def samples_kernel(
     weight_ptr,  # [O, K]
     grad_ptr,  # [N, Ho, Wo, O]
     grad_input_ptr,  # [N, H, W, C], float32, zeros at first
-    grad_offset_ptr,
-    grad_mask_ptr,
+    grad_offset_ptr,  # [N, Ho, Wo, G*K*2]
+    grad_mask_ptr,  # [N, Ho, Wo, G*K]
     H,
     W,
     Ho,
@@ -114,25 +105,11 @@ def samples_kernel(
     mask_c,
     mask_h,
     mask_w,
-    grad_offset_n,
-    grad_offset_c,
-    grad_offset_h,
-    grad_offset_w,
-    grad_mask_n,
-    grad_mask_c,
-    grad_mask_h,
-    grad_mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     NEED_INPUT: tl.constexpr,
     NEED_OFFSET: tl.constexpr,
@@ -141,17 +118,14 @@ def samples_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write or add what one tap of one offset group gives at some positions."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
     ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     entry, block = tl.program_id(0) % ENTRIES, tl.program_id(0) // ENTRIES
     tap, group_start = entry % TAPS, entry // TAPS * OFFSET_DEPTH
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
-    moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-    offset_y = tl.load(moved, mask=valid, other=0)
-    offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-    first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-    scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+    in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+    moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+    first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+    scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
     weights = bilinear(dy, dx, scale)
 
     zeros = tl.zeros([BLOCK_M], tl.float32)
@@ -178,19 +152,7 @@ def samples_kernel(
             sums = sums_with(sums, samples, pixels)
 
     store_map_gradients(
-        grad_offset_ptr,
-        (grad_offset_n, grad_offset_c, grad_offset_h, grad_offset_w),
-        grad_mask_ptr,
-        (grad_mask_n, grad_mask_c, grad_mask_h, grad_mask_w),
-        at,
-        valid,
-        entry,
-        sums,
-        dy,
-        dx,
-        scale,
-        NEED_OFFSET,
-        NEED_MASK,
+        grad_offset_ptr, grad_mask_ptr, m, valid, entry, ENTRIES, sums, dy, dx, scale, NEED_OFFSET, NEED_MASK
     )
 
 
@@ -214,25 +176,17 @@ def weight_kernel(
     mask_c,
     mask_h,
     mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Add up the gradient of BLOCK_C filters over one part of M, which is this program's alone."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
     FILTERS: tl.constexpr = CHANNELS * WIDTH
     C_BLOCKS: tl.constexpr = (OFFSET_DEPTH * WIDTH + BLOCK_C - 1) // BLOCK_C
     c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
@@ -250,11 +204,10 @@ def weight_kernel(
         ).to(tl.float32)
         for tap in range(TAPS):  # the pixels that taps share stay in the multiprocessor's own cache
             entry = offset_group * TAPS + tap
-            moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-            offset_y = tl.load(moved, mask=valid, other=0)
-            offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-            first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-            scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+            in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+            moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+            first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+            scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
             pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
             sums = tl.sum(interpolate(pixels, bilinear(dy, dx, scale)) * grad, 0)
             # By one thread for each filter, block after block: the order is the same in every run.

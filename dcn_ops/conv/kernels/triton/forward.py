@@ -20,7 +20,7 @@ from dcn_ops.conv.kernels.triton.primitives import (
     load_neighbours,
     load_weight,
     locate,
-    map_entry,
+    offset_entry,
     positions,
 )
 
@@ -46,12 +46,6 @@ def forward_kernel(
     mask_c,
     mask_h,
     mask_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
     CHANNELS: tl.constexpr,
     FILTERS: tl.constexpr,
     DEPTH: tl.constexpr,  # channels of a group
@@ -60,7 +54,7 @@ def forward_kernel(
     SEGMENT: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,  # channels of an offset group
     TAPS: tl.constexpr,
-    KERNEL_W: tl.constexpr,
+    WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TF32: tl.constexpr,
@@ -69,8 +63,6 @@ def forward_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Write the output of one tile."""
-    size, window = (H, W), (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    offset_strides, mask_strides = (offset_n, offset_c, offset_h, offset_w), (mask_n, mask_c, mask_h, mask_w)
     N_BLOCKS: tl.constexpr = (MERGED * WIDTH + BLOCK_N - 1) // BLOCK_N
     COLUMNS: tl.constexpr = FILTERS // (MERGED * WIDTH) * N_BLOCKS
     # Tiles of the same positions are neighbours in time: they read the same pixels.
@@ -85,11 +77,10 @@ def forward_kernel(
         start = group * MERGED * DEPTH + segment * SEGMENT
         for tap in range(TAPS):
             entry = start // OFFSET_DEPTH * TAPS + tap
-            moved = map_entry(offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
-            offset_y = tl.load(moved, mask=valid, other=0)
-            offset_x = tl.load(moved + offset_c, mask=valid, other=0)
-            first, exist, dy, dx = locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS, KERNEL_W)
-            scale = load_mask(mask_ptr, mask_strides, at, valid, entry, HAS_MASK)
+            in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+            moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+            first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+            scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
             weights = bilinear(dy, dx, scale)
             for step in range(0, SEGMENT, BLOCK_C):
                 in_segment = step + tl.arange(0, BLOCK_C)

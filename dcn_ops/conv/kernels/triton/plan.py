@@ -78,28 +78,23 @@ def _make_workload(
 ) -> Workload:
     n, _, ho, wo = offset
     sizes = {"N": n, "H": image[1], "W": image[2], "Ho": ho, "Wo": wo, "M": n * ho * wo}
-    for name, pair in (("stride", conv.stride), ("pad", conv.padding), ("dilation", conv.dilation)):
-        sizes |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
-    sizes |= _named("offset", strides[0]) | _named("mask", strides[1])
+    for name, of_map in zip(("offset", "mask"), strides, strict=True):
+        sizes |= {f"{name}_{axis}": stride for axis, stride in zip("nchw", of_map, strict=True)}
     return Workload(sizes, _constants(weight, kind, conv), device)
 
 
-def _named(name: str, strides: Any) -> dict[str, int]:
-    return {f"{name}_{axis}": stride for axis, stride in zip("nchw", strides, strict=True)}
-
-
 def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Conv) -> Constants:
-    """Return what a kernel is compiled for: numbers of channels, filters and taps, which networks change rarely."""
+    """Return what a kernel is compiled for: the numbers of a layer, of which a network has few."""
     filters, depth = int(weight[0]), int(weight[1])
     groups, taps = int(conv.groups), int(conv.kernel[0] * conv.kernel[1])
     channels, width = depth * groups, filters // groups
-    constants = {
+    constants: Constants = {
         "CHANNELS": channels,
         "WIDTH": width,
         "OFFSET_DEPTH": channels // int(conv.offset_groups),
         "OFFSET_GROUPS": int(conv.offset_groups),
         "TAPS": taps,
-        "KERNEL_W": int(conv.kernel[1]),
+        "WINDOW": tuple(int(i) for pair in (conv.kernel, conv.stride, conv.padding, conv.dilation) for i in pair),
         "HAS_MASK": kind[0],
     }
     if depth == 1 and groups > 1:
@@ -123,7 +118,7 @@ def launch(kernel: str, work: Workload, tensors: dict[str, Tensor], **numbers: A
         kernel: What it does.
         work: Of the images that it reads.
         tensors: By the names of its pointers.
-        numbers: What it takes besides: integers and flags; and of a map that it writes the strides, by its name.
+        numbers: What it takes besides, integers and flags.
     """
     tensor = next(iter(tensors.values()))
     traced = _is_traced(tensor)
@@ -151,9 +146,7 @@ def _plan(
     kernel: str, work: Workload, numbers: tuple[tuple[str, Any], ...], autotuned: bool
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Return the function, its grid, and its arguments beside the tensors."""
-    constants = dict(work.constants)
-    for name, value in numbers:
-        constants |= _named(name, value) if isinstance(value, tuple) else {name: value}
+    constants = work.constants | dict(numbers)
     choice = _tiles(kernel, work, work.sizes["M"])
     if kernel == "unroll":
         constants["TAPS_EACH"] = _taps_each(work, choice[0])

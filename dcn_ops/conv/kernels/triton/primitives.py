@@ -2,7 +2,10 @@
 
 Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, K taps, G offset groups,
 M = N * Ho * Wo output positions in row-major order; BLOCK_* are the sides of a program's tile. Images are
-channels_last, [N, H, W, C].
+channels_last, [N, H, W, C]. WINDOW holds the kernel, stride, padding and dilation, each (vertical, horizontal).
+
+Numbers that change with the image are arguments one by one: Inductor has no type for a tuple of them (torch 2.11 to
+2.14: TypeError in ``signature_of``). Those of a layer, which are constants, may be a tuple.
 Indices that can pass 2**31, positions times a stride, are int64 before they are multiplied.
 """
 
@@ -10,8 +13,7 @@ import triton
 import triton.language as tl
 
 # Sizes of maps change with every image: no kernels of their own for those that 16 divides.
-_MAPS = ("offset", "mask", "grad_offset", "grad_mask")
-MAP_SIZES = ("H", "W", "Ho", "Wo", "M", *(f"{name}_{axis}" for name in _MAPS for axis in "nchw"))
+MAP_SIZES = ("H", "W", "Ho", "Wo", "M", *(f"{name}_{axis}" for name in ("offset", "mask") for axis in "nchw"))
 
 
 @triton.jit
@@ -30,6 +32,17 @@ def map_entry(pointer, strides, at, entry):
 
 
 @triton.jit
+def offset_entry(pointer, strides, at, entry):
+    """Return pointers to the vertical and the horizontal offset of an entry at positions ``at``.
+
+    Kernels load from them themselves: torch takes whatever pointer reaches a call that an address comes from as
+    written to.
+    """
+    vertical = map_entry(pointer, strides, at, 2 * tl.cast(entry, tl.int64))
+    return vertical, vertical + strides[1]
+
+
+@triton.jit
 def load_mask(mask_ptr, strides, at, valid, entry, HAS_MASK: tl.constexpr):
     """Return the mask of an entry at positions ``at``, 1 where there is none."""
     scale = tl.full(valid.shape, 1.0, tl.float32)
@@ -39,17 +52,16 @@ def load_mask(mask_ptr, strides, at, valid, entry, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W: tl.constexpr):
-    """Return where the samples of output positions ``at`` lie, for one tap and its offsets.
+def place(moved, at, valid, tap, size, WINDOW: tl.constexpr):
+    """Return where the samples of output positions ``at`` lie, for one tap and its offsets, ``moved``.
 
     That is, which have a neighbour; the upper left one's row and column, int32; the distances from it. ``size`` is
-    H, W and ``window`` stride, padding, dilation. Kernels load the offsets themselves: torch takes whatever pointer
-    reaches a call that an address comes from as written to.
+    (H, W).
     """
     # The grid is exact in float32, so that a position is rounded once.
-    grid_y = at[1] * window[0] - window[2] + tap // KERNEL_W * window[4]
-    grid_x = at[2] * window[1] - window[3] + tap % KERNEL_W * window[5]
-    y, x = grid_y.to(tl.float32) + offset_y.to(tl.float32), grid_x.to(tl.float32) + offset_x.to(tl.float32)
+    grid_y = at[1] * WINDOW[2] - WINDOW[4] + tap // WINDOW[1] * WINDOW[6]
+    grid_x = at[2] * WINDOW[3] - WINDOW[5] + tap % WINDOW[1] * WINDOW[7]
+    y, x = grid_y.to(tl.float32) + moved[0].to(tl.float32), grid_x.to(tl.float32) + moved[1].to(tl.float32)
     # False for NaN. What is not finite or out of reach goes to -2, none of whose neighbours exists, before it
     # becomes an integer.
     usable = valid & (y >= -1) & (y < size[0]) & (x >= -1) & (x < size[1])
@@ -59,12 +71,12 @@ def place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W: tl.constex
 
 
 @triton.jit
-def locate(offset_y, offset_x, at, valid, tap, size, window, CHANNELS: tl.constexpr, KERNEL_W: tl.constexpr):
+def locate(moved, at, valid, tap, size, CHANNELS: tl.constexpr, WINDOW: tl.constexpr):
     """Return where the channels of the upper left neighbours begin, int64, which of the four exist, the distances.
 
     See ``place``.
     """
-    _, top, left, dy, dx = place(offset_y, offset_x, at, valid, tap, size, window, KERNEL_W)
+    _, top, left, dy, dx = place(moved, at, valid, tap, size, WINDOW)
     first = ((at[0] * size[0] + top) * size[1] + left) * CHANNELS
     return first, neighbours(top, left, size[0], size[1]), dy, dx
 
@@ -157,13 +169,12 @@ def sums_with(sums, samples, pixels):
 
 @triton.jit
 def store_map_gradients(
-    grad_offset_ptr,
-    offset_strides,
-    grad_mask_ptr,
-    mask_strides,
-    at,
+    grad_offset_ptr,  # [M, 2 * ENTRIES]
+    grad_mask_ptr,  # [M, ENTRIES]
+    m,
     valid,
     entry,
+    ENTRIES: tl.constexpr,  # G * K
     sums,
     dy,
     dx,
@@ -175,11 +186,10 @@ def store_map_gradients(
     if NEED_OFFSET:
         of_y = scale * ((sums[2] - sums[0]) * (1 - dx) + (sums[3] - sums[1]) * dx)
         of_x = scale * ((sums[1] - sums[0]) * (1 - dy) + (sums[3] - sums[2]) * dy)
-        pointer = map_entry(grad_offset_ptr, offset_strides, at, 2 * tl.cast(entry, tl.int64))
+        pointer = grad_offset_ptr + m * (2 * ENTRIES) + 2 * entry
         tl.store(pointer, of_y.to(grad_offset_ptr.dtype.element_ty), mask=valid)
-        tl.store(pointer + offset_strides[1], of_x.to(grad_offset_ptr.dtype.element_ty), mask=valid)
+        tl.store(pointer + 1, of_x.to(grad_offset_ptr.dtype.element_ty), mask=valid)
     if NEED_MASK:
         above, below = sums[0] * (1 - dx) + sums[1] * dx, sums[2] * (1 - dx) + sums[3] * dx
         of_mask = above * (1 - dy) + below * dy
-        pointer = map_entry(grad_mask_ptr, mask_strides, at, entry)
-        tl.store(pointer, of_mask.to(grad_mask_ptr.dtype.element_ty), mask=valid)
+        tl.store(grad_mask_ptr + m * ENTRIES + entry, of_mask.to(grad_mask_ptr.dtype.element_ty), mask=valid)
