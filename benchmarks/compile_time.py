@@ -1,7 +1,7 @@
 """Seconds that torch.compile takes for one layer: python benchmarks/compile_time.py [--dynamic] [--rounds 5].
 
 Wall-clock seconds of forward and backward. The floor is the same composition of aten without an operator around it:
-an autograd.Function that calls ``dcn_ops.conv.kernels.columns``, which Dynamo inlines. With ``--dynamic``, CPU
+an autograd.Function that calls ``dcn_ops.conv.kernels.traced``, which Dynamo inlines. With ``--dynamic``, CPU
 seconds under ``dynamic=True`` of a small network, beside the network whose second convolution is a plain one. Each
 compilation has a process of its own, without caches.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
-from dcn_ops.conv.kernels import columns
+from dcn_ops.conv.kernels import traced
 from dcn_ops.conv.kernels.kernel import Problem
 from dcn_ops.sampling.geometry import Conv
 
@@ -32,13 +32,13 @@ class Inlined(torch.autograd.Function):
         """Save the inputs alone, as the operator does."""
         ctx.save_for_backward(*tensors)
         input, offset, weight, bias, mask = tensors
-        return columns.forward(Problem(input, offset, weight, bias, mask, CONV))
+        return traced.forward(Problem(input, offset, weight, bias, mask, CONV))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute every gradient."""
         input, offset, weight, _, mask = ctx.saved_tensors
-        return columns.backward(grad, Problem(input, offset, weight, None, mask, CONV), [True] * 5)
+        return traced.backward(grad, Problem(input, offset, weight, None, mask, CONV), [True] * 5)
 
 
 CONV = Conv((3, 3), (1, 1), (1, 1), (1, 1), 1, 1)

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from zoo.scripts.benchmark.cases import Case
 
-from dcn_ops.conv.kernels import columns
-from dcn_ops.sampling.bags import gather, padded_rows, scatter, table_backward, weight_backward
+from dcn_ops.conv.kernels.contraction import Contraction
+from dcn_ops.sampling.bags import gather, padded_rows, scatter, weight_backward
+from dcn_ops.sampling.pieces import blocks
+from dcn_ops.sampling.table import make_table, table_backward
 
 CASES = (
     Case(batch=4, channels=256, filters=256, height=28, width=28),
@@ -27,16 +29,17 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
     """Return each phase of the first piece of a case, and its floor."""
     tensors, conv = case.inputs(1.0, "cpu"), case.conv
     input, offset, weight, mask = tensors.values()
-    images, chunks = next(columns._blocks(input, input.shape[2:], conv))
-    chunk = chunks[0][1][0]
-    rows, kernel = columns._rows(images, conv), columns._contraction_weight(weight, conv)
-    table = columns._table(chunk, offset, mask, input, conv)
+    images, chunks = next(blocks(input, input.shape[2:], conv))
+    chunk, contraction = chunks[0][1][0], Contraction(weight, conv)
+    rows = padded_rows(images).view(-1, input.shape[1] // conv.offset_groups)
+    maps = chunk.of(offset), chunk.of(mask), input.shape[2:], input.dtype, conv, contraction.order
+    table = make_table(chunk, *maps)
     samples = gather(rows, table.row, table.weight)
     of_weight = weight_backward(samples, rows, table.row)
-    unrolled = columns._as_image(samples, chunk, case.width, conv)
+    columns = contraction.columns(samples, chunk, case.width)
     part = chunk.of(input)
-    grad = torch.randn_like(columns._contract(unrolled, kernel, None, conv))
-    total = columns._zero_kernel(kernel, torch.float32, conv)
+    grad = contraction.gradient(torch.randn_like(contraction.forward(columns, None)))
+    total = contraction.no_gradient(torch.float32)
     entries = torch.cat((table.weight, table.weight))  # as many bytes as rows and weights
 
     def convolution(needs: list[bool]) -> object:
@@ -45,18 +48,18 @@ def phases(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[], obj
 
     return {
         "pad the image": (lambda: padded_rows(images), lambda: images.contiguous().clone()),
-        "table": (lambda: columns._table(chunk, offset, mask, input, conv), lambda: entries.clone()),
+        "table": (lambda: make_table(chunk, *maps), lambda: entries.clone()),
         "unroll (bag)": (lambda: gather(rows, table.row, table.weight), lambda: samples.clone()),
         "contract": (
-            lambda: columns._contract(unrolled, kernel, None, conv),
+            lambda: contraction.forward(columns, None),
             lambda: F.conv2d(part, weight, padding=1, groups=conv.groups),
         ),
         "gradient of the weight": (
-            lambda: columns._add_kernel_gradient(total, grad, unrolled, conv),
+            lambda: contraction.add_gradient(total, grad, columns),
             lambda: convolution([False, True, False]),
         ),
         "gradient of the samples": (
-            lambda: columns._samples_backward(grad, kernel, conv),
+            lambda: contraction.samples_backward(grad),
             lambda: convolution([True, False, False]),
         ),
         "scatter (sort and bag)": (

@@ -1,16 +1,18 @@
 """Shape algebra of a deformable convolution, shared by every implementation.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size,
-kh x kw kernel, K = kh * kw taps (row-major), G offset groups.
+kh x kw kernel, K = kh * kw taps (row-major), G offset groups; n counts the images at hand.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 Pair = Sequence[int]  # (vertical, horizontal)
+BORDER = 2  # pixels of zeros before an image: both neighbours of position -2 are zeros
+_INT32_LIMIT = 2**31
 
 
 def empty_channels_last(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
@@ -20,6 +22,59 @@ def empty_channels_last(like: Tensor, shape: Sequence[int] | None = None) -> Ten
     """
     n, c, h, w = like.shape if shape is None else shape
     return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+
+def wide_dtype(input: Tensor) -> torch.dtype:
+    """Return the dtype of interpolation and of sums over pieces, which never round to half."""
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+class Padded(NamedTuple):
+    """How images lie as rows of memory, each within a border of zeros that it shares with the next.
+
+    A pixel is G rows, one for each offset group. Group g of pixel (y, x) of image i is row
+    ``((i * (H + 2) + y + 2) * (W + 2) + x + 2) * G + g``, or ``origin + i * image + y * line + x * pixel + g``.
+    """
+
+    images: int
+    height: int  # H + 2
+    width: int  # W + 2
+    pixel: int  # G
+
+    @classmethod
+    def of(cls, images: int, size: Pair, groups: int = 1) -> Self:
+        """Return the layout of so many images of ``size`` (H, W)."""
+        return cls(images, size[0] + BORDER, size[1] + BORDER, groups)
+
+    @property
+    def line(self) -> int:
+        """The rows from a pixel to the one below."""
+        return self.width * self.pixel
+
+    @property
+    def image(self) -> int:
+        """The rows from an image to the next."""
+        return self.height * self.line
+
+    @property
+    def origin(self) -> int:
+        """The row of the first pixel."""
+        return BORDER * (self.line + self.pixel)
+
+    @property
+    def rows(self) -> int:
+        """R: after the last image come its lower border, and the right neighbour of the last pixel there."""
+        return (self.images * self.height + BORDER) * self.line + BORDER * self.pixel
+
+    @property
+    def neighbours(self) -> tuple[int, int, int, int]:
+        """The rows from the upper left neighbour of a sample to all four: top left, top right, bottom left, ..."""
+        return 0, self.pixel, self.line, self.line + self.pixel
+
+    def index_dtype(self, *counts: int) -> torch.dtype:
+        """Return the narrowest dtype of integers that holds every row, and these numbers."""
+        largest = max((self.images + 1) * self.image, *counts)
+        return torch.int32 if largest < _INT32_LIMIT else torch.int64
 
 
 class Conv(NamedTuple):

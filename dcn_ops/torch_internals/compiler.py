@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 try:
-    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
 except ImportError:
-    FunctionalTensor = FunctionalTensorMode = None  # type: ignore[assignment, misc]
+    FunctionalTensorMode = None  # type: ignore[assignment, misc]
 
 
-def is_functional(tensor: torch.Tensor) -> bool:
-    """Tell whether a compiler traces what is done with the tensor."""
-    return FunctionalTensor is not None and isinstance(tensor, FunctionalTensor)
+def stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same tensor; Inductor computes it once, into memory of its own, before anything reads it."""
+    tensor = tensor.contiguous()
+    return tensor.as_strided(tensor.shape, tensor.stride())
 
 
 def trace_through(op: str, kernel: Callable[..., Any], stays_whole: Callable[..., bool], library: Any) -> None:

@@ -140,7 +140,7 @@ def test_a_process_with_changed_kernels_compiles_them(
     threads: bool, train: Trainer, compiled: Results, tmp_path: Path
 ) -> None:
     shutil.copytree(REPOSITORY / "dcn_ops", tmp_path / "dcn_ops")
-    source = tmp_path / "dcn_ops" / "conv" / "kernels" / "columns.py"
+    source = tmp_path / "dcn_ops" / "conv" / "kernels" / "unroll.py"
     before, after = "return out.whole()\n\n\ndef backward", "return 2 * out.whole()\n\n\ndef backward"
     assert before in source.read_text()
     source.write_text(source.read_text().replace(before, after))

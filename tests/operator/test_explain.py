@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import dcn_ops
-from dcn_ops.conv.kernels import columns, depthwise, inductor, tiny
+from dcn_ops.conv.kernels import columns, depthwise, inductor, tiny, traced
 from dcn_ops.testing import CASES, Case, make_inputs
 
 LARGE = Case(batch=2, channels=6, filters=6, size=(60, 60))
 EXPECTED = {  # the case, whether it is compiled, and what it takes
     "small": (CASES["plain"], False, tiny),
-    "small compiled": (CASES["plain"], True, columns),
+    "small compiled": (CASES["plain"], True, traced),
     "large": (LARGE, False, columns),
     "depthwise": (replace(LARGE, groups=6), False, columns),
     "depthwise 5x5": (replace(LARGE, groups=6, kernel=(5, 5), padding=(2, 2)), False, depthwise),
@@ -32,18 +32,16 @@ def explained(case: Case, compiled: bool = False) -> dcn_ops.Explanation:
 def test_what_is_explained_is_what_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, compiled, kernel = EXPECTED[name]
     called = []
-    for module in (columns, depthwise, inductor, tiny):
+    for module in (columns, depthwise, inductor, tiny, traced):
         original = module.forward
-        monkeypatch.setattr(
-            module, "forward", lambda problem, m=module, f=original: called.append(m.NAME) or f(problem)
-        )
+        monkeypatch.setattr(module, "forward", lambda problem, m=module, f=original: called.append(m) or f(problem))
     operator: Callable = torch.ops.dcn_ops.deform_conv2d
     torch._dynamo.reset()
     if compiled:
         operator = torch.compile(operator, fullgraph=True, backend="aot_eager")
     operator(*make_inputs(case), **case.integers)
     assert explained(case, compiled).taken == kernel.NAME
-    assert set(called) == {kernel.NAME}  # a compiler traces more than once
+    assert set(called) == {kernel}  # a compiler traces more than once
 
 
 def test_the_others_have_a_reason() -> None:

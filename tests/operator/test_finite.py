@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv import contract, reference
-from dcn_ops.conv.kernels import columns, depthwise, inductor
+from dcn_ops.conv.kernels import columns, depthwise, inductor, traced
 from dcn_ops.conv.kernels.kernel import Problem
 from dcn_ops.testing import CASES, Case, Inputs, make_inputs
 
@@ -22,6 +22,7 @@ IMPLEMENTATIONS = {
     "operator": lambda problem: contract._forward(*problem[:5], *problem.conv[1:]),
     "reference": lambda problem: reference.forward(*problem),
     "columns": columns.forward,
+    "traced": traced.forward,
     "depthwise": depthwise.forward,
     "inductor": inductor.forward,
 }

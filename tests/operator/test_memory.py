@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dcn_ops
-from dcn_ops.sampling.bags import padded_count
+from dcn_ops.sampling.geometry import Padded
 from dcn_ops.testing import Case
 
 # Few channels on large images, where tables and sorts weigh more than columns; and many.
@@ -58,6 +58,6 @@ def test_a_call_takes_half_of_the_workspace_limit_and_leaves_the_rest_to_holes(n
     command, environment = [sys.executable, "-c", MEASURE, repr(case)], os.environ | GIVES_BACK
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
     forward, backward = map(int, printed)
-    image = padded_count(case.batch, case.size) * case.channels * 4
+    image = Padded.of(case.batch, case.size).rows * case.channels * 4
     assert forward <= image + dcn_ops.workspace_limit() // 2
     assert backward <= 2 * image + dcn_ops.workspace_limit() // 2

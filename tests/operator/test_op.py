@@ -13,7 +13,7 @@ import torchvision
 
 import dcn_ops
 from dcn_ops.conv import reference
-from dcn_ops.conv.kernels import columns, depthwise
+from dcn_ops.conv.kernels import contraction, depthwise, unroll
 from dcn_ops.sampling import bags, pieces
 from dcn_ops.testing import CASES, LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
@@ -51,7 +51,7 @@ def test_large_filters_are_contracted_by_a_matrix_product(
     case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     products, original = [], F.linear
-    monkeypatch.setattr(columns, "_LARGE", 0)
+    monkeypatch.setattr(contraction, "_LARGE", 0)
     monkeypatch.setattr(F, "linear", lambda *args: products.append(args) or original(*args))
     inputs = make_inputs(case, dtype)
     actual = run(op, inputs, **case.integers)
@@ -118,11 +118,11 @@ def test_pieces_do_not_show(
     monkeypatch: pytest.MonkeyPatch,
     limit_workspace: Callable[[int], None],
 ) -> None:
-    monkeypatch.setattr(columns, "_TABLE_BYTES", table_bytes)
-    monkeypatch.setattr(columns, "_SORT_BYTES", 0)
+    monkeypatch.setattr(pieces, "TABLE_BYTES", table_bytes)
+    monkeypatch.setattr(unroll, "SORT_BYTES", 0)
     case = Case(batch=3, size=(20, 4), groups=groups)
-    inputs, unrolled, original = make_inputs(case), [], columns.gather
-    monkeypatch.setattr(columns, "gather", lambda *args: unrolled.append(args) or original(*args))
+    inputs, unrolled, original = make_inputs(case), [], unroll.gather
+    monkeypatch.setattr(unroll, "gather", lambda *args: unrolled.append(args) or original(*args))
     bytes_of_a_row = case.size[1] * case.conv.taps * case.channels * 4
     limit_workspace(pieces.CHUNKS * rows * bytes_of_a_row)
     actual = run(op, inputs, **case.integers)
@@ -172,7 +172,7 @@ def test_grouped_convolutions_leave_matrix_units_alone(name: str, monkeypatch: p
     case, inputs = CASES[name], make_inputs(CASES[name], torch.bfloat16)
     results = []
     for fast in (False, True):
-        monkeypatch.setattr(columns, "has_fast_half", lambda dtype, fast=fast: fast)
+        monkeypatch.setattr(contraction, "has_fast_half", lambda dtype, fast=fast: fast)
         results.append(run(op, inputs, **case.integers))
     assert all(map(torch.equal, *(result.values() for result in results)))
 

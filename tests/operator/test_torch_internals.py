@@ -75,7 +75,6 @@ NAMES = [
     "torch.autograd.forward_ad._current_level",
     "torch.cpu._is_avx512_bf16_supported",
     "torch.cpu._is_amx_fp16_supported",
-    "torch._subclasses.functional_tensor.FunctionalTensor",
     "torch._subclasses.functional_tensor.FunctionalTensorMode",
     "torch.compiler.config.cache_key_tag",
     "torch.compiler.config._config",

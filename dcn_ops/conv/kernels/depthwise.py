@@ -15,21 +15,10 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels.kernel import Gradients, Problem
-from dcn_ops.sampling.bags import (
-    Chunk,
-    Table,
-    even_step,
-    gather,
-    make_table,
-    padded_rows,
-    scatter,
-    table_backward,
-    unpadded,
-    weight_backward,
-    wide_dtype,
-)
-from dcn_ops.sampling.geometry import Conv, Pair, empty_channels_last
-from dcn_ops.sampling.pieces import chunk_bytes
+from dcn_ops.sampling.bags import gather, padded_rows, scatter, unpadded, weight_backward
+from dcn_ops.sampling.geometry import BORDER, Conv, Pair, empty_channels_last, wide_dtype
+from dcn_ops.sampling.pieces import Chunk, chunk_bytes, cut
+from dcn_ops.sampling.table import Table, make_table, table_backward
 
 _BYTES_PER_SAMPLE = 160  # of the table, what it is made of and its sort
 
@@ -152,24 +141,20 @@ def _add_products(
 def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[slice, list[Piece]]]]]:
     """Yield the rows of some images, [R, C], and pieces of their convolution, by rows of taps."""
     batch, channels, height, width = input.shape
-    (kh, kw), (ho, wo), images = conv.kernel, output, input.permute(0, 2, 3, 1)
-    step, tap_rows, out_rows = batch, kh, ho
-    if all(isinstance(size, int) for size in (*input.shape, *output)):  # else one piece: others would be guesses
-        bytes_per_tap_row = (height + 2) * (width + 2) * channels * kw * wide_dtype(input).itemsize
-        step = even_step(batch, chunk_bytes() // (bytes_per_tap_row * kh))
-        tap_rows = even_step(kh, chunk_bytes() // (bytes_per_tap_row * step))
-        table_bytes = step * wo * kw * tap_rows * conv.offset_groups * _BYTES_PER_SAMPLE
-        out_rows = even_step(ho, chunk_bytes() // max(1, table_bytes))
-    for n0 in range(0, batch, max(1, step)):
-        n1 = min(n0 + step, batch)
-        chunks = [Chunk(n0, n1, h0, min(h0 + out_rows, ho)) for h0 in range(0, ho, out_rows)]
+    (kh, kw), (ho, wo), limit = conv.kernel, output, chunk_bytes()
+    tap_row_bytes = (height + BORDER) * (width + BORDER) * channels * kw * wide_dtype(input).itemsize
+    by_images = cut(batch, tap_row_bytes * kh, limit)
+    n = by_images[0][1] if by_images else batch
+    by_tap_rows = cut(kh, tap_row_bytes * n, limit)
+    table_bytes = n * wo * kw * by_tap_rows[0][1] * conv.offset_groups * _BYTES_PER_SAMPLE  # of a row of the output
+    by_rows = cut(ho, table_bytes, limit)
+    for n0, n1 in by_images:
         by_taps = []
-        for k0 in range(0, kh, tap_rows):
-            k1 = min(k0 + tap_rows, kh)
+        for k0, k1 in by_tap_rows:
             padding = (conv.padding[0] - k0 * conv.dilation[0], conv.padding[1])
             part, taps = conv._replace(kernel=(k1 - k0, kw), padding=padding), slice(k0 * kw, k1 * kw)
-            by_taps.append((taps, [Piece(taps, part, chunk) for chunk in chunks]))
-        yield padded_rows(images[n0:n1].to(wide_dtype(input))), by_taps
+            by_taps.append((taps, [Piece(taps, part, Chunk(n0, n1, h0, h1)) for h0, h1 in by_rows]))
+        yield padded_rows(input.permute(0, 2, 3, 1)[n0:n1].to(wide_dtype(input))), by_taps
 
 
 def _table(piece: Piece, offset: Tensor, mask: Tensor | None, rows: Tensor, input: Tensor, conv: Conv) -> Table:

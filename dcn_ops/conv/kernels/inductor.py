@@ -16,20 +16,11 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels.kernel import Gradients, Problem
-from dcn_ops.sampling.bags import (
-    BORDER,
-    INT32_LIMIT,
-    even_step,
-    padded_count,
-    padded_rows,
-    sample_backward,
-    scatter,
-    stored,
-    unpadded,
-    wide_dtype,
-)
-from dcn_ops.sampling.geometry import Conv
-from dcn_ops.sampling.pieces import chunk_bytes
+from dcn_ops.sampling.bags import padded_rows, scatter, unpadded
+from dcn_ops.sampling.geometry import BORDER, Conv, Padded, wide_dtype
+from dcn_ops.sampling.pieces import chunk_bytes, cut
+from dcn_ops.sampling.table import sample_backward
+from dcn_ops.torch_internals.compiler import stored
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "inductor", "composition", True
 
@@ -113,15 +104,13 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 def _neighbours(input: Tensor, conv: Conv) -> list[Tensor]:
     """Return four views [.., D] of the padded rows: what the four neighbours of a row's index are in each."""
     rows = stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
-    steps = _steps(input, conv)
+    steps = _layout(input, conv).neighbours
     count = rows.shape[0] - steps[-1]
     return [rows.as_strided((count, rows.shape[1]), rows.stride(), step * rows.shape[1]) for step in steps]
 
 
-def _steps(input: Tensor, conv: Conv) -> tuple[int, ...]:
-    """Return how many rows after the upper left neighbour the four lie."""
-    below = (input.shape[3] + BORDER) * conv.offset_groups
-    return 0, conv.offset_groups, below, below + conv.offset_groups
+def _layout(input: Tensor, conv: Conv) -> Padded:
+    return Padded.of(input.shape[0], input.shape[2:], conv.offset_groups)
 
 
 def _by_group(samples: Tensor, conv: Conv) -> Tensor:  # [N, P] -> [M, G, K]
@@ -157,17 +146,15 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _T
     return _Table(_row(lower[0], lower[1], input, conv), distance[0], distance[1], mask)
 
 
-def _row(upper: Tensor, left: Tensor, input: Tensor, conv: Conv) -> Tensor:
-    """Return ((i * (H + 2) + y + 2) * (W + 2) + x + 2) * G + g, as ``bags`` does."""
-    groups, device = conv.offset_groups, input.device
-    height, width = (size + BORDER for size in input.shape[2:])
-    largest = max(4 * upper.numel(), (input.shape[0] + 1) * height * (width + 1) * groups)
-    integer = torch.int32 if largest < INT32_LIMIT else torch.int64
-    image = torch.arange(input.shape[0], dtype=integer, device=device) * (height * width) + BORDER * (width + 1)
-    row = upper.to(integer) * width + left.to(integer) + image[:, None]
+def _row(upper: Tensor, left: Tensor, input: Tensor, conv: Conv) -> Tensor:  # [N, P] -> [N, P]
+    """Return the rows of the upper left neighbours."""
+    layout, groups, device = _layout(input, conv), conv.offset_groups, input.device
+    integer = layout.index_dtype(4 * upper.numel())
+    image = torch.arange(input.shape[0], dtype=integer, device=device) * layout.image + layout.origin
+    row = upper.to(integer) * layout.line + left.to(integer) * layout.pixel + image[:, None]
     if groups > 1:
         group = torch.arange(groups, dtype=integer, device=device)[:, None].expand(-1, conv.taps)
-        row = row.view(row.shape[0], row.shape[1] // (groups * conv.taps), groups, conv.taps) * groups + group
+        row = row.view(row.shape[0], row.shape[1] // (groups * conv.taps), groups, conv.taps) + group
     return stored(row.view(upper.shape))
 
 
@@ -186,21 +173,16 @@ def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # [N, P, ..] -> [N, *, H
 
 def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
     """Return the gradient of the padded rows, [R, C], tap by tap or some taps at a time."""
-    groups, taps = conv.offset_groups, conv.taps
-    padded = padded_count(input.shape[0], input.shape[2:])
+    layout, taps = _layout(input, conv), conv.taps
+    padded = layout._replace(pixel=1).rows
     row, weights = _by_group(table.row, conv), [_by_group(w, conv) for w in table.weights()]
-    step = 1
-    if all(isinstance(size, int) for size in (*input.shape, *grad_rows.shape)):
-        step = even_step(taps, chunk_bytes() // (padded * input.shape[1] * grad_rows.dtype.itemsize))
     total = None
-    for k in range(0, taps, step):
-        some = slice(k, min(k + step, taps))
-        of_tap = torch.arange(some.stop - k, dtype=row.dtype, device=row.device) * (padded * groups)
-        entries = torch.stack([row[:, :, some] + of_tap + s for s in _steps(input, conv)], -1).flatten()
-        entry_weights = torch.stack([w[:, :, some] for w in weights], -1).flatten()
-        count = (some.stop - k) * padded * groups
-        copies = scatter(grad_rows.flatten(0, 1), entries, entry_weights, count, some.stop - k)
-        of_rows = (copies.view(-1, padded, groups, filters.shape[2]) * filters[some, None]).sum(0)
+    for k0, k1 in cut(taps, padded * input.shape[1] * grad_rows.dtype.itemsize, chunk_bytes()):
+        of_tap = torch.arange(k1 - k0, dtype=row.dtype, device=row.device) * layout.rows
+        entries = torch.stack([row[:, :, k0:k1] + of_tap + s for s in layout.neighbours], -1).flatten()
+        entry_weights = torch.stack([w[:, :, k0:k1] for w in weights], -1).flatten()
+        copies = scatter(grad_rows.flatten(0, 1), entries, entry_weights, (k1 - k0) * layout.rows, k1 - k0)
+        of_rows = (copies.view(-1, padded, *filters.shape[1:]) * filters[k0:k1, None]).sum(0)
         total = of_rows if total is None else total + of_rows
     assert total is not None
     return total.view(padded, -1)

@@ -4,13 +4,13 @@ from functools import cache
 
 from torch import Tensor
 
-from dcn_ops.conv.kernels import columns, depthwise, gpu, inductor, tiny
+from dcn_ops.conv.kernels import columns, depthwise, gpu, inductor, tiny, traced
 from dcn_ops.conv.kernels.kernel import Kernel, Problem
 from dcn_ops.settings import current
 
 EAGER: tuple[Kernel, ...] = (gpu, tiny, depthwise, columns)
 # Compiled, many small ATen kernels become a few, and calls cost nothing.
-TRACED: tuple[Kernel, ...] = (gpu, inductor, depthwise, columns)
+TRACED: tuple[Kernel, ...] = (gpu, inductor, depthwise, traced)
 
 
 def choose(

@@ -12,7 +12,7 @@ from torch import Tensor
 from dcn_ops.conv.kernels.kernel import Gradients, Problem
 from dcn_ops.conv.kernels.triton.plan import Workload, launch, workload_of
 from dcn_ops.sampling.geometry import Conv
-from dcn_ops.sampling.pieces import chunk_bytes
+from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.settings import workspace_limit
 
 _COLUMNS = 2**24  # elements of the columns, from which the backward in half precision goes by them
@@ -121,12 +121,9 @@ def _map_gradients(call: Call, wanted: Wanted) -> dict[str, Tensor]:
     return dict(zip(("grad_offset_ptr", "grad_mask_ptr"), of_maps, strict=True))
 
 
-def _parts(n: int, size: int, limit: int) -> list[slice]:
-    """Return slices of ``n`` images of ``size`` bytes each: as many at a time as ``limit`` holds, one at least."""
-    if size == 0 or not (isinstance(n, int) and isinstance(size, int)):  # of symbols any number would be a guess
-        return [slice(0, n)]
-    step = max(1, limit // size)
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+def _parts(images: int, size: int, limit: int) -> list[slice]:
+    """Return slices of so many images of ``size`` bytes each, of which ``limit`` bytes hold a slice."""
+    return [slice(first, end) for first, end in cut(images, size, limit)]
 
 
 # Fused: samples are made where they are contracted. The gradient of the input is added up atomically.
@@ -179,10 +176,10 @@ def _goes_by_columns(call: Call) -> bool:
     """Tell whether the backward goes by columns: in many launches, which large problems are worth."""
     offset, weight = call.offset, call.weight
     # 32 bits count samples.
-    if call.conv.groups > 1 or (isinstance(offset.numel(), int) and offset.numel() >= 2**32):
+    if call.conv.groups > 1 or (is_known(offset.numel()) and offset.numel() >= 2**32):
         return False
     size = offset.shape[0] * offset.shape[2] * offset.shape[3] * weight[0].numel()
-    return weight.dtype == torch.float32 or (isinstance(size, int) and size >= _COLUMNS)
+    return weight.dtype == torch.float32 or (is_known(size) and size >= _COLUMNS)
 
 
 def _column_parts(call: Call) -> list[slice]:

@@ -1,0 +1,63 @@
+"""The composition of ATen kernels for the compiler.
+
+What it computes stands in ``unroll``. Here results are put together without writing in place.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dcn_ops.conv.kernels import unroll
+from dcn_ops.conv.kernels.kernel import Gradients, Problem
+from dcn_ops.sampling.bags import padded_rows, scatter
+from dcn_ops.sampling.geometry import empty_channels_last
+from dcn_ops.sampling.pieces import Chunk
+from dcn_ops.torch_internals.compiler import stored
+
+NAME, IMPLEMENTATION, DETERMINISTIC = "columns", "composition", True  # to the caller it is one with ``columns``
+
+
+def refuses(problem: Problem, grad: Tensor | None = None) -> None:
+    """Take every call."""
+
+
+class _Concatenated:
+    """A tensor of chunks. Inductor lowers copies into slices to a select over all slices, for each element."""
+
+    def __init__(self, like: Tensor, shape: Sequence[int]) -> None:
+        self.like, self.shape = like, shape
+        self.parts: list[Tensor] = []  # [n * h * W, *]
+
+    def add(self, part: Tensor, chunk: Chunk) -> None:
+        self.parts.append(part.to(self.like.dtype).permute(0, 2, 3, 1).flatten(0, 2))
+
+    def whole(self) -> Tensor:
+        if not self.parts:
+            return empty_channels_last(self.like, self.shape)
+        batch, channels, height, width = self.shape
+        return torch.cat(self.parts).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _padded(images: Tensor) -> Tensor:
+    return stored(padded_rows(images))  # Inductor would pad the images for every piece again.
+
+
+def _scattered(
+    total: Tensor | None, samples: Tensor, row: Tensor, weight: Tensor, rows: int, is_whole: bool
+) -> Tensor:
+    added = scatter(samples, row, weight, rows)
+    return added if total is None else total + added
+
+
+_WAY = unroll.Way(_Concatenated, _padded, _scattered)
+
+
+def forward(problem: Problem) -> Tensor:
+    """Return [N, O, Ho, Wo] in channels_last."""
+    return unroll.forward(problem, _WAY)
+
+
+def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
+    """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
+    return unroll.backward(grad, problem, needs, _WAY)
