@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 from dcn_ops.conv.kernels import traced
-from dcn_ops.conv.kernels.kernel import Problem
+from dcn_ops.conv.problem import Problem
 from dcn_ops.sampling.geometry import Conv
 
 

@@ -1,8 +1,13 @@
-"""The argument check of the operator, called by its real and its fake kernels, and two for Python callers."""
+"""The argument check of the operator, called by its real and its fake kernels, and what Python callers need before.
 
+The operator's own check asks sizes, dtypes, devices and layouts alone, so that its answers can be remembered.
+"""
+
+import math
 import operator
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,34 +17,45 @@ from dcn_ops.sampling.geometry import Conv, Pair
 
 
 def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
-    """Raise TypeError for what is not a tensor, ValueError for a wrong rank or a weight without elements."""
+    """Raise TypeError for what is not a tensor, ValueError for a wrong rank or a weight without elements.
+
+    Without these the groups can't be counted; the operator checks the rest.
+    """
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return  # Sizes are tensors now; the operator runs with numbers, and checks them.
-    _check_rank("input", input, 4)
-    _check_rank("offset", offset, 4)
-    _check_rank("weight", weight, 4)
+    _check_tensor("input", input, 4)
+    _check_tensor("offset", offset, 4)
+    _check_tensor("weight", weight, 4)
     if bias is not None:
-        _check_rank("bias", bias, 1)
+        _check_tensor("bias", bias, 1)
     if mask is not None:
-        _check_rank("mask", mask, 4)
-    if 0 in weight.shape:
-        raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
+        _check_tensor("mask", mask, 4)
+    _check_weight(weight)
 
 
 def check_maps(name: str, tensor: Tensor) -> None:
     """Raise TypeError or ValueError for an input or offset that a layer can't do anything with."""
     if not (torch.jit.is_scripting() or torch.jit.is_tracing() or has_torch_function((tensor,))):  # type: ignore[attr-defined]
-        _check_rank(name, tensor, 4)
+        _check_tensor(name, tensor, 4)
 
 
-def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
+def _check_tensor(name: str, tensor: Tensor, rank: int) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+    _check_rank(name, tensor, rank)
+
+
+def _check_rank(name: str, tensor: "_Kind | Tensor", rank: int) -> None:
     if tensor.layout != torch.strided:
         raise TypeError(f"expected {name} to be dense, got {name}.layout={tensor.layout}; use {name}.to_dense()")
     if tensor.dim() != rank:
         hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 and name != "weight" else ""
         raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
+
+
+def _check_weight(weight: "_Kind | Tensor") -> None:
+    if weight.numel() == 0:
+        raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
 
 
 def as_integer(name: str, value: object) -> int:
@@ -62,6 +78,8 @@ def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
     Raises:
         ValueError: For anything else.
     """
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return [value[0], value[1]]  # nearly always
     values = list(value) if isinstance(value, Sequence) else [value]
     try:
         integers = [as_integer(name, v) for v in values]
@@ -74,43 +92,75 @@ def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
 
 def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
     """Return the weight groups and the offset groups; where channels don't divide, the operator's check says so."""
-    return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+    return input.size(1) // weight.size(1), offset.size(1) // (2 * weight.size(2) * weight.size(3))
+
+
+class _Kind(NamedTuple):
+    """What the check asks of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+class _Kinds(NamedTuple):
+    """What the check asks of the operator's tensors."""
+
+    input: _Kind
+    offset: _Kind
+    weight: _Kind
+    bias: _Kind | None
+    mask: _Kind | None
 
 
 def check_arguments(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    offset_groups: int,
+    kinds: tuple[tuple[Any, ...] | None, ...], pairs: tuple[Pair, ...], groups: int, offset_groups: int
 ) -> Conv:
     """Return the integers of the convolution, or raise an error that names the argument and the mend.
 
+    Args:
+        kinds: Shape, dtype, device and layout of input, offset, weight, bias and mask; None for what is absent.
+        pairs: Stride, padding and dilation.
+        groups: Weight groups.
+        offset_groups: Offset groups.
+
     Raises:
         ValueError: For a rank, shape, channel count, integer or device that doesn't fit the others.
-        TypeError: For a dtype that is not floating or that doesn't fit the input's.
+        TypeError: For a layout that is not dense, or a dtype that is not floating or doesn't fit the input's.
     """
-    check_tensors(input, offset, weight, bias, mask)
+    tensors = _Kinds(*(None if kind is None else _Kind(*kind) for kind in kinds))  # type: ignore[arg-type]
+    _check_ranks(tensors)
+    names = ("stride", "padding", "dilation")
     stride, padding, dilation = (
-        pair if len(pair) == 2 else as_pair(name, pair)
-        for name, pair in (("stride", stride), ("padding", padding), ("dilation", dilation))
+        tuple(pair if len(pair) == 2 else as_pair(name, list(pair)))
+        for name, pair in zip(names, pairs, strict=True)
     )
-    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+    for name, pair, least in zip(names, (stride, padding, dilation), (1, 0, 1), strict=True):
         if pair[0] < least or pair[1] < least:
-            raise ValueError(f"expected {name} of two integers >= {least}, got {name}={tuple(pair)}")
-    conv = Conv(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), groups, offset_groups)
-    _check_channels(input, offset, weight, bias, conv)
-    _check_maps(input, offset, mask, conv)
-    _check_kind(input, offset, weight, bias, mask)
+            raise ValueError(f"expected {name} of two integers >= {least}, got {name}={pair}")
+    conv = Conv(tuple(tensors.weight.shape[2:]), stride, padding, dilation, groups, offset_groups)
+    _check_channels(tensors, conv)
+    _check_maps(tensors, conv)
+    _check_kinds(tensors)
     return conv
 
 
-def _check_channels(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv) -> None:
+def _check_ranks(tensors: _Kinds) -> None:
+    for name, kind in zip(tensors._fields, tensors, strict=True):
+        if kind is not None:
+            _check_rank(name, kind, 1 if name == "bias" else 4)
+    _check_weight(tensors.weight)
+
+
+def _check_channels(tensors: _Kinds, conv: Conv) -> None:
+    input, offset, weight, bias, _ = tensors
     channels, filters = input.shape[1], weight.shape[0]
     if conv.groups < 1 or weight.shape[1] * conv.groups != channels:
         raise ValueError(
@@ -142,7 +192,8 @@ def check_gradient(grad: Tensor, input: Tensor, weight: Tensor, conv: Conv) -> N
         raise TypeError(f"expected grad of the input's dtype {input.dtype}, got {grad.dtype=}")
 
 
-def _check_maps(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> None:
+def _check_maps(tensors: _Kinds, conv: Conv) -> None:
+    input, offset, _, _, mask = tensors
     if input.shape[2] == 0 or input.shape[3] == 0:
         raise ValueError(f"expected an image with pixels, got {_shape('input', input)}")
     size = conv.output_size(input.shape[2:])
@@ -166,7 +217,8 @@ def _check_maps(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) 
             )
 
 
-def _check_kind(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
+def _check_kinds(tensors: _Kinds) -> None:
+    input, offset, weight, bias, mask = tensors
     dtype = input.dtype
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise TypeError(f"expected input of dtype float16, bfloat16, float32 or float64, got {dtype}")
@@ -192,5 +244,5 @@ def _check_kind(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | No
             )
 
 
-def _shape(name: str, tensor: Tensor) -> str:
+def _shape(name: str, tensor: _Kind | Tensor) -> str:
     return f"{name}.shape={list(tensor.shape)}"

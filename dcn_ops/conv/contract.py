@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv import reference, vmap
-from dcn_ops.conv.check import check_arguments, check_gradient
-from dcn_ops.conv.kernels.kernel import Gradients, Problem
+from dcn_ops.conv.check import check_gradient
+from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.kernels.registry import choose
+from dcn_ops.conv.problem import make_problem
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.settings import changes, current, restored, tag_compile_caches
 from dcn_ops.torch_internals.compiler import is_ahead_of_time, trace_through
@@ -62,14 +63,6 @@ def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     sorting = choose(problem, grad, traced=traced, deterministic=True)
     of_input = sorting.backward(grad, problem, [True, *[False] * 4])[0]
     return of_input, *kernel.backward(grad, problem, [False, *needs[1:]])[1:]
-
-
-def make_problem(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
-) -> Problem:
-    """Check the operator's arguments, in its own order."""
-    conv = check_arguments(input, offset, weight, bias, mask, *integers)
-    return Problem(input, offset, weight, bias, mask, conv)
 
 
 _library.impl("deform_conv2d", _forward, "CompositeExplicitAutograd")
@@ -206,27 +199,19 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tenso
 # Autocast: features and weights in the autocast dtype, sampling positions and mask in float32.
 
 
-def _autocast(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *integers: Any
-) -> Tensor:
-    device = input.device.type
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
-        # As torch's own rules do, leave float64 and what is not floating alone.
-        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-            return tensor
-        return tensor.to(to)
-
+def _autocast(*arguments: Any) -> Tensor:
+    tensors, integers = arguments[:5], arguments[5:]
+    device = tensors[0].device.type
+    narrow, wide = torch.get_autocast_dtype(device), torch.float32
     with torch.autocast(device, enabled=False):
-        return _forward_op(
-            cast(input, dtype),
-            cast(offset, torch.float32),
-            cast(weight, dtype),
-            cast(bias, dtype),
-            cast(mask, torch.float32),
-            *integers,
-        )
+        return _forward_op(*map(_cast, tensors, (narrow, wide, narrow, narrow, wide)), *integers)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    # As torch's own rules do, leave float64 and what is not floating alone.
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(dtype)
 
 
 for _key in autocast_keys():

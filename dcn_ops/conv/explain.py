@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dcn_ops.conv.check import as_pair, check_tensors, count_groups
-from dcn_ops.conv.contract import has_foreign_kernel, make_problem
+from dcn_ops.conv.contract import has_foreign_kernel
 from dcn_ops.conv.kernels.registry import allowed, in_order
+from dcn_ops.conv.problem import make_problem
 from dcn_ops.settings import current
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
-from dcn_ops.conv.check import check_arguments
+from dcn_ops.conv.problem import make_problem
 from dcn_ops.interop import portable
 from dcn_ops.settings import settings
 
@@ -43,19 +43,9 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def decompose(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    *integers: Any,
-    sampling: str = "grid_sample",
-    finite: bool = False,
-) -> Tensor:
+def decompose(*arguments: Any, sampling: str = "grid_sample", finite: bool = False) -> Tensor:
     """Compute the operator, its arguments in its own order, by core ATen."""
-    conv = check_arguments(input, offset, weight, bias, mask, *integers)
-    return portable.forward(input, offset, weight, bias, mask, conv, sampling, finite)
+    return portable.forward(make_problem(*arguments), sampling, finite)
 
 
 @contextmanager

@@ -4,29 +4,27 @@ Every tensor has rank 5 at most, no slice has steps and no step is boolean arith
 OpenVINO, ExecuTorch, ncnn and Core ML take it. ``grid_sampler_2d`` wants positions scaled to [-1, 1]: they are
 rounded to some 1e-7 of the image's size. Its gradient at integer positions may be that of the other side.
 
-Legend beyond geometry's: B = N * G images, P = Ho * Wo positions.
+Legend beyond that of ``Problem``: B = N * G images, P = Ho * Wo positions.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcn_ops.sampling.geometry import Conv
+from dcn_ops.conv.problem import Problem
 
 SAMPLING = ("grid_sample", "gather")
 
 
-def forward(
-    input: Tensor,  # [N, C, H, W]
-    offset: Tensor,  # [N, G*K*2, Ho, Wo], per tap (y, x)
-    weight: Tensor,  # [O, C / groups, kh, kw]
-    bias: Tensor | None,  # [O]
-    mask: Tensor | None,  # [N, G*K, Ho, Wo]
-    conv: Conv,
-    sampling: str,  # of SAMPLING
-    finite: bool,  # whether offsets are taken for finite
-) -> Tensor:  # [N, O, Ho, Wo]
-    """Sample in float32 at least, contract in the input's dtype."""
+def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, O, Ho, Wo]
+    """Sample in float32 at least, contract in the input's dtype.
+
+    Args:
+        problem: The call.
+        sampling: How, of ``SAMPLING``.
+        finite: Whether offsets are taken for finite.
+    """
+    input, offset, weight, bias, mask, conv = problem
     n, c, h, w = input.shape
     g, k, (ho, wo) = conv.offset_groups, conv.taps, conv.output_size((h, w))
     dtype = torch.promote_types(input.dtype, torch.float32)

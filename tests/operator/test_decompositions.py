@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import dcn_ops
 import zoo
 from dcn_ops import DeformConv2d
+from dcn_ops.conv.problem import Problem
 from dcn_ops.conv.reference import forward as reference
 from dcn_ops.interop import portable
 from dcn_ops.testing import Case, make_inputs
@@ -39,7 +40,7 @@ def test_both_ways_of_sampling_are_the_reference(case: Case, sampling: str) -> N
     inputs = make_inputs(case, torch.float64)
     tensors = (inputs.input, inputs.offset, inputs.weight, inputs.bias, inputs.mask)
     expected = reference(*tensors, case.conv)
-    actual = portable.forward(*tensors, case.conv, sampling, finite=True)
+    actual = portable.forward(Problem(*tensors, case.conv), sampling, finite=True)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 

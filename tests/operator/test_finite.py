@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dcn_ops.conv import contract, reference
 from dcn_ops.conv.kernels import columns, depthwise, inductor, traced
-from dcn_ops.conv.kernels.kernel import Problem
+from dcn_ops.conv.problem import Problem
 from dcn_ops.testing import CASES, Case, Inputs, make_inputs
 
 NAMES = ("plain", "offset_groups", "grouped", "depthwise", "depthwise_large", "row_kernel")

@@ -10,8 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import dcn_ops
 from dcn_ops.conv import contract
 from dcn_ops.conv.kernels import inductor
-from dcn_ops.conv.kernels.kernel import Problem
 from dcn_ops.conv.kernels.registry import choose
+from dcn_ops.conv.problem import Problem
 from dcn_ops.testing import LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d

@@ -6,7 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients, Problem
+from dcn_ops.conv.kernels.kernel import Gradients
+from dcn_ops.conv.problem import Problem
 
 NAME, IMPLEMENTATION = "triton", "triton"
 DETERMINISTIC = False  # the gradient of the input is added up atomically

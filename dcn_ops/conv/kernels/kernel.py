@@ -1,28 +1,16 @@
 """The interface between the contract and the implementations of a deformable convolution.
 
-Legend: N batch, C input channels, O filters, H x W input size, Ho x Wo output size, kh x kw kernel,
-K = kh * kw taps, G offset groups.
+Legend: N batch, O filters, Ho x Wo output size.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from dcn_ops.sampling.geometry import Conv
+from dcn_ops.conv.problem import Problem
 
 # Of input, offset, weight, bias and modulation mask; None for each that is not asked for.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-
-class Problem(NamedTuple):
-    """The arguments of a call, checked."""
-
-    input: Tensor  # [N, C, H, W]
-    offset: Tensor  # [N, G*K*2, Ho, Wo], per tap (y, x)
-    weight: Tensor  # [O, C / groups, kh, kw]
-    bias: Tensor | None  # [O]
-    mask: Tensor | None  # [N, G*K, Ho, Wo]
-    conv: Conv
 
 
 class Kernel(Protocol):

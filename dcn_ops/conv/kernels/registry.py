@@ -5,7 +5,8 @@ from functools import cache
 from torch import Tensor
 
 from dcn_ops.conv.kernels import columns, depthwise, gpu, inductor, tiny, traced
-from dcn_ops.conv.kernels.kernel import Kernel, Problem
+from dcn_ops.conv.kernels.kernel import Kernel
+from dcn_ops.conv.problem import Problem
 from dcn_ops.settings import current
 
 EAGER: tuple[Kernel, ...] = (gpu, tiny, depthwise, columns)
