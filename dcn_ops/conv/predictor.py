@@ -1,0 +1,137 @@
+"""The predictor of a deformable layer: its parameters, how they start and load, and what it predicts.
+
+Legend: N batch, C input channels, kh x kw kernel, K = kh * kw taps, G offset groups, Ho x Wo output size.
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcn_ops.conv.check import as_integer
+
+
+class OffsetPredictor(nn.Conv2d):
+    """A convolution that predicts, from its padded input, where it would sample and how much samples weigh.
+
+    The predictor is zero-initialised: offsets are 0 and masks 1 at first.
+    """
+
+    offset_depthwise_weight: nn.Parameter | None
+    offset_weight: nn.Parameter | None
+    offset_bias: nn.Parameter | None
+    _padding_hw: tuple[int, int]  # of what is left to pad
+
+    def _add_offsets(
+        self,
+        offset_groups: int,
+        modulated: bool,
+        offset_bound: float | None,
+        separable_predictor: bool,
+        predict_offsets: bool,
+    ) -> None:
+        offset_groups = as_integer("offset_groups", offset_groups)
+        if offset_groups < 1 or self.in_channels % offset_groups:
+            raise ValueError(f"expected offset_groups to divide {self.in_channels=}, got {offset_groups=}")
+        if isinstance(offset_bound, bool) or not isinstance(offset_bound, Real | None):
+            raise TypeError(f"expected offset_bound to be a number of pixels, or None, got {offset_bound=}")
+        if offset_bound is not None and not 0 < offset_bound < math.inf:
+            raise ValueError(f"expected a positive, finite offset_bound, in pixels, or None, got {offset_bound=}")
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+        self.offset_bound = offset_bound
+        self.separable_predictor = separable_predictor
+        self.predict_offsets = predict_offsets
+        self._offset_channels = 2 * offset_groups * self.kernel_size[0] * self.kernel_size[1]
+        for name in ("offset_depthwise_weight", "offset_weight", "offset_bias"):
+            self.register_parameter(name, None)
+        if predict_offsets:
+            self._add_predictor(self._offset_channels * 3 // 2 if modulated else self._offset_channels)
+
+    def _add_predictor(self, outputs: int) -> None:
+        kernel: tuple[int, ...] = self.kernel_size
+        if self.separable_predictor:
+            self.offset_depthwise_weight = nn.Parameter(self.weight.new_empty(self.in_channels, 1, *kernel))
+            kernel = (1, 1)
+        self.offset_weight = nn.Parameter(self.weight.new_empty(outputs, self.in_channels, *kernel))
+        self.offset_bias = nn.Parameter(self.weight.new_empty(outputs))
+        self._reset_predictor()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew and set the predictor to its start."""
+        super().reset_parameters()
+        self._reset_predictor()
+
+    def _reset_predictor(self) -> None:
+        # nn.Conv2d's constructor calls this before the predictor exists.
+        for name in ("offset_weight", "offset_bias"):
+            parameter = self._parameters.get(name)
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+        depthwise = self._parameters.get("offset_depthwise_weight")
+        if depthwise is not None:
+            nn.init.constant_(depthwise, 1 / (self.kernel_size[0] * self.kernel_size[1]))
+
+    def predictor_parameters(self) -> list[nn.Parameter]:
+        """Return the Parameters that predict offsets and masks."""
+        named = self._parameters.items()
+        return [p for name, p in named if name.startswith("offset_") and p is not None]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take a plain convolution's weights too: the predictor stays as it is or, on meta, gets its start.
+
+        With ``assign=True`` it takes the dtype and the device of the weights.
+        """
+        foreign = len(unexpected_keys)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        predictor = {
+            name: p for name, p in self._parameters.items() if name.startswith("offset_") and p is not None
+        }
+        lacks = {prefix + name for name in predictor}
+        # A part of a predictor, or one by other names (mmcv's conv_offset), is no plain convolution's.
+        if not lacks <= set(missing_keys) or len(unexpected_keys) > foreign or prefix + "weight" in missing_keys:
+            return
+        missing_keys[:] = [key for key in missing_keys if key not in lacks]
+        weight = self.offset_weight
+        if weight is not None and weight.is_meta and not self.weight.is_meta:
+            self._add_predictor(weight.shape[0])
+            for parameter in self.predictor_parameters():
+                parameter.requires_grad_(weight.requires_grad)
+        elif local_metadata.get("assign_to_params_buffers"):
+            # What was loaded stands in place of the weights now, with its own dtype and device.
+            for name, old in predictor.items():
+                new = nn.Parameter(old.detach().to(self.weight), requires_grad=old.requires_grad)
+                self.register_parameter(name, new)
+
+    def _predict(self, padded: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, depthwise = self.offset_weight, self.offset_depthwise_weight
+        if weight is None:
+            raise ValueError("a layer with predict_offsets=False needs its offset: call layer(input, offset, mask)")
+        # Every argument of a convolution: FX graph-mode quantisation looks them up by position.
+        if depthwise is None:
+            out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation, 1)
+        else:
+            groups = depthwise.shape[0]
+            out = F.conv2d(padded, depthwise, None, self.stride, self._padding_hw, self.dilation, groups)
+            out = F.conv2d(out, weight, self.offset_bias, (1, 1), (0, 0), (1, 1), 1)
+        offset = out[:, : self._offset_channels]
+        bound = self.offset_bound
+        if bound is not None:
+            offset = bound * (2 * offset.sigmoid() - 1)
+        if not self.modulated:
+            return offset, None
+        return offset, 2 * out[:, self._offset_channels :].sigmoid()
