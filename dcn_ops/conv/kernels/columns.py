@@ -3,8 +3,10 @@
 What it computes stands in ``unroll``. Here results are written in place.
 """
 
+import os
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels import unroll
@@ -15,6 +17,17 @@ from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.sampling.pieces import Chunk
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "columns", "composition", True
+
+
+def _keep_freed_memory() -> None:
+    # glibc returns freed memory to the system beyond twice the largest block freed so far: then every piece pays for
+    # page faults. One block of nearly the largest size that counts, never touched, keeps it; docs/performance.md has
+    # what that gains. It is for the whole process, so it can be switched off.
+    if os.environ.get("DCN_OPS_KEEP_MEMORY") != "0":
+        torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+
+
+_keep_freed_memory()
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
