@@ -20,7 +20,7 @@ NAME, IMPLEMENTATION, DETERMINISTIC = "columns", "composition", True
 
 
 def _keep_freed_memory() -> None:
-    # glibc returns freed memory to the system beyond twice the largest block freed so far, and every piece then pays
+    # glibc returns freed memory to the system beyond twice the largest block freed so far. Every piece then pays
     # for page faults. One block of nearly the largest size that counts, never touched, prevents that. What it gains
     # stands in docs/performance.md. It is for the whole process, so it can be switched off.
     if os.environ.get("DCN_OPS_KEEP_MEMORY") != "0":
