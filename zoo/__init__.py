@@ -1,4 +1,4 @@
-"""Deformable convolutions for timm networks: one verb, ``inject_``, and its preview, ``plan``."""
+"""Deformable convolutions for timm networks: ``inject_`` converts a network, ``plan`` shows what it would do."""
 
 import dcn_ops.interop.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
 from zoo import optim

@@ -1,4 +1,4 @@
-"""What the verbs of the zoo take, checked before anything is done."""
+"""Checks of the zoo's arguments, before anything is done."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -12,29 +12,29 @@ Size = tuple[int, int, int]
 
 
 def check_network(model: object) -> None:
-    """Raise a TypeError for anything but a module."""
+    """Raise a TypeError if the model is no module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a network, an nn.Module, for model, got {model!r}; timm.create_model builds one")
 
 
 def check_config(config: object) -> None:
-    """Raise a TypeError for anything but a DCNConfig."""
+    """Raise a TypeError if the config is no DCNConfig."""
     if not isinstance(config, DCNConfig):
         raise TypeError(f"expected a DCNConfig for config, got {config!r}; pass zoo.DCNConfig(...) with its fields")
 
 
 def check_folder(folder: object) -> None:
-    """Raise a TypeError for anything but a path."""
+    """Raise a TypeError if the folder is no path."""
     if not isinstance(folder, str | PathLike):
         raise TypeError(f"expected the path of a folder, got {folder!r}")
 
 
 def check_size(size: object) -> Size | None:
-    """Return an image's size as a tuple, None for None.
+    """Return an image's size as a tuple, or None for None.
 
     Raises:
-        TypeError: For anything but three integers.
-        ValueError: For another number of them, or one below 1.
+        TypeError: If the size is not made of integers.
+        ValueError: If it has not three of them, or one is below 1.
     """
     if size is None:
         return None

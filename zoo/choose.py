@@ -1,4 +1,4 @@
-"""The convolutions of a network that a config asks for, and the errors where that makes no sense."""
+"""The convolutions of a network that a config selects, and the errors if the selection makes no sense."""
 
 import difflib
 from collections import defaultdict
@@ -21,7 +21,7 @@ _FIRST_DEEP_STAGE = 2  # stride 8
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A convolution, all its names (several if it is shared), and the stage of the first."""
+    """A convolution, all its names (several if it is shared), and the stage of the first name."""
 
     conv: nn.Conv2d
     names: tuple[str, ...]
@@ -30,18 +30,18 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The convolutions to replace, in order of definition, and why no config replaces the others."""
+    """The convolutions to replace, in order of definition, and why no config can replace the others."""
 
     sites: list[Site]
-    refused: dict[str, str]  # of kernels from 3 on
+    refused: dict[str, str]  # only kernel sizes of at least 3
 
 
 def choose(model: nn.Module, config: DCNConfig, measured: Measured) -> Choice:
     """Return the convolutions to replace.
 
     Raises:
-        ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
-            module of a pattern, or if no convolution fits.
+        ValueError: If the model is itself a convolution or already converted, if it has no such stage, if a pattern
+            matches no module, or if no convolution can be replaced.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_model(model, modules)
@@ -73,7 +73,7 @@ def _refusals(sites: Iterable[Site], readers: set[nn.Conv2d], measured: Measured
 
 def _why_not(site: Site, config: DCNConfig, only_deep: bool) -> str | None:
     if only_deep and not _is_deep(site):
-        return "shallow: name its stage in stages to convert it"
+        return "shallow: add its stage to stages to convert it"
     return mismatch(site.conv, site.names, site.stage, config)
 
 
@@ -88,7 +88,7 @@ def _sites(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measure
 
     names = defaultdict(list)
     for name, module in modules.items():
-        # CondConv2d, to be refused with its reason, has the attributes of a convolution.
+        # CondConv2d has the attributes of a convolution; it is refused with its reason.
         if isinstance(module, nn.Conv2d | CondConv2d):
             names[cast("nn.Conv2d", module)].append(name)
     return [Site(conv=conv, names=tuple(n), stage=stage(n[0], conv)) for conv, n in names.items()]
@@ -111,7 +111,7 @@ def _every_nth_block(model: nn.Module, sites: list[Site], every: int) -> list[Si
 
 
 def _image_readers(model: nn.Module, modules: Mapping[str, nn.Module], measured: Measured) -> set[nn.Conv2d]:
-    """Return what timm names, or else what the forward pass found."""
+    """Return the convolutions that timm names, or else those that the forward pass found."""
     first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     names = [find_name(modules, name) for name in ([first] if isinstance(first, str) else first)]
     named = {cast("nn.Conv2d", modules[name]) for name in names if name is not None}
@@ -125,7 +125,7 @@ def _check_model(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     if done:
         raise ValueError(
             f"{type(model).__name__} is already converted: inject_ runs once, and {_some(done)} "
-            "are deformable; start from the plain network, with all that shall be deformable in one config"
+            "are deformable; start from the plain network, with all layers to convert in one config"
         )
 
 
@@ -161,7 +161,7 @@ def _check_patterns(modules: Mapping[str, nn.Module], config: DCNConfig) -> None
 
 
 def _nothing(model: nn.Module, reasons: Mapping[Site, str | None], refusals: Mapping[Site, str]) -> str:
-    # What the config excludes comes first: that is what its author can change.
+    # Reasons from the config come first: the user can change those.
     groups = defaultdict(list)
     for site, reason in (*reasons.items(), *refusals.items()):
         groups[reason].append(site.names[0])

@@ -16,24 +16,26 @@ class DCNConfig:
 
     Attributes:
         stages: Stages to convert. Stage s has stride 2^(s + 1) in the undilated network: (2, 3, 4) are the strides
-            8, 16 and 32, c3 to c5 of the detection papers. None: those of them that the network has, or all of a
-            network that has none.
-        kinds: Of "dense", "grouped" and "depthwise" convolutions, those to convert.
-        kernels: Kernels to convert, by their larger side, or None for all from 3 on.
-        include: Globs over module names, such as ``"layer4.*.conv2"``; one has to match.
+            8, 16 and 32, c3 to c5 of the detection papers. None converts those of (2, 3, 4) that the network has,
+            or everything if it has none.
+        kinds: Kinds to convert, some of "dense", "grouped" and "depthwise".
+        kernels: Kernel sizes to convert, by their larger side. None converts all of at least 3.
+        include: Globs over module names, such as ``"layer4.*.conv2"``; at least one has to match.
         exclude: Globs over module names; none may match.
-        where: Called with the name and the convolution; converts what it returns True for.
-        every: Convert every so many blocks of a stage, from its first on.
-        offset_groups: Groups of channels with offsets of their own.
-        offset_group_width: Channels of such a group, instead of their number: for layers of different widths.
-        modulated: Whether samples are weighted by a predicted mask (v2) or not (v1).
-        offset_bound: Keep offsets within ± this many pixels.
-        separable_predictor: Whether a depthwise and a 1x1 convolution predict the offsets instead of a dense one;
+        where: A function of name and convolution; convolutions for which it returns True are converted.
+        every: Convert every n-th block of a stage, starting with its first.
+        offset_groups: Number of channel groups with their own offsets.
+        offset_group_width: Channels of such a group, instead of the number of groups: for layers of different
+            widths.
+        modulated: Whether a predicted mask weights the samples (v2) or not (v1).
+        offset_bound: Limits offsets to ± this many pixels.
+        separable_predictor: Whether a depthwise and a 1x1 convolution predict the offsets instead of a dense one.
+            None: only for depthwise convolutions and kernel sizes above 3.
             None: for depthwise convolutions and kernels above 3.
 
     Raises:
-        ValueError: For a value out of range, or no stage, kind, kernel or include pattern at all.
-        TypeError: For a value of another type.
+        ValueError: If a value is out of range, or stages, kinds, kernels or include are empty.
+        TypeError: If a value has another type.
     """
 
     stages: tuple[int, ...] | None = None
@@ -57,7 +59,7 @@ class DCNConfig:
         if self.stages == ():
             raise ValueError(f"expected at least one stage, or None for the deep ones, got {self.stages=}")
         if self.kernels == ():
-            raise ValueError(f"expected at least one kernel, or None for all, got {self.kernels=}")
+            raise ValueError(f"expected at least one kernel size, or None for all, got {self.kernels=}")
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             raise ValueError(f"expected some of the kinds {KINDS}, got {self.kinds=}")
         if not self.include:
@@ -101,22 +103,22 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:
 
 
 def _is_a(value: object, kind: type | UnionType) -> bool:
-    """Tell whether a value is of a kind; here a bool is no integer."""
+    """Tell whether a value is of a kind; a bool is no integer here."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """One convolution and the layer in its place.
+    """One convolution and the layer that replaces it.
 
     Attributes:
         fqn: Its name in the network; the first one if it has several.
-        stage: Its stage, None where the network names none for it.
+        stage: Its stage, or None if it is unknown.
         old: The convolution's ``repr``.
         new: The layer's ``repr``.
         params_before: Parameters of the convolution.
         params_after: Parameters of the layer, the offset predictor's included.
-        flops_before: FLOPs (2 × multiply-adds) for one image; None where the network could not be run.
+        flops_before: FLOPs (2 × multiply-adds) for one image; None if the network could not be run.
         flops_after: The same for the layer: convolution, offset predictor and bilinear sampling.
     """
 
@@ -132,15 +134,15 @@ class Replacement:
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """What a conversion does to a network.
+    """The result of a conversion.
 
     Attributes:
         replacements: The layers, in the order of the network's definition.
         params_before: Parameters of the network.
         flops_before: FLOPs (2 × multiply-adds of convolutions and matrix products) of the network for one
-            image, or None where it could not be run.
+            image; None if it could not be run.
         input_size: [C, H, W] of that image.
-        refused: Why other convolutions, of kernels from 3 on, can't become deformable, by name.
+        refused: Why other convolutions, with kernel sizes of at least 3, can't become deformable, by name.
     """
 
     replacements: tuple[Replacement, ...]
@@ -156,7 +158,7 @@ class Injection:
 
     @property
     def flops_after(self) -> int | None:
-        """FLOPs of the converted network for one image, or None where it could not be run."""
+        """FLOPs of the converted network for one image; None if it could not be run."""
         if self.flops_before is None:
             return None
         return self.flops_before + sum((r.flops_after or 0) - (r.flops_before or 0) for r in self.replacements)
@@ -164,7 +166,7 @@ class Injection:
 
 @dataclass(frozen=True, kw_only=True)
 class Folding:
-    """What ``fold_`` did to a network; of a layer with several names, by the first.
+    """The result of ``fold_``. A layer with several names has its first name here.
 
     Attributes:
         folded: Names of the layers that are plain convolutions again.

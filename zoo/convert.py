@@ -1,4 +1,4 @@
-"""One convolution to one deformable convolution."""
+"""Convert one convolution into one deformable convolution."""
 
 from typing import Any, TypedDict
 
@@ -10,7 +10,7 @@ from zoo.layers import DEFORMABLE
 
 
 class LayerArguments(TypedDict):
-    """What a deformable layer has beyond its convolution."""
+    """The arguments of a deformable layer that a convolution doesn't have."""
 
     offset_groups: int
     modulated: bool
@@ -23,10 +23,10 @@ LAYER_ARGUMENTS = tuple(LayerArguments.__annotations__)
 
 
 def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
-    """Return a layer that holds the convolution's very Parameters, hooks and mode, and computes the same at first.
+    """Return a layer with the convolution's Parameter objects, hooks and mode, and at first the same outputs.
 
     Raises:
-        ValueError: For offset groups that don't divide the channels of the convolution.
+        ValueError: If the offset groups don't divide the channels of the convolution.
     """
     return convert(
         conv,
@@ -38,21 +38,21 @@ def to_deformable(conv: nn.Conv2d, config: DCNConfig) -> DeformConv2d:
 
 
 def convert(conv: nn.Conv2d, **arguments: Any) -> DeformConv2d:
-    """Return the deformable layer of a convolution's class, with the very hooks that the convolution has."""
+    """Return the deformable layer for a convolution's class, with the same hook objects as the convolution."""
     layer = DEFORMABLE[type(conv)].from_conv2d(conv, **arguments)
-    # The very dicts of the hooks, as the convolution leaves the network: handles still remove what they added.
+    # The same dicts of hooks, since the convolution leaves the network: handles can still remove their hooks.
     layer.__dict__ |= {name: value for name, value in vars(conv).items() if "_hooks" in name}
     return layer
 
 
 def parents(name: str) -> list[str]:
-    """Return the names of the modules that hold a module, the root's "" first."""
+    """Return the names of the modules that contain a module, the root's "" first."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
 def kind(conv: nn.Conv2d) -> str:
-    """Tell "depthwise" (one channel to a filter), "grouped" or "dense"."""
+    """Return "depthwise" (one channel per filter), "grouped" or "dense"."""
     if conv.groups == 1:
         return "dense"
     return "depthwise" if conv.groups == conv.in_channels else "grouped"
@@ -68,7 +68,7 @@ def _offset_groups(conv: nn.Conv2d, config: DCNConfig) -> int:
 
 
 def _separable(conv: nn.Conv2d, config: DCNConfig) -> bool:
-    """Keep the predictor cheaper than a block: a dense one grows with the fourth power of the kernel."""
+    """Tell whether the predictor is separable: a dense one grows with the fourth power of the kernel size."""
     if config.separable_predictor is not None:
         return config.separable_predictor
     return kind(conv) == "depthwise" or max(conv.kernel_size) > 3

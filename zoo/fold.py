@@ -106,7 +106,7 @@ def _reason(layer: DeformConv2d, seen: Predicted, tolerance: float, tied: set[nn
     if not layer.predict_offsets or seen.given:
         return "gets offsets from outside" if layer.predict_offsets else "predict_offsets=False"
     if not _is_known(layer):
-        return f"{type(layer).__name__}, whose forward is its own"
+        return f"{type(layer).__name__} has its own forward"
     if seen.offset is None:
         return "is not called"
     offset = float(seen.offset.abs().max())

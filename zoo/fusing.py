@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-# As timm's reparameterize_model calls them.
+# The methods that timm's reparameterize_model calls.
 _METHODS = ("fuse", "reparameterize", "switch_to_deploy")
 
 
 def keep_unfused(blocks: Iterable[nn.Module]) -> None:
-    """Have the folding methods of blocks leave them as they are, and say so."""
+    """Make the folding methods of blocks return the block unchanged, with a warning."""
     for block in blocks:
         for name in folding_methods(block):
-            # Not a bound method: that is pickled by its name, which the block's class lacks.
+            # A bound method would be pickled by its name, which the block's class lacks.
             setattr(block, name, partial(_kept, block))
 
 

@@ -1,4 +1,4 @@
-"""Which convolutions read the image: where no forward pass tells, by their channels."""
+"""Which convolutions read the image. If no forward pass shows it, their channels decide."""
 
 from typing import Any
 
@@ -7,25 +7,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# Without an input_size, what a network reads is taken for an image up to so many channels, as satellites have; with
-# more, for the features of another network.
+# Without an input_size, an input of up to so many channels counts as an image, as satellite images have them. An
+# input with more channels counts as another network's features.
 MOST_CHANNELS = 13
 _USUAL = (3, 1, 4, 2)
 
 
 class FromImage(TorchDispatchMode):
-    """While it is on, follows an image through what doesn't mix its channels by weights: resizing, padding, slices.
+    """While active, follows an image through operators that keep its channels: resizing, padding, slices.
 
-    Whatever is computed of the image by another operator than a convolution or a matrix product is still the image.
+    The result of any operator is still the image, except that of a convolution or a matrix product.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # By identity, and alive, so that no later storage has the same. Views share one.
+        # Keyed by identity, and kept alive, so that no later storage has the same identity. Views share a storage.
         self._storages: dict[int, Any] = {}
 
     def add(self, tensor: Tensor) -> None:
-        """Take a tensor for the image."""
+        """Mark a tensor as the image."""
         storage = tensor.untyped_storage()
         self._storages[storage._cdata] = storage
 
@@ -35,7 +35,7 @@ class FromImage(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # What has a FLOP formula mixes by weights; new_zeros and zeros_like take the shape alone.
+        # Operators with a FLOP formula mix channels by weights; new_zeros and zeros_like use only the shape.
         name = func._schema.name.partition("::")[2]
         follows = func._overloadpacket not in flop_registry and not name.startswith("new_") and "_like" not in name
         if follows and any(leaf in self for leaf in tree_leaves((args, kwargs))):
@@ -48,8 +48,9 @@ class FromImage(TorchDispatchMode):
 def likely_channels(model: nn.Module) -> list[int]:
     """Return the channels that an image for this network may have, the likeliest first.
 
-    Three, one or four where a convolution takes so many, or else what the first one takes; then what others take,
-    as few as images have; at last the usual ones, for what folds pixels into channels before it convolves.
+    First three, one, four or two if a convolution takes as many, else the channels of the first convolution. Then
+    the channels of other convolutions, if an image may have as many. Last the usual numbers, for networks that fold
+    pixels into channels before they convolve.
     """
     taken = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
     guess = next((channels for channels in _USUAL if channels in taken), taken[0] if taken else 3)
@@ -57,6 +58,6 @@ def likely_channels(model: nn.Module) -> list[int]:
 
 
 def likely_readers(model: nn.Module, channels: int) -> set[nn.Conv2d]:
-    """Return the convolutions that mix as many channels as the image has, or as few as an image usually has."""
+    """Return the ungrouped convolutions with as many channels as the image, or as few as an image usually has."""
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
     return {conv for conv in convs if conv.in_channels == channels or conv.in_channels <= max(_USUAL)}

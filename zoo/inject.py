@@ -1,4 +1,4 @@
-"""The pass: ``plan`` shows what it would do, ``inject_`` does it."""
+"""The conversion: ``plan`` shows what it would do, ``inject_`` does it."""
 
 import logging
 from collections import defaultdict
@@ -27,13 +27,13 @@ _Swap = tuple[Site, DeformConv2d]
 
 
 def plan(model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: Size | None = None) -> Injection:
-    """Print and return what ``inject_`` would replace, with parameters and FLOPs; the model stays as it is.
+    """Print and return what ``inject_`` would replace, with parameters and FLOPs; the model stays unchanged.
 
     Args:
         model: A plain network.
         config: What to replace.
-        input_size: [C, H, W] of the image whose FLOPs are counted; without it timm's for this architecture,
-            which knows nothing of an ``in_chans`` or ``img_size`` of yours.
+        input_size: [C, H, W] of the image whose FLOPs are counted. By default it is timm's size for this
+            architecture, which ignores your ``in_chans`` or ``img_size``.
 
     Raises:
         ValueError: As ``inject_``.
@@ -52,27 +52,27 @@ def plan(model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: Size | N
 
 
 def inject_(model: _Model, config: DCNConfig = _DEFAULT, *, input_size: Size | None = None) -> _Model:
-    """Make convolutions of a network deformable, in place; until it is trained it computes the same.
+    """Make convolutions of a network deformable, in place. Outputs stay the same until it is trained.
 
-    The layers hold the very Parameters, hooks and mode of the convolutions, under the same names; zero-initialised
-    ``offset_weight`` and ``offset_bias`` come on top. A convolution with several names becomes one layer. Load
-    weights before or after, the plain network's or a converted one's; build optimizers after. Blocks that could
-    fold their convolutions into one (RepVGG's ``reparameterize``, LeViT's ``fuse``) keep from it, with a warning,
-    where one of those is deformable.
+    Each layer holds the same Parameter objects, hooks and mode as its convolution, under the same names, and in
+    addition zero-initialised ``offset_weight`` and ``offset_bias``. A convolution with several names becomes one
+    layer. Load weights before or after, of a plain or a converted network; build optimizers after. A block that
+    could fold its convolutions into one (RepVGG's ``reparameterize``, LeViT's ``fuse``) no longer folds if one of
+    them is deformable, and warns.
 
     Args:
         model: A plain network.
         config: What to replace.
-        input_size: [C, H, W] of its image; without it timm's for this architecture.
+        input_size: [C, H, W] of its image; by default timm's for this architecture.
 
     Returns:
-        The model that was passed.
+        The same model.
 
     Raises:
-        ValueError: If the model is itself a convolution or already converted, if it has no such stage or no
-            module of a pattern, if no convolution fits, or if offset_groups don't fit one. The model is then as
-            it was.
-        TypeError: If one of the arguments is something else.
+        ValueError: If the model is itself a convolution or already converted, if it has no such stage, if a pattern
+            matches no module, if no convolution can be replaced, or if offset_groups don't fit a convolution. The
+            model then stays unchanged.
+        TypeError: If an argument has another type.
     """
     choice, _ = _choose(model, config, input_size)
     swaps = _swaps(choice.sites, config)
@@ -81,11 +81,11 @@ def inject_(model: _Model, config: DCNConfig = _DEFAULT, *, input_size: Size | N
 
 
 def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
-    """Convert the very convolutions of these names, in place.
+    """Convert exactly the convolutions of these names, in place.
 
     Raises:
-        ValueError: For a name that is no convertible convolution, or other arguments than a layer's; the model is
-            then as it was.
+        ValueError: If a name is no convertible convolution, or the arguments are not those of a layer. The model
+            then stays unchanged.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     made: dict[nn.Conv2d, DeformConv2d] = {}
@@ -100,7 +100,7 @@ def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
 
 
 def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None:
-    """Put each layer where its convolution stands, under all of its names."""
+    """Put each layer in the place of its convolution, under all of its names."""
     names = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Conv2d) and module in layers:
@@ -122,19 +122,19 @@ def _choose(model: nn.Module, config: DCNConfig, input_size: Size | None) -> tup
 
 
 def _sizes(model: nn.Module, input_size: Size | None) -> list[Size]:
-    """Return the sizes that the image may have: the caller's, or else timm's."""
+    """Return the possible sizes of the image: the caller's, or else timm's."""
     if input_size is not None:
         return [input_size]
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not size:
         return []
     first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), size[0])
-    # timm.create_model(..., in_chans=1) leaves the 3 of its config.
+    # timm.create_model(..., in_chans=1) keeps the 3 in its config.
     return [tuple(size)] if first == size[0] else [tuple(size), (first, *size[1:])]
 
 
 def _swaps(sites: Iterable[Site], config: DCNConfig) -> list[_Swap]:
-    """Build every layer before any takes its place: what can fail fails here."""
+    """Build all layers before any is put in place, so that errors leave the network unchanged."""
     swaps = []
     for site in sites:
         try:

@@ -1,4 +1,4 @@
-"""What a forward pass without data tells: FLOPs, strides, which convolutions run, and which read the image."""
+"""Results of a forward pass without data: FLOPs, strides, which convolutions run, and which read the image."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,25 +17,25 @@ from zoo.meta import meta_copy
 
 logger = logging.getLogger(__name__)
 
-# Two images, as BatchNorm in training mode refuses one value per channel.
+# Two images, since BatchNorm in training mode refuses one value per channel.
 _BATCH = 2
-# Of an image whose size nobody says: it only has to reach the convolutions.
+# The image's side if the size is unknown: it only has to reach the convolutions.
 _SIDE = 224
 
 
 @dataclass(kw_only=True)
 class Measured:
-    """What is known of a network, for one image.
+    """What is known about a network, for one image.
 
     Attributes:
-        size: [C, H, W] of the image, None where nobody says.
-        failure: Why the network doesn't run to its end on meta tensors; None where it does.
+        size: [C, H, W] of the image; None if unknown.
+        failure: Why the network doesn't run to its end on meta tensors; None if it does.
         readers: The convolutions that read the image.
-        called: The convolutions that were called before it ended or failed.
-        positions: Outputs per channel of each convolution, 0 of one that is never called; empty after a failure.
-        strides: Height of the image over that of a convolution's (last) output; empty after a failure, or without
-            a size.
-        flops: Of the network; None after a failure, or without a size.
+        called: The convolutions that were called before the run ended or failed.
+        positions: Outputs per channel of each convolution, 0 if it is never called; empty after a failure.
+        strides: Height of the image divided by the height of a convolution's (last) output; empty after a failure,
+            or without a size.
+        flops: FLOPs of the network; None after a failure, or without a size.
     """
 
     size: Size | None = None
@@ -48,19 +48,19 @@ class Measured:
 
 
 def measure(model: nn.Module, sizes: Sequence[Size]) -> Measured:
-    """Run a copy of the model without data; the model stays as it is.
+    """Run a copy of the model without data; the model stays unchanged.
 
     Args:
         model: A network.
-        sizes: Of its image, [C, H, W]: the first one on which it runs counts. Without any, an image of a likely
-            size tells which convolutions read it and which are called, and nothing else.
+        sizes: Sizes of its image, [C, H, W]; the first one on which it runs counts. Without any, an image of a
+            likely size shows only which convolutions read it and which are called.
     """
     tried = list(sizes) or [(channels, _SIDE, _SIDE) for channels in likely_channels(model)]
     run = _best_run(model, tried)
     channels = tried[0][0]
     if not sizes and channels > MOST_CHANNELS and run.size in (None, tried[0]):
         run.readers = set()
-    elif run.failure is not None:  # the image, or another one, may go where this did not come
+    elif run.failure is not None:  # the image, or another image, may reach convolutions that were not called
         run.readers |= likely_readers(model, channels) - run.called
     if not sizes:
         run.size, run.flops, run.strides = None, None, {}
@@ -73,10 +73,10 @@ def measure(model: nn.Module, sizes: Sequence[Size]) -> Measured:
 
 
 def _best_run(model: nn.Module, sizes: Sequence[Size]) -> Measured:
-    """Return the first run that ends, or else the one that called the most convolutions."""
+    """Return the first run that ends, or else the run that called the most convolutions."""
     try:
         twin = meta_copy(model)
-    except Exception as error:  # of an attribute that can't be copied
+    except Exception as error:  # an attribute can't be copied
         return Measured(failure=f"it can't be copied: {error}")
     runs = []
     for size, images in _attempts(twin, sizes):
@@ -87,7 +87,7 @@ def _best_run(model: nn.Module, sizes: Sequence[Size]) -> Measured:
 
 
 def _attempts(twin: nn.Module, sizes: Sequence[Size]) -> Iterator[tuple[Size, Any]]:
-    """Yield images: a batch or, as detectors take them, a list; in the network's mode and then in eval mode."""
+    """Yield images: a batch, or a list as detectors take it; in the network's mode and then in eval mode."""
     dtype = next((t.dtype for t in (*twin.parameters(), *twin.buffers()) if t.is_floating_point()), None)
     training = any(module.training for module in twin.modules())
     for _ in range(2 if training else 1):
@@ -109,13 +109,13 @@ def _run(model: nn.Module, twin: nn.Module, size: Size, images: Any) -> Measured
             hook = partial(_record, run, follow, conv)
             stack.callback(twin.get_submodule(name).register_forward_hook(hook, with_kwargs=True).remove)
         stack.enter_context(torch.no_grad())
-        # Random numbers that the model draws on the CPU all the same leave no trace.
+        # The model may draw random numbers on the CPU; the caller's generator stays unchanged.
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(counter)
         stack.enter_context(follow)
         try:
             twin(images)
-        # Whatever a network can't do without data, the plan does without.
+        # A network may fail in any way without data; the plan then goes on with what is known.
         except Exception as error:
             run.failure, run.positions, run.strides = str(error).partition("\n")[0], {}, {}
         else:

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Of every module, by the names of their dicts.
+# The names of the dicts of hooks that every module has.
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """Return a copy whose tensors are all on the meta device; the model stays as it is.
+    """Return a copy with all tensors on the meta device; the model stays unchanged.
 
-    Tensors in attributes, lists and dicts are replaced like parameters and buffers. What is shared stays shared. No
-    weight is copied. The copy has no hooks, but for those that compute a weight (``weight_norm``, ``prune``).
+    Tensors in attributes, lists and dicts are replaced like parameters and buffers. Shared tensors stay shared. No
+    weight is copied. The copy has no hooks except those that compute a weight (``weight_norm``, ``prune``).
 
     Raises:
-        Exception: What ``copy.deepcopy`` raises for a model that it can't copy.
+        Exception: If ``copy.deepcopy`` can't copy the model, its exception.
     """
     modules = list(model.modules())
     memo: dict[int, Any] = {}
     for module in modules:
-        # A user's hook is for data, and may hold anything. deepcopy takes what the memo has.
+        # A user's hook expects data, and may hold anything. deepcopy uses the entries of the memo.
         memo |= {id(vars(module)[name]): OrderedDict() for name in _HOOKS}
     with _WithoutData():
         twin = copy.deepcopy(model, memo)
@@ -39,7 +39,7 @@ def _computes_weight(hook: Any) -> bool:
 
 
 class _WithoutData(TorchFunctionMode):
-    """While it is on, deepcopy makes empty tensors on the meta device."""
+    """While active, deepcopy makes empty tensors on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__:
@@ -47,7 +47,7 @@ class _WithoutData(TorchFunctionMode):
             if id(tensor) not in memo:
                 memo[id(tensor)] = _empty(tensor)
             return memo[id(tensor)]
-        # A Parameter copies itself by its clone.
+        # A Parameter copies itself with clone.
         return _empty(args[0]) if func is Tensor.clone else func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,4 @@
-"""Which convolutions become deformable: predicates that answer None, or the reason against it."""
+"""Which convolutions become deformable: predicates that return None, or the reason why not."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -11,29 +11,29 @@ from zoo.layers import DEFORMABLE
 
 
 def refusal(conv: nn.Conv2d, *, reads_image: bool, positions: int | None) -> str | None:
-    """Tell why a convolution can't become deformable, or gains nothing, whatever the config says.
+    """Tell why a convolution can't become deformable, or gains nothing from it, for any config.
 
-    ``positions`` counts its outputs in a forward pass; None is unknown.
+    ``positions`` is the number of its outputs in a forward pass; None if unknown.
     """
     if type(conv) not in DEFORMABLE:
-        return f"{type(conv).__name__}, whose forward is its own"
+        return f"{type(conv).__name__} has its own forward"
     if max(conv.kernel_size) < 3:
         return f"kernel {_by(conv.kernel_size)}"
     if tuple(conv.stride) == tuple(conv.kernel_size):
-        return f"patches: kernel and stride are {_by(conv.kernel_size)}"
+        return f"patch embedding: kernel and stride are {_by(conv.kernel_size)}"
     if not conv.weight.is_floating_point():
         return f"{conv.weight.dtype} instead of a floating dtype"
     if reads_image:
         return "reads the image"
     if positions == 0:
-        return "is not called in a forward pass: its weight is read, or nothing"
+        return "is not called in a forward pass; other code may read its weight"
     return None
 
 
 def mismatch(conv: nn.Conv2d, names: Sequence[str], stage: int | None, config: DCNConfig) -> str | None:
-    """Tell why the config doesn't ask for a convolution of these names."""
+    """Tell why the config doesn't select a convolution with these names."""
     if config.stages is not None and stage not in config.stages:
-        where = "behind the last stage" if stage is None else f"stage {stage}"
+        where = "after the last stage" if stage is None else f"stage {stage}"
         return f"{where}, not in stages={config.stages}"
     if kind(conv) not in config.kinds:
         return f"{kind(conv)}, not in kinds={config.kinds}"
@@ -49,9 +49,9 @@ def mismatch(conv: nn.Conv2d, names: Sequence[str], stage: int | None, config: D
 
 
 def block_of(name: str, model: nn.Module) -> str:
-    """Return the block of a convolution, "layer3.5" of "layer3.5.conv2"; its own name where it has none.
+    """Return the block of a convolution, "layer3.5" of "layer3.5.conv2"; its own name if it has no block.
 
-    That is its nearest ancestor with a number in which there is another layer with weights.
+    The block is its nearest ancestor with a number that contains another layer with weights.
     """
     for parent in reversed(parents(name)):
         layers = (m for m in model.get_submodule(parent).modules() if isinstance(m, nn.Conv2d | nn.Linear))

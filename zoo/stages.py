@@ -1,4 +1,4 @@
-"""Where timm's names are in a network, and which stage each of its modules belongs to."""
+"""Find timm's names in a network, and the stage of each of its modules."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def find_name(names: Iterable[str], timm_name: str) -> str | None:
-    """Return the module that timm means: features_only renames or wraps what its metadata name.
+    """Return the module that timm means: features_only renames or wraps the modules that its metadata name.
 
     FeatureListNet makes "stages.0" a "stages_0", FeatureHookNet puts the network under "body",
     FeatureGetterNet under "model".
@@ -20,10 +20,10 @@ def find_name(names: Iterable[str], timm_name: str) -> str | None:
 
 
 def feature_stages(model: nn.Module) -> dict[str, int]:
-    """Return the modules at which a stage ends, in order, each with its stage s: stride 2^(s + 1).
+    """Return the modules at which a stage ends, in order, each with its stage s of stride 2^(s + 1).
 
-    The number follows from the index in ``feature_info``, so that a dilated network keeps its stages. The
-    result is empty without ``feature_info``, and lacks the stages that features_only cut off.
+    The number follows from the index in ``feature_info``, so a dilated network keeps its stages. The result is
+    empty without ``feature_info``. It lacks the stages that features_only removed.
     """
     infos = _feature_infos(model)
     if not infos:
@@ -35,10 +35,10 @@ def feature_stages(model: nn.Module) -> dict[str, int]:
 
 
 def stage_by_name(model: nn.Module) -> dict[str, int | None] | None:
-    """Map each name to its stage: the first that ends at or after it, in order of definition.
+    """Map each name to its stage: the first stage that ends at or after it, in order of definition.
 
-    None where ``feature_info`` says too little: a stage that is not the output of one module, as in HRNet, or one
-    that skips a stride, as in hybrids.
+    None if ``feature_info`` is not enough: a stage is not the output of one module, as in HRNet, or a stage
+    skips a stride, as in hybrids.
     """
     ends = feature_stages(model)
     infos = _feature_infos(model)

@@ -27,7 +27,7 @@ ERRORS = {
     "nothing fits": (
         lambda: timm.create_model("test_vit"),
         DCNConfig(),
-        r"no convolution of VisionTransformer can be replaced:\n  patches: kernel and stride are 16x16: patch",
+        r"no convolution of VisionTransformer can be replaced:\n  patch embedding: kernel and stride are 16x16: patch",
     ),
     "nothing asked for": (tiny, DCNConfig(include=("layer3",)), r"not in include=\('layer3',\): layer2.0.conv1"),
     "all excluded": (tiny, DCNConfig(exclude=("*",)), r"in exclude=\('\*',\): layer2.0.conv1, .* and 8 more"),
@@ -94,10 +94,10 @@ class Doubled(nn.Conv2d):
 
 
 REFUSALS = {
-    "Doubled, whose forward is its own": Doubled(4, 4, 3),
+    "Doubled has its own forward": Doubled(4, 4, 3),
     "kernel 1x1": nn.Conv2d(4, 4, 1),
     "kernel 2x2": nn.Conv2d(4, 4, 2),
-    "patches: kernel and stride are 4x4": nn.Conv2d(4, 4, 4, stride=4),
+    "patch embedding: kernel and stride are 4x4": nn.Conv2d(4, 4, 4, stride=4),
     "torch.int8 instead of a floating dtype": integer_conv(),
 }
 
@@ -144,7 +144,7 @@ CONV = nn.Conv2d(4, 4, 3)
     [
         (["a.conv"], 2, DCNConfig(), None),
         (["a.conv"], None, DCNConfig(), None),
-        (["a.conv"], None, DCNConfig(stages=(2, 3)), "behind the last stage, not in stages=(2, 3)"),
+        (["a.conv"], None, DCNConfig(stages=(2, 3)), "after the last stage, not in stages=(2, 3)"),
         (["a.conv"], 1, DCNConfig(stages=(2, 3)), "stage 1, not in stages=(2, 3)"),
         (["a.conv"], 2, DCNConfig(kinds=("grouped",)), "dense, not in kinds=('grouped',)"),
         (["a.conv"], 2, DCNConfig(kernels=(3, 5)), None),

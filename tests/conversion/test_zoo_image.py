@@ -192,7 +192,7 @@ def test_what_is_never_called_stays(size):
     model.idle = nn.Conv2d(16, 16, 3)
     assert plan(model, input_size=size).refused == {
         "stem": "reads the image",
-        "idle": "is not called in a forward pass: its weight is read, or nothing",
+        "idle": "is not called in a forward pass; other code may read its weight",
     }
     assert converted(model, size) == {"body.0", "body.2"}
 
@@ -276,7 +276,7 @@ def test_computed_weights_are_computed_in_the_copy(way, size):
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
 
 
-REASON = {"prune": "reads the image", "weight_norm": "ParametrizedConv2d, whose forward is its own"}
+REASON = {"prune": "reads the image", "weight_norm": "ParametrizedConv2d has its own forward"}
 
 
 @each_size

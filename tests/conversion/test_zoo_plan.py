@@ -134,8 +134,8 @@ def test_convolutions_that_are_not_called_stay():
 def test_what_stays_has_its_reason(capsys):
     with torch.device("meta"):
         injection = plan(timm.create_model("efficientnet_cc_b0_4e"))
-    assert injection.refused["blocks.4.0.conv_dw"] == "CondConv2d, whose forward is its own"
-    assert "stays as it is (CondConv2d, whose forward is its own): blocks.4.0.conv_dw" in capsys.readouterr().out
+    assert injection.refused["blocks.4.0.conv_dw"] == "CondConv2d has its own forward"
+    assert "stays as it is (CondConv2d has its own forward): blocks.4.0.conv_dw" in capsys.readouterr().out
 
 
 def test_table(capsys):
