@@ -1,4 +1,4 @@
-"""BatchNorm into the convolution before it, plain or deformable: one operation less, for every runtime."""
+"""Fold a BatchNorm into the convolution before it, plain or deformable: one operation less, for every runtime."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -13,7 +13,7 @@ from dcn_ops import DeformConv2d
 from zoo.check import check_network
 from zoo.layers import DeformConv2dSame
 
-# By the very class: what a subclass computes from its weight may not scale with it.
+# Exact classes: a subclass may compute something from its weight that doesn't scale with it.
 _CONVOLUTIONS = {nn.Conv2d, Conv2dSame, DeformConv2d, DeformConv2dSame}
 _NORMS = {nn.BatchNorm2d, BatchNormAct2d}
 
@@ -21,21 +21,21 @@ _NORMS = {nn.BatchNorm2d, BatchNormAct2d}
 def fuse_batch_norm_(model: nn.Module, images: Tensor) -> list[str]:
     """Multiply every BatchNorm that follows a convolution into its weight and bias, in place.
 
-    The model runs once on ``images``; a norm is fused where its input is what a convolution, plain or deformable,
-    returned to it alone. It becomes an ``nn.Identity`` or, timm's with an activation, that activation. A deformable
-    convolution is linear in its weight as a plain one is; its offsets are predicted from its input, and stay.
-    Outputs are the same to rounding.
+    The model runs once on ``images``. A norm is fused if its input is the output of a convolution, plain or
+    deformable, that nothing else uses. It becomes an ``nn.Identity``, or, for timm's norms with an activation, that
+    activation. A deformable convolution is linear in its weight like a plain one; its offsets are predicted from
+    its input, and don't change. Outputs stay the same up to rounding.
 
     Args:
-        model: A network in eval mode, whose statistics stay as they are from here on.
+        model: A network in eval mode, whose statistics no longer change.
         images: [N, C, H, W].
 
     Returns:
-        The names of the norms that were fused; none, for a network without.
+        The names of the fused norms.
 
     Raises:
-        ValueError: For a model in training mode.
-        TypeError: For a model that is no network, or images that are no tensor.
+        ValueError: If the model is in training mode.
+        TypeError: If the model is no network, or images are no tensor.
     """
     check_network(model)
     if not isinstance(images, Tensor):
@@ -66,14 +66,14 @@ class _Uses(TorchDispatchMode):
 
 
 def _pairs(model: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Return each convolution with the norm that alone takes what it returns."""
+    """Return each convolution with the norm that is the only user of its output."""
     uses = _Uses()
     returned: dict[nn.Module, list[Tensor]] = defaultdict(list)
     taken: dict[nn.Module, list[Tensor]] = defaultdict(list)
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         returned[module].append(output)
-        uses.count[id(output)] = 0  # an earlier tensor may have had this id, none has it from here on
+        uses.count[id(output)] = 0  # an earlier tensor may have had this id; from here on no other tensor has it
 
     def before(module: nn.Module, args: Any) -> None:
         taken[module].append(args[0])

@@ -1,4 +1,4 @@
-"""What the deformable layers of a network predict on real images."""
+"""The predictions of a network's deformable layers on real images."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,7 @@ from dcn_ops import DeformConv2d
 
 
 class Predicted:
-    """What a layer predicts, over all images and positions, and the forward hook that collects it.
+    """The range of a layer's predictions over all images and positions, and the forward hook that collects it.
 
     G offset groups, K taps.
     """
@@ -22,7 +22,7 @@ class Predicted:
         self.mask: Tensor | None = None  # [2, G * K]
 
     def __call__(self, layer: DeformConv2d, args: Any, kwargs: Any, output: Any) -> None:
-        """Predict once more, and widen the ranges."""
+        """Predict again, and widen the ranges."""
         if (args[1] if len(args) > 1 else kwargs.get("offset")) is not None:
             self.given = True
             return
@@ -33,13 +33,13 @@ class Predicted:
 
     @property
     def constant_mask(self) -> Tensor:
-        """The mask halfway between its least and its largest values, [G * K]."""
+        """The mask halfway between its smallest and its largest values, [G * K]."""
         assert self.mask is not None
         return self.mask.mean(0)
 
 
 def _widened(seen: Tensor | None, values: Tensor) -> Tensor:
-    """Return the least and the largest value of each channel of [N, channels, Ho, Wo], and of those before."""
+    """Return the smallest and the largest value of each channel of [N, channels, Ho, Wo] and of ``seen``."""
     least, largest = values.amin((0, 2, 3)), values.amax((0, 2, 3))
     if seen is not None:
         least, largest = torch.minimum(seen[0], least), torch.maximum(seen[1], largest)
@@ -53,7 +53,7 @@ def calibrate(
 
     Raises:
         ValueError: If there is no batch.
-        TypeError: For a batch that is neither a tensor nor starts with one.
+        TypeError: If a batch is no tensor and doesn't start with one.
     """
     if isinstance(batches, Tensor):
         raise TypeError(f"expected an iterable of batches, got one tensor; pass [batches], got {batches.shape=}")

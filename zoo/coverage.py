@@ -1,8 +1,8 @@
-"""Convert every timm architecture, compare it with itself and train it: python -m zoo.coverage --help.
+"""Convert every timm architecture, compare it with the plain network and train it: python -m zoo.coverage --help.
 
-Results go line by line into a JSON Lines file; a run that is started again goes on behind the last line, and an
-architecture that ended the process is on record as such. ``--train`` adds a training step to what the file has.
-``--table`` turns the file into Markdown.
+Results are lines of a JSON Lines file. A run that is started again continues after the last line; an architecture
+that ended the process is recorded as such. ``--train`` adds a training step to the lines of the file. ``--table``
+turns the file into Markdown.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from dcn_ops import DeformConv2d
 from zoo.coverage_table import Result, read, table
 from zoo.inject import inject_
 
-# Parameters of a network that is run, float64 copy included, in the memory of a small machine.
+# Largest network that is run, with its float64 copy, in the memory of a small machine.
 MAX_PARAMS = 350_000_000
 
-# Of the images of a training step: maps of 4x4 pixels and more at stride 32.
+# Image size of a training step: maps of at least 4x4 pixels at stride 32.
 TRAINED_SIZE = 128
 
 
 def architectures(pattern: str = "*", *, one_per_family: bool = False) -> list[str]:
-    """Return timm's architectures, or the one of each family that comes first."""
+    """Return timm's architectures, or the first one of each family."""
     names = [n for n in timm.list_models(exclude_filters="*_dcn") if n != "dcn" and fnmatch.fnmatchcase(n, pattern)]
     if one_per_family:
         first: dict[str, str] = {}
@@ -51,13 +51,14 @@ def family(name: str) -> str:
 
 
 def examine(name: str, *, compile: bool = False, script: bool = False) -> Result:
-    """Convert an architecture, without weights first, then, where memory allows it, compare it with itself.
+    """Convert an architecture, first without weights, and then, if memory allows it, compare it with the plain one.
 
     Returns:
-        family; params; candidates, how many convolutions have a kernel of 3 and more, no patches and not the image
-        to read; converted, how many became deformable; added, their predictors' parameters; error, why none did;
-        and, if it ran, input, difference and budget (twice the plain network's own rounding error, and a rounding
-        step), identical, compiles and scripts (where the plain network does), and why not where it no longer does.
+        family; params; candidates, how many convolutions have a kernel size of at least 3, are no patch embedding
+        and don't read the image; converted, how many became deformable; added, their predictors' parameters; error,
+        why none did. If it ran, also input, difference and budget (twice the plain network's own rounding error,
+        and a rounding step), identical, compiles and scripts (if the plain network does), and why not if it no
+        longer does.
     """
     result: Result = {"name": name, "family": family(name)}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -76,7 +77,7 @@ def examine(name: str, *, compile: bool = False, script: bool = False) -> Result
     if result["params"] > MAX_PARAMS:
         return result | {"skipped": f"more than {MAX_PARAMS:,} parameters"}
     compared = _compare(name, 1, compile=compile, script=script)
-    if not compared["identical"]:  # By luck the plain network's error may be small on one image.
+    if not compared["identical"]:  # The plain network's error may be small on one image by chance.
         compared = _compare(name, 8, compile=compile, script=script)
     return result | compared
 
@@ -85,8 +86,8 @@ def train(name: str) -> Result:
     """Take one training step of a converted architecture, in training mode with gradients and an optimizer.
 
     Returns:
-        trains, whether forward, backward and the step went well and every predictor got a finite gradient; why not
-        trains, else; and plain trains, whether the plain network does in the same step.
+        trains, whether forward, backward and the step succeeded and every predictor got a finite gradient;
+        otherwise why not trains; and plain trains, whether the plain network succeeds in the same step.
     """
     failure = _failure(_step, _trainable(name, convert=True))
     if failure is None:
@@ -104,7 +105,7 @@ def _trainable(name: str, *, convert: bool) -> nn.Module:
 
 
 def _step(model: nn.Module) -> None:
-    """Train on an image, or on two where a BatchNorm would refuse one value a channel."""
+    """Train on one image, or on two if a BatchNorm would refuse one value per channel."""
     images = 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     with torch.no_grad():
         image = _run_smallest(copy.deepcopy(model).eval(), images, TRAINED_SIZE)[0]
@@ -127,7 +128,7 @@ def _is_candidate(module: nn.Module) -> bool:
     if not isinstance(weight, Tensor) or not isinstance(kernel, tuple) or len(kernel) != 2:
         return False
     stride: Any = module.stride
-    # Three channels in, ungrouped: the image.
+    # Ungrouped, with three input channels: it reads the image.
     return max(kernel) >= 3 and tuple(stride) != kernel and not (module.in_channels == 3 and module.groups == 1)
 
 
@@ -158,14 +159,14 @@ def _compare(name: str, images: int, *, compile: bool, script: bool) -> Result:
 
 
 def _perturb(model: nn.Module) -> None:
-    """Have biases and norms do something: those that are initialised with zero would hide errors."""
+    """Perturb biases and norms: those that are initialised with zero would hide errors."""
     for parameter in model.parameters():
         if parameter.numel() == max(parameter.shape, default=1):
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def _run_smallest(model: nn.Module, images: int, least: int = 64) -> tuple[Tensor, Tensor]:
-    """Run the model on images of the smallest size from ``least`` on that it takes."""
+    """Run the model on images of the smallest size, at least ``least``, that it takes."""
     cfg: Any = model.pretrained_cfg
     channels, height, width = cfg["input_size"]
     tried = [s for s in (64, 96, 128) if least <= s < min(height, width)]
@@ -199,7 +200,7 @@ def _script(model: nn.Module) -> None:
 
 
 def _failure(attempt: Callable[[nn.Module], object], model: nn.Module) -> str | None:
-    """Return what an attempt raised, None where it went well."""
+    """Return what an attempt raised, or None if it succeeded."""
     try:
         attempt(model)
     except Exception as error:
@@ -208,7 +209,7 @@ def _failure(attempt: Callable[[nn.Module], object], model: nn.Module) -> str | 
 
 
 def run(names: Iterable[str], file: Path, **options: bool) -> None:
-    """Examine architectures, one line each."""
+    """Examine architectures; write one line for each."""
     done = {result["name"] for result in read(file)} if file.exists() else set()
     for name in names:
         if name in done:
@@ -252,9 +253,9 @@ def main() -> None:
     parser.add_argument("--sample", action="store_true", help="one architecture per family")
     parser.add_argument("--compile", action="store_true", help="compile those whose plain network compiles")
     parser.add_argument("--script", action="store_true", help="script those whose plain network scripts")
-    parser.add_argument("--train", action="store_true", help="train those that the file has as run, a step each")
+    parser.add_argument("--train", action="store_true", help="train those that the file has as run, one step each")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th architecture, from the i-th on")
-    parser.add_argument("--file", type=Path, default=Path("coverage.jsonl"), help="results, a line each")
+    parser.add_argument("--file", type=Path, default=Path("coverage.jsonl"), help="results, one line each")
     parser.add_argument("--table", action="store_true", help="print the table of the file, examine nothing")
     args = parser.parse_args()
     if args.table:

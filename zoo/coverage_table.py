@@ -1,4 +1,4 @@
-"""What ``zoo.coverage`` found, as a table."""
+"""The results of ``zoo.coverage`` as a table."""
 
 import json
 from collections import defaultdict
@@ -48,7 +48,7 @@ def _row(name: str, results: list[Result]) -> list[str]:
     def count(key: str) -> str:
         return str(sum(bool(result.get(key)) for result in results))
 
-    def share(key: str) -> str:  # of those that were asked
+    def share(key: str) -> str:  # of the architectures that were tried
         asked = sum(key in result for result in results)
         return f"{count(key)} of {asked}" if asked else "–"
 

@@ -1,4 +1,4 @@
-"""The way back, ``fold_``: deformable layers that sample where a convolution does become that convolution.
+"""``fold_``: deformable layers that sample where a convolution samples become that convolution again.
 
 Shapes: C and O channels in and out, G offset groups, K = kh * kw taps.
 """
@@ -22,7 +22,7 @@ from zoo.report import folding_table, show
 
 logger = logging.getLogger(__name__)
 
-# What DeformConv2d has on top of a convolution; _compiled_call_impl would go on calling the layer.
+# The attributes of DeformConv2d that a convolution lacks; _compiled_call_impl would still call the layer.
 _ATTRIBUTES = {
     *LAYER_ARGUMENTS,
     *("_offset_channels", "_pads_first", "_padding_hw", "_compiled_call_impl"),
@@ -31,27 +31,27 @@ _PARAMETERS = {"offset_depthwise_weight", "offset_weight", "offset_bias"}
 
 
 def fold_(model: nn.Module, batches: Iterable[Any], tolerance: float = 1e-3) -> Folding:
-    """Make deformable layers that don't deform plain convolutions again, in place; print and return which.
+    """Turn deformable layers that don't deform back into plain convolutions, in place; print and return them.
 
     The model runs once over ``batches``, in eval mode and without gradients. A layer whose offsets are 0 and whose
     masks are constant, both within ``tolerance`` on all these images, becomes the class of convolution that it was
-    made from, under the same names and with its very Parameters, hooks and mode. Constant masks are multiplied into
-    the weight; masks of exactly 1 leave its bits alone. Blocks in which nothing deformable is left can fold their
-    branches again. Build optimizers after.
+    made from, with the same names, Parameter objects, hooks and mode. Constant masks are multiplied into the
+    weight; masks of exactly 1 leave its bits unchanged. Blocks that contain no deformable layer any more can fold
+    their branches again. Build optimizers after.
 
     Args:
         model: A converted network.
         batches: Calibration images, such as a validation DataLoader: tensors [N, C, H, W], or tuples or lists that
             start with one. They are moved to the model's device.
-        tolerance: Largest offset, in pixels, and largest change of a mask, that count as none.
+        tolerance: Largest offset, in pixels, and largest change of a mask, that count as zero.
 
     Returns:
-        The layers that were folded and, with the reason, those that were not.
+        The folded layers, and the others with the reason.
 
     Raises:
-        ValueError: If the model has no DeformConv2d inside, there is no batch, or the tolerance is negative. The
-            model is then as it was.
-        TypeError: For a model that is no network, or a batch that is neither a tensor nor starts with one.
+        ValueError: If the model contains no DeformConv2d, there is no batch, or the tolerance is negative. The
+            model then stays unchanged.
+        TypeError: If the model is no network, or a batch is no tensor and doesn't start with one.
     """
     check_network(model)
     if not 0 <= tolerance < math.inf:
@@ -102,7 +102,7 @@ def _layers(model: nn.Module) -> dict[DeformConv2d, list[str]]:
 
 
 def _reason(layer: DeformConv2d, seen: Predicted, tolerance: float, tied: set[nn.Parameter]) -> str | None:
-    """Tell why a layer is more than a convolution, or None."""
+    """Tell why a layer can't become a convolution, or None."""
     if not layer.predict_offsets or seen.given:
         return "gets offsets from outside" if layer.predict_offsets else "predict_offsets=False"
     if not _is_known(layer):
@@ -110,7 +110,7 @@ def _reason(layer: DeformConv2d, seen: Predicted, tolerance: float, tied: set[nn
     if seen.offset is None:
         return "is not called"
     offset = float(seen.offset.abs().max())
-    # Not ">": NaN is no convolution either.
+    # Not ">": NaN offsets can't become a convolution either.
     if not offset <= tolerance:
         return f"offsets up to {offset:.3g} pixels"
     if seen.mask is None:
@@ -125,7 +125,7 @@ def _reason(layer: DeformConv2d, seen: Predicted, tolerance: float, tied: set[nn
 
 
 def _is_known(layer: DeformConv2d) -> bool:
-    """Tell whether the layer's class says itself what it converts; a parametrized one's, or a heir's, doesn't."""
+    """Tell whether the layer's own class names its convolution; a parametrized class or a subclass doesn't."""
     cls = type(layer)
     return "converts" in vars(cls) and cls.forward is DeformConv2d.forward and "forward" not in vars(layer)
 
@@ -141,7 +141,7 @@ def _fixed(layer: DeformConv2d, tied: set[nn.Parameter]) -> str | None:
 
 
 def _tied(model: nn.Module) -> set[nn.Parameter]:
-    """Return the Parameters that several modules have: what scales one of those scales all."""
+    """Return the Parameters that several modules share: scaling one scales all of these modules."""
     count = Counter(p for module in model.modules() for p in module._parameters.values() if p is not None)
     return {parameter for parameter, times in count.items() if times > 1}
 
@@ -161,10 +161,10 @@ def _scale(layer: DeformConv2d, seen: Predicted, tied: set[nn.Parameter]) -> Ten
 
 
 def to_plain(layer: DeformConv2d) -> nn.Conv2d:
-    """Return the convolution that a layer was made from, with its very Parameters, hooks and mode."""
+    """Return the convolution that a layer was made from, with the same Parameter objects, hooks and mode."""
     cls = type(layer).converts
     conv = cls.__new__(cls)
-    # The very dicts of the hooks, not copies, so that their handles still remove them.
+    # The same dicts of hooks, not copies, so that handles can still remove their hooks.
     conv.__dict__ = {name: value for name, value in vars(layer).items() if name not in _ATTRIBUTES}
     conv._parameters = {name: p for name, p in layer._parameters.items() if name not in _PARAMETERS}
     return conv

@@ -1,4 +1,4 @@
-"""The deformable layer for each of timm's convolutions that pads by the image's size or standardises its weight."""
+"""Deformable layers for timm's convolutions that pad by the image's size or standardise their weight."""
 
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ class DeformConv2dSame(DeformConv2d):
     converts: ClassVar[type[nn.Conv2d]] = Conv2dSame
 
     def pad(self, input: Tensor) -> Tensor:
-        """Pad by what the size of the input asks for."""
+        """Pad as the size of the input requires."""
         return pad_same(input, self.kernel_size, self.stride, self.dilation)  # type: ignore[arg-type]
 
 
@@ -32,7 +32,7 @@ class _MaybeSame(DeformConv2d):
     same_pad: bool
 
     def pad(self, input: Tensor) -> Tensor:
-        """Pad by what the size of the input asks for, where that was chosen."""
+        """Pad as the size of the input requires, if the layer pads dynamically."""
         if not self.same_pad:
             return input
         return pad_same(input, self.kernel_size, self.stride, self.dilation)  # type: ignore[arg-type]
@@ -68,13 +68,13 @@ class DeformScaledStdConv2d(DeformConv2d):
     eps: float
 
     def filters(self) -> Tensor:
-        """Return the weight with mean 0 and a learned deviation per filter."""
+        """Return the weight with mean 0 and a learned standard deviation per filter."""
         weight, gain = self.weight.reshape(1, self.out_channels, -1), (self.gain * self.scale).view(-1)
         weight = F.batch_norm(weight, None, None, weight=gain, training=True, momentum=0.0, eps=self.eps)
         return weight.reshape_as(self.weight)
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew, and set gain and predictor to their start."""
+        """Draw new weights and biases, and reset gain and predictor to their initial values."""
         super().reset_parameters()
         nn.init.constant_(self.gain, self.gain_init)
 
@@ -94,5 +94,5 @@ _LAYERS = (
     DeformScaledStdConv2d,
     DeformScaledStdConv2dSame,
 )
-# By the very class of the convolution: a subclass may compute anything.
+# Keyed by the exact class of the convolution: a subclass may compute anything.
 DEFORMABLE: dict[type[nn.Conv2d], type[DeformConv2d]] = {layer.converts: layer for layer in _LAYERS}

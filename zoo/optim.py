@@ -17,20 +17,20 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Return parameter groups for ``timm.optim.create_optimizer_v2(..., param_group_fn=...)``.
 
-    As in timm, biases, norms and what the network's ``no_weight_decay`` names get no weight decay; neither do the
-    offset predictors, which additionally have ``lr_scale``, honoured by timm's schedulers. Deformable
-    convolutions are commonly trained with a tenth of the learning rate on their offsets (Dai et al., 2017, and
-    mmdetection's configs).
+    As in timm, biases, norms and the parameters in the network's ``no_weight_decay`` get no weight decay. Neither
+    do the offset predictors. They also have ``lr_scale``, which timm's schedulers respect. Deformable convolutions
+    are commonly trained with a tenth of the learning rate on their offsets (Dai et al., 2017, and mmdetection's
+    configs).
 
     Args:
-        model: The network; parameters that require no gradient are left out.
-        weight_decay: Of the other parameters.
-        offset_lr_scale: The predictors' learning rate, relative to the others' in the same layer.
-        layer_decay: Scale the learning rate of each layer, as timm's group_matcher counts them from the head, by
-            this to the power of its distance from the head; None for one rate.
+        model: The network; parameters that require no gradient are ignored.
+        weight_decay: Weight decay of the other parameters.
+        offset_lr_scale: The predictors' learning rate, relative to other parameters in the same layer.
+        layer_decay: Scales the learning rate of each layer by this to the power of its distance from the head, as
+            timm's group_matcher counts layers; None for one rate.
 
     Raises:
-        TypeError: For a model that is no network.
+        TypeError: If the model is no network.
     """
     check_network(model)
     offsets = {

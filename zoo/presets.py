@@ -1,10 +1,10 @@
-"""What ``timm.create_model("<name>_dcn")`` converts, for the backbones that are used most."""
+"""What ``timm.create_model("<name>_dcn")`` converts, for the most common backbones."""
 
 from zoo.config import DCNConfig
 
-# Strides 8 to 32, as detectron2 and mmdetection do with ResNets.
+# Strides 8 to 32, as in detectron2 and mmdetection for ResNets.
 _DEEP = DCNConfig()
-# A depthwise 7x7 kernel has 49 offsets: at strides 16 and 32, every third block.
+# A depthwise 7x7 kernel has 49 offsets, so only every third block at strides 16 and 32.
 _LARGE_KERNELS = DCNConfig(stages=(3, 4), every=3, kernels=(7,))
 # Inverted residuals: the depthwise convolutions at strides 16 and 32.
 _MOBILE = DCNConfig(stages=(3, 4), kinds=("depthwise",))

@@ -1,4 +1,4 @@
-"""What a saved network's config.json says, and its weights, which it can't choose."""
+"""The contents of a saved network's config.json, and its weights, which config.json can't choose."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg
 from torch import Tensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-# What timm's builders take for themselves is no argument of a network, but for these.
+# Parameters of timm's builders are no arguments of a network, except these.
 _BUILDERS = (timm.create_model, build_model_with_cfg)
 LOADING = {name for builder in _BUILDERS for name in inspect.signature(builder).parameters}
 LOADING -= {"scriptable", "exportable", "no_jit", "kwargs"}
-# What timm reads weights from, and how.
+# The keys that tell timm where to read weights, and how.
 _SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
 _FIELDS = {field.name for field in fields(PretrainedCfg)} - _SOURCES
 
@@ -27,26 +27,26 @@ def check_base(base: object, arguments: Iterable[str]) -> None:
     """Refuse a name that timm's registry doesn't have, and arguments that choose what its loaders read.
 
     Raises:
-        ValueError: For those.
+        ValueError: If the name or one of the arguments is refused.
     """
     if not isinstance(base, str) or not timm.is_model(base):
         raise ValueError(
             f"expected the name of an architecture of timm's, such as 'resnet50', got {base=}; "
             "convert other networks with zoo.inject_"
         )
-    # timm's create_model passes these two on to every architecture.
+    # timm's create_model passes these two to every architecture.
     refused = (LOADING - {"pretrained_cfg_overlay", "cache_dir"}) & set(arguments)
     if refused:
-        raise ValueError(f"{sorted(refused)} choose what is loaded, and are no arguments of {base}; remove them")
+        raise ValueError(f"{sorted(refused)} choose what is loaded and are no arguments of {base}; remove them")
 
 
 def is_saved(cfg: Mapping[str, Any]) -> bool:
-    """Tell whether a pretrained_cfg is that of a folder or a hub repository."""
+    """Tell whether a pretrained_cfg comes from a folder or a hub repository."""
     return cfg.get("source") in ("local-dir", "hf-hub")
 
 
 def data_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a pretrained_cfg, perhaps of JSON, says of images and layers, and not where weights are."""
+    """Return the part of a pretrained_cfg, perhaps from JSON, about images and layers, without the weights' source."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in cfg.items() if key in _FIELDS}
 
 
@@ -54,8 +54,8 @@ def load_weights(model: Any, cfg: Mapping[str, Any], cache_dir: str | Path | Non
     """Load the safetensors of a folder or a hub repository into a network, whose head and input may differ.
 
     Raises:
-        FileNotFoundError: If a folder has none.
-        ValueError: For weights that are damaged or not the network's, or whose input can't be adapted.
+        FileNotFoundError: If a folder has no safetensors.
+        ValueError: If the weights are damaged or don't fit the network, or their input can't be adapted.
     """
     weights, ours = _read(cfg, cache_dir), model.state_dict()
     for name in _names(cfg.get("first_conv")):
@@ -71,13 +71,13 @@ def load_weights(model: Any, cfg: Mapping[str, Any], cache_dir: str | Path | Non
         missing, unexpected = model.load_state_dict(
             {key: weight for key, weight in weights.items() if not key.startswith(head)}, strict=False
         )
-    except RuntimeError as error:  # of other shapes
-        raise ValueError(f"the weights are not those of the {CONFIG} beside them: {error}") from error
+    except RuntimeError as error:  # other shapes
+        raise ValueError(f"the weights are not those of the {CONFIG} next to them: {error}") from error
     wrong = [*(key for key in missing if not key.startswith(head)), *unexpected]
     if wrong:
         some = ", ".join(wrong[:4])
         raise ValueError(
-            f"the weights are not those of the {CONFIG} beside them: {len(wrong)} differ, such as {some}"
+            f"the weights are not those of the {CONFIG} next to them: {len(wrong)} differ, such as {some}"
         )
 
 

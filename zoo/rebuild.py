@@ -1,4 +1,4 @@
-"""Whether a saved network comes back: it is built anew, without data, and compared with the one that is saved."""
+"""Whether a saved network can be rebuilt: it is built again without data, and compared with the original."""
 
 from typing import Any
 
@@ -13,31 +13,31 @@ from zoo.meta import meta_copy
 
 
 def create(**arguments: Any) -> nn.Module:
-    """Return ``timm.create_model("dcn", **arguments)``, on the meta device where timm can build it there."""
+    """Return ``timm.create_model("dcn", **arguments)``, on the meta device if timm can build it there."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 return timm.create_model("dcn", **arguments)
-        except NotImplementedError:  # of RegNets, before timm 1.0.30
+        except NotImplementedError:  # RegNets, before timm 1.0.30
             return timm.create_model("dcn", **arguments)
 
 
 def difference(model: nn.Module, rebuilt: nn.Module, size: Size) -> str | None:
-    """Tell what makes two networks different, beside the values of their weights; None if nothing does.
+    """Tell what differs between two networks, except the values of their weights; None if nothing does.
 
-    Names and shapes of the weights are compared, and the operators of a forward pass in eval mode on images of
-    ``size``, where both run without data: activations, strides and pooling have no weights.
+    Names and shapes of the weights are compared. The operators of a forward pass in eval mode on images of ``size``
+    are compared too, if both run without data, because activations, strides and pooling have no weights.
     """
     ours, theirs = ({key: list(w.shape) for key, w in m.state_dict().items()} for m in (model, rebuilt))
     for key in (*ours, *theirs):
         if ours.get(key) != theirs.get(key):
-            return f"{key} has the shape {ours.get(key)}, and there {theirs.get(key)}"
+            return f"{key} has the shape {ours.get(key)}, rebuilt {theirs.get(key)}"
     calls, again = _operators(model, size), _operators(rebuilt, size)
     if calls is None or again is None or calls == again:
         return None
     pairs = zip([*calls, "nothing"], [*again, "nothing"], strict=False)
     here, there = next((here, there) for here, there in pairs if here != there)
-    return f"it computes {here}, and there {there}"
+    return f"it computes {here}, rebuilt it computes {there}"
 
 
 class _Operators(TorchDispatchMode):
@@ -52,7 +52,7 @@ class _Operators(TorchDispatchMode):
 
 
 def _operators(model: nn.Module, size: Size) -> list[str] | None:
-    """Return the operators of a forward pass without data; None if the network doesn't run so."""
+    """Return the operators of a forward pass without data; None if the network doesn't run without data."""
     try:
         twin = meta_copy(model).float().eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _Operators() as operators:

@@ -22,7 +22,7 @@ def list_models(filter: str = "*") -> list[str]:
     """Return the names of the registered presets, for ``timm.create_model``, that match a glob.
 
     Raises:
-        TypeError: For a filter that is no string.
+        TypeError: If the filter is no string.
     """
     if not isinstance(filter, str):
         raise TypeError(f'expected a glob such as "resnet*" for filter, got {filter!r}')
@@ -42,13 +42,13 @@ def dcn(
     """Build any timm network, converted.
 
     Args:
-        pretrained: Whether to load weights: the plain network's before the conversion or, where
-            ``pretrained_cfg`` is that of a saved network, the converted one's after it.
-        base: Its name in timm.
+        pretrained: Whether to load weights: the plain network's before the conversion, or, if ``pretrained_cfg`` is
+            a saved network's, the converted network's after it.
+        base: The timm name of the plain network.
         dcn: What to convert; by default the preset of the base, or ``DCNConfig()``.
-        deformable: The very layers instead, by name, with their arguments.
-        pretrained_cfg: As of ``timm.create_model``.
-        **kwargs: As of ``timm.create_model``.
+        deformable: Instead of ``dcn``: exactly these layers, by name, with their arguments.
+        pretrained_cfg: As in ``timm.create_model``.
+        **kwargs: As in ``timm.create_model``.
     """
     kwargs.pop("pretrained_model_args", None)
     check_base(base, kwargs)
@@ -57,7 +57,7 @@ def dcn(
     if pretrained_cfg is None or isinstance(pretrained_cfg, str):
         plain = timm.create_model(base, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
         return _converted(plain, base, dcn, deformable, kwargs)
-    # Of a converted network, in a folder or a hub.
+    # The config of a converted network, in a folder or a hub.
     if kwargs.get("features_only"):
         raise ValueError("a saved network loads whole, without features_only; it has forward_intermediates")
     cfg = pretrained_cfg if isinstance(pretrained_cfg, dict) else asdict(pretrained_cfg)
@@ -93,7 +93,7 @@ def _register_preset(base: str) -> None:
         return dcn(pretrained, base=base, **kwargs)
 
     build.__name__ = base + _SUFFIX
-    build.__doc__ = f"{base} with deformable convolutions, as ``zoo.presets`` has it."
+    build.__doc__ = f"{base} with deformable convolutions, as in ``zoo.presets``."
     register_model(build)
 
 

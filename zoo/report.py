@@ -12,13 +12,13 @@ from zoo.config import Folding, Injection, Replacement
 
 def show(table: Table) -> None:
     """Print a table to stdout."""
-    # Where no terminal wraps it, as in a log, a row is a line.
+    # In a log, where no terminal wraps the table, a row is one line.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, markup=False, highlight=False).print(table)
 
 
 def injection_table(injection: Injection) -> Table:
-    """Return a table with a row for each replacement and the totals of the network below."""
+    """Return a table with a row for each replacement, and the totals of the network below."""
     count = len(injection.replacements)
     result = Table(caption=_caption(injection), caption_justify="left", show_footer=True)
     result.add_column("layer", footer=f"whole network ({count} replaced)", overflow="fold")
@@ -32,7 +32,7 @@ def injection_table(injection: Injection) -> Table:
 
 
 def folding_table(folding: Folding, saved: Mapping[str, int | None]) -> Table:
-    """Return a table with a row for each layer: the parameters that folding it ``saved``, or why it was kept."""
+    """Return a table with a row per layer: the parameters that folding it ``saved``, or why the layer was kept."""
     before, after = folding.params_before, folding.params_after
     result = Table(show_footer=True)
     result.add_column("layer", f"{len(folding.folded)} folded, {len(folding.kept)} kept", overflow="fold")
@@ -66,7 +66,7 @@ def _row(r: Replacement) -> tuple[str, str, str, str, str]:
     return (
         r.fqn,
         "–" if r.stage is None else str(r.stage),
-        # The arguments are the convolution's; Replacement has them.
+        # The arguments are the convolution's, which Replacement holds.
         f"{_class(r.old)} -> {_class(r.new)}",
         _change(r.params_before, r.params_after),
         _change(r.flops_before, r.flops_after),

@@ -1,4 +1,4 @@
-"""A converted network in a folder, in the shape of a hub repository: weights (safetensors) and config.json."""
+"""A converted network in a folder, in the layout of a hub repository: weights (safetensors) and config.json."""
 
 import json
 import os
@@ -21,22 +21,22 @@ from zoo.rebuild import create, difference
 
 
 def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | None = None) -> None:
-    """Write weights (safetensors) and config.json of a converted timm network, in the shape of a hub repository.
+    """Write weights (safetensors) and config.json of a converted timm network, in the layout of a hub repository.
 
-    ``zoo.load(folder)`` rebuilds it, and so does ``timm.create_model("local-dir:" + folder, pretrained=True)``
-    after ``import zoo``, or "hf-hub:" once the folder is uploaded. Before anything is written the network is built
-    anew, without data: what can't be rebuilt is refused.
+    ``zoo.load(folder)`` rebuilds it. So does ``timm.create_model("local-dir:" + folder, pretrained=True)`` after
+    ``import zoo``, or "hf-hub:" once the folder is uploaded. Before anything is written, the network is rebuilt
+    without data; a network that can't be rebuilt is refused.
 
     Args:
-        model: A network of ``timm.create_model``, converted; in ``torch.compile`` or a data-parallel wrapper too.
-        folder: It is made where it is missing; what an earlier call wrote there is replaced.
-        model_args: The arguments of ``timm.create_model`` that the network was built with, where timm doesn't
-            record them (before 1.0.31) or JSON can't hold them.
+        model: A converted network of ``timm.create_model``; also in ``torch.compile`` or a data-parallel wrapper.
+        folder: It is created if it is missing; files of an earlier call are replaced.
+        model_args: The arguments of ``timm.create_model`` that built the network, if timm doesn't record them
+            (before 1.0.31) or JSON can't hold them.
 
     Raises:
-        ValueError: For a network that timm.create_model didn't build or cut (features_only), that has no
-            deformable layer, has no data, or can't be rebuilt, such as a pruned one.
-        TypeError: For a model that is no network, a folder that is no path, or model_args that are no dict.
+        ValueError: If timm.create_model didn't build the network or cut it (features_only), or if the network has
+            no deformable layer, has no data, or can't be rebuilt, such as a pruned one.
+        TypeError: If the model is no network, the folder no path, or model_args no dict.
     """
     check_network(model)
     check_folder(folder)
@@ -57,7 +57,7 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
         )
     if not isinstance(model_args, Mapping | None):
         raise TypeError(f"expected a dict of the arguments of timm.create_model for model_args, got {model_args!r}")
-    # What was converted says ``deformable``, and the number of classes has a place of its own.
+    # ``deformable`` records the conversion, and the number of classes has its own key.
     not_saved = {"base", "dcn", "deformable", "num_classes", *LOADING}
     built = {**getattr(model, "_model_args", {}), **(model_args or {})}
     arguments = {key: value for key, value in built.items() if key not in not_saved}
@@ -67,13 +67,13 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
 
 
 def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write both files, and replace those of an earlier call once both are whole."""
+    """Write both files, and replace those of an earlier call once both are complete."""
     folder.mkdir(exist_ok=True, parents=True)
     with TemporaryDirectory(dir=folder) as new:
         written = Path(new, CONFIG)
         written.write_text(json.dumps(config, indent=2))
         save_file(weights, Path(new, WEIGHTS))
-        # safetensors makes a file that nobody else may read.
+        # safetensors makes a file that no other user may read.
         shutil.copymode(written, Path(new, WEIGHTS))
         for name in (WEIGHTS, CONFIG):
             os.replace(Path(new, name), folder / name)
@@ -82,23 +82,23 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> 
 def load(folder: str | Path, **kwargs: Any) -> nn.Module:
     """Return the network that ``save`` wrote.
 
-    Nothing in the folder chooses what else is read: weights are read from its model.safetensors alone, and
-    config.json may name an architecture of timm's and arguments of it.
+    The folder can't choose other files to read: weights come only from its model.safetensors, and config.json may
+    name only an architecture of timm and its arguments.
 
     Args:
-        folder: What ``save`` wrote, or a clone of a hub repository.
-        **kwargs: As of ``timm.create_model``, such as ``num_classes``; what is loaded is none of them.
+        folder: A folder that ``save`` wrote, or a clone of a hub repository.
+        **kwargs: As in ``timm.create_model``, such as ``num_classes``, except arguments that choose what is loaded.
 
     Raises:
         FileNotFoundError: If there is no config.json or no model.safetensors.
-        ValueError: If config.json is none that ``save`` writes, the architecture doesn't have one of the arguments,
-            or the weights are damaged or not the network's.
-        TypeError: For a folder that is no path.
+        ValueError: If ``save`` didn't write config.json, the architecture doesn't have one of the arguments, or the
+            weights are damaged or don't fit the network.
+        TypeError: If the folder is no path.
     """
     check_folder(folder)
     own = sorted({"model_name", "pretrained", "pretrained_cfg"} & kwargs.keys())
     if own:
-        raise ValueError(f"the folder says what is loaded, but got {', '.join(own)}; leave that out")
+        raise ValueError(f"the folder determines what is loaded, but got {', '.join(own)}; leave that out")
     path = Path(folder, CONFIG)
     if not path.is_file():
         raise FileNotFoundError(f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}")
@@ -118,15 +118,15 @@ def load(folder: str | Path, **kwargs: Any) -> nn.Module:
         raise ValueError(f"{str(path)!r} names {sorted(refused)}, which choose what is loaded; remove them")
     try:
         return timm.create_model("dcn", pretrained=True, pretrained_cfg=cfg, **{**arguments, **kwargs})
-    # Of an argument that the architecture doesn't have, or of a name that timm doesn't know.
+    # The architecture doesn't have an argument, or timm doesn't know a name.
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"{str(path)!r}, with the arguments {kwargs}, is no network of timm's: {error!r}"
+            f"{str(path)!r}, with the arguments {kwargs}, describes no timm network: {error!r}"
         ) from error
 
 
 def _rebuildable(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of which the network can be rebuilt: those given, and what the network itself tells."""
+    """Return arguments that rebuild the network: the given ones, and those that the network's attributes show."""
     try:
         rebuilt = create(**arguments, num_classes=model.num_classes)
         theirs = _traits(rebuilt)
@@ -148,7 +148,7 @@ def _rebuildable(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _traits(model: Any) -> dict[str, Any]:
-    """Return what a network says of arguments that may have changed since it was built."""
+    """Return the attributes of a network that correspond to arguments and may have changed since it was built."""
     head = getattr(model, "head", None)
     pools = (
         getattr(head, "global_pool", None),
@@ -175,7 +175,7 @@ def _config(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     cfg = data_config(model.pretrained_cfg)
     if cfg["num_classes"] != model.num_classes:
         cfg = {key: value for key, value in cfg.items() if key not in ("label_names", "label_descriptions")}
-    # A background class that the source's weights have is gone.
+    # The loaded network no longer has the background class of the source's weights.
     cfg = {key: value for key, value in cfg.items() if key not in ("architecture", "label_offset")}
     cfg |= {"num_classes": model.num_classes, "input_size": _input_size(model)}
     shown = {"num_classes": model.num_classes, "num_features": model.num_features}
@@ -183,7 +183,7 @@ def _config(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments as JSON gives them back."""
+    """Return the arguments after a round trip through JSON."""
     found = {}
     for key, value in arguments.items():
         try:
@@ -197,7 +197,7 @@ def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors that share no memory, as safetensors asks for; without copies where they are so."""
+    """Return contiguous tensors that share no memory, as safetensors requires; copies only where necessary."""
     seen: set[int] = set()
     found = {}
     for key, value in state.items():

@@ -27,7 +27,7 @@ ERRORS = {
     "nothing fits": (
         lambda: timm.create_model("test_vit"),
         DCNConfig(),
-        r"no convolution of VisionTransformer can be replaced:\n  patch embedding: kernel and stride are 16x16: patch",
+        r"VisionTransformer can be replaced:\n  patch embedding: kernel and stride are 16x16: patch",
     ),
     "nothing asked for": (tiny, DCNConfig(include=("layer3",)), r"not in include=\('layer3',\): layer2.0.conv1"),
     "all excluded": (tiny, DCNConfig(exclude=("*",)), r"in exclude=\('\*',\): layer2.0.conv1, .* and 8 more"),

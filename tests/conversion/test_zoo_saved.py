@@ -90,10 +90,10 @@ def other_activation(model):
 
 
 CHANGES = {
-    narrower: r"layer4\.0\.conv1\.weight has the shape \[60, 32, 3, 3\], and there \[64, 32, 3, 3\]",
+    narrower: r"layer4\.0\.conv1\.weight has the shape \[60, 32, 3, 3\], rebuilt \[64, 32, 3, 3\]",
     fused: r"bn1\.weight|conv1\.bias",
-    pruned: r"layer4\.0\.conv2\.weight_orig has the shape \[64, 64, 3, 3\], and there None",
-    other_activation: r"it computes aten\.silu.*, and there aten\.relu",
+    pruned: r"layer4\.0\.conv2\.weight_orig has the shape \[64, 64, 3, 3\], rebuilt None",
+    other_activation: r"it computes aten\.silu.*, rebuilt it computes aten\.relu",
 }
 
 
@@ -295,7 +295,7 @@ BROKEN = {
     ),
     "an argument that the architecture lacks": (
         lambda path: path.write_text(path.read_text().replace('"channels"', '"colours"')),
-        r"config\.json', with the arguments \{\}, is no network of timm's: .*unexpected keyword argument 'colours'",
+        r"config\.json', with the arguments \{\}, describes no timm network: .*unexpected .* 'colours'",
     ),
     "arguments of another layer": (
         lambda path: path.write_text(path.read_text().replace('"modulated"', '"colour"')),
@@ -303,7 +303,7 @@ BROKEN = {
     ),
     "weights of another network": (
         lambda path: path.write_text(path.read_text().replace('"resnet18"', '"resnet34"')),
-        r"the weights are not those of the config\.json beside them: .*layer1\.2\.conv1",
+        r"the weights are not those of the config\.json next to them: .*layer1\.2\.conv1",
     ),
 }
 
@@ -326,13 +326,13 @@ def test_damaged_weights_are_refused_by_their_name(load, folder):
 
 def test_a_name_that_timm_does_not_know_is_refused(folder):
     changed(folder, lambda config: config["model_args"].update(norm_layer="nonesuch"))
-    with pytest.raises(ValueError, match=r"config\.json', .* is no network of timm's: KeyError\('nonesuch'\)"):
+    with pytest.raises(ValueError, match=r"config\.json', .* describes no timm network: KeyError\('nonesuch'\)"):
         zoo.load(folder)
 
 
 @pytest.mark.parametrize("name", ["pretrained", "pretrained_cfg", "model_name"])
 def test_the_folder_says_what_is_loaded(name, folder):
-    with pytest.raises(ValueError, match=f"the folder says what is loaded, but got {name}; leave"):
+    with pytest.raises(ValueError, match=f"the folder determines what is loaded, but got {name}; leave"):
         zoo.load(folder, **{name: False})
 
 
