@@ -1,1 +1,1 @@
-"""Console commands: the one place that knows Hydra."""
+"""Console commands, the only code that imports Hydra."""

@@ -1,4 +1,4 @@
-"""dcn-bench: what a deformable convolution costs, beside the plain one and beside its peers."""
+"""dcn-bench: the cost of a deformable convolution, compared with the plain one and with other implementations."""
 
 from pathlib import Path
 from typing import cast

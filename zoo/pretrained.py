@@ -46,7 +46,7 @@ def is_saved(cfg: Mapping[str, Any]) -> bool:
 
 
 def data_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a pretrained_cfg, perhaps from JSON, says about images and layers, without the weights' source."""
+    """Return what a pretrained_cfg, perhaps from JSON, says of images and layers, without the weights' source."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in cfg.items() if key in _FIELDS}
 
 

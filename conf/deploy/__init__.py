@@ -1,1 +1,1 @@
-"""The config of dcn-export: beside the group ``model/`` Hydra would take ``model=NAME`` for a choice of it."""
+"""The config of dcn-export. Next to a group ``model/`` Hydra would read ``model=NAME`` as its choice."""

@@ -1,1 +1,1 @@
-"""What dcn-bench measures, against whom, and how."""
+"""What dcn-bench measures, with which providers, and how."""

@@ -1,4 +1,4 @@
-"""What the operator is held to: bounds on ratios of medians, met or missed."""
+"""The operator's bounds on ratios of medians, met or missed."""
 
 import fnmatch
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from .measure import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """``provider`` takes at most ``limit`` times as long as ``peer``, in every case that ``cases`` match."""
+    """``provider`` takes at most ``limit`` times as long as ``peer``, in every case that matches ``cases``."""
 
     cases: tuple[str, ...]
     mode: str
@@ -39,7 +39,7 @@ def _network(name: str, inference: float, training: float, composition: float = 
     ]
 
 
-# What a machine with a C++ compiler is held to. Half-precision cases have a suffix that no pattern here matches.
+# For machines with a C++ compiler. The names of half-precision cases have a suffix; no pattern here matches it.
 BOUNDS = [
     *_beside_conv2d("*x256x??x?? *x512x??x??", 1.10, 1.00),
     *_beside_conv2d("*x128x*", 1.20, 1.00),
@@ -63,7 +63,8 @@ BOUNDS = [
     *_network("convnext_tiny", 1.25, 1.2),
     *_network("resnet50", 1.1, 1.1, composition=1 / 1.05),
 ]
-# On a GPU, beside cuDNN's convolution and the peers; a bfloat16 case meets torchvision's float16 (see ``_gpu``).
+# On a GPU: cuDNN's convolution and other libraries. A bfloat16 case is compared with torchvision's float16
+# (``_gpu``).
 _WIDE = ("*x256x*", "*x512x*")
 GPU_BOUNDS = [
     Bound(cases=_WIDE, mode="forward", provider="eager", peer="conv2d", limit=2.0),
@@ -76,9 +77,9 @@ GPU_BOUNDS = [
         for m in ("forward", "training")
     ),
 ]
-GPU_MEMORY = 1.2  # peak, of the plain convolution's
-BEST_DEPLOYED = 1.25  # times the plain network, each in the runtime that is its fastest
-AGAINST_EAGER = 1.0  # what compiling is for
+GPU_MEMORY = 1.2  # times the plain convolution's peak
+BEST_DEPLOYED = 1.25  # times the plain network, each in its fastest runtime
+AGAINST_EAGER = 1.0  # compiled code must not be slower than eager
 MEMORY_BUDGET = 16 * 2**20  # bytes beyond the plain convolution's peak
 
 
@@ -95,7 +96,7 @@ def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def gpu_verdicts(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return the bounds of a GPU: those beside the convolution, torchvision's float16 and deformops in bfloat16."""
+    """Return the bounds on a GPU: against the convolution, torchvision's float16, and deformops in bfloat16."""
     measured = {(r["case"], r["mode"], r["provider"]): r for r in rows if "ms" in r}
     found = []
     for (case, mode, provider), row in measured.items():
@@ -126,7 +127,7 @@ def _matches(case: str, bound: Bound) -> bool:
 
 
 def _half(measured: dict[tuple[str, str, str, int], float]) -> list[dict[str, Any]]:
-    """Bfloat16 is no slower than float32 of the same case, where both were measured."""
+    """Bfloat16 is no slower than float32 of the same case, if both were measured."""
     found = []
     for (case, mode, provider, threads), value in measured.items():
         wide = measured.get((case.removesuffix("-bfloat16"), mode, provider, threads))

@@ -1,4 +1,4 @@
-"""The table of cases: convolutions of the networks that people put deformable ones into."""
+"""The table of cases: convolutions of networks in which deformable ones are common."""
 
 import fnmatch
 from dataclasses import dataclass, replace
@@ -41,14 +41,14 @@ class Case:
         return Conv((self.kernel, self.kernel), (1, 1), (pad, pad), (1, 1), self.groups, self.offset_groups)
 
     def inputs(self, sigma: float, device: str) -> dict[str, Tensor]:
-        """Draw input, offset, weight and mask, as channels_last networks hold them; offsets of ``sigma`` pixels."""
+        """Draw input, offset, weight and mask in the layouts of channels_last networks; ``sigma`` is in pixels."""
         torch.manual_seed(0)
         taps, dtype = self.offset_groups * self.kernel**2, getattr(torch, self.dtype)
         depth = self.channels // self.groups
         offset = torch.randn(self.batch, 2 * taps, self.height, self.width)
         tensors = {
             "input": torch.randn(self.batch, self.channels, self.height, self.width),
-            # Odd multiples of 1/32, exact in every dtype: none falls on an integer, where the gradient jumps.
+            # Odd multiples of 1/32 are exact in every dtype. None is an integer, where the gradient jumps.
             "offset": offset.mul(16 * sigma).clamp(-112, 111).floor().mul(2).add(1).div(32),
             "weight": torch.randn(self.filters, depth, self.kernel, self.kernel) / (depth * self.kernel**2) ** 0.5,
             "mask": torch.rand(self.batch, taps, self.height, self.width),
@@ -91,7 +91,7 @@ _GROUPED = [
 _HALF = [replace(case, dtype="bfloat16") for case in (_square(4, 256, 28), _square(8, 96, 56, groups=96))]
 _SIZES = [_square(batch, 256, size) for batch, size in ((1, 14), (1, 28), (1, 56), (4, 56), (16, 56))]
 
-# Of a GPU: the sizes of detectors (800x1344) and of a large batch, in the dtypes that its peers take.
+# For a GPU: the sizes of detectors (800x1344) and of a large batch, in the dtypes that other libraries support.
 _GPU_FLOAT32 = [
     *(
         Case(batch=batch, channels=c, filters=c, height=h, width=w)
@@ -123,7 +123,7 @@ def choose(suite: str, pattern: str) -> list[Case]:
     """Return the cases of a suite whose names match a shell pattern.
 
     Raises:
-        ValueError: For an unknown suite, and for a pattern that matches nothing.
+        ValueError: If the suite is unknown, or the pattern matches nothing.
     """
     if suite not in SUITES:
         raise ValueError(f"expected suite to be one of {', '.join((*SUITES, 'models', 'deploy'))}, got {suite=}")

@@ -1,4 +1,4 @@
-"""Whole networks in the runtimes that dcn-export writes for, beside the plain network in each."""
+"""Whole networks in the runtimes of dcn-export, compared with the plain network in each."""
 
 import shutil
 import tempfile
@@ -20,11 +20,12 @@ _OF_TORCH = ("compile", "aoti")
 
 
 def rows_of(name: str, config: Bench) -> list[Row]:
-    """Export a converted network, offsets of about a pixel, for one size; return rows of it and of the plain one.
+    """Export a converted network with offsets of about a pixel for one size; return its rows and the plain one's.
 
-    Every file is verified and timed in turns with that of the plain network, to which ratios are, in a process of
-    its runtime; those of torch then in turns with eager: "against_eager". Exports take minutes and every core; with
-    ``config.exports`` they stay, so that a second run on a quiet machine times alone.
+    Every file is verified. It is timed alternately with the plain network's file, in a process of its runtime;
+    ratios are to the plain network. Files for torch are then timed alternately with eager: "against_eager". Exports
+    take minutes and all cores. With ``config.exports`` the files are kept, so a second run on a quiet machine only
+    times.
     """
     torch.manual_seed(0)
     model = zoo.inject_(timm.create_model(name)).eval()
@@ -43,7 +44,7 @@ def rows_of(name: str, config: Bench) -> list[Row]:
                 row = session.verified(target, files) if files else session.eager()
                 if target in _OF_TORCH:
                     against["against_eager"] = session.against_eager(target, files[0])
-            except Exception as error:  # a runtime that fails is reported as such, and the others go on
+            except Exception as error:  # a runtime that fails gets a row, and the others continue
                 found.append({**head, "provider": target, "refused": f"{type(error).__name__}: {error}"[:200]})
                 continue
             found.append({**head, "provider": target, "ms": row.ms, "ratio": row.ratio, **against})
@@ -52,7 +53,7 @@ def rows_of(name: str, config: Bench) -> list[Row]:
 
 
 def _files(session: Session, target: str, kept: Path) -> list[Path]:
-    """Return the files of the network and of the plain one, written where they are not kept yet."""
+    """Return the files of the network and of the plain one; write those that are not kept yet."""
     networks = ("network", "plain")
     if not (kept / target).is_dir():
         new = kept / f"{target}.partial"

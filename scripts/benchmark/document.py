@@ -1,4 +1,4 @@
-"""The tables of dcn-bench in a Markdown file: ratios to the floor, and which bounds are missed."""
+"""The tables of dcn-bench in a Markdown file: ratios to the floor, and the missed bounds."""
 
 import json
 from collections import defaultdict
@@ -12,10 +12,10 @@ _TITLES = {"conv2d": "`conv2d`", "eager": "ours", "onnxruntime": "ONNX Runtime",
 
 
 def write(source: Path, target: Path) -> None:
-    """Put a JSON file of dcn-bench between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``, named after it.
+    """Write a JSON file NAME of dcn-bench between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``.
 
     Raises:
-        ValueError: For a file without these marks.
+        ValueError: If the target doesn't have these marks.
     """
     report = json.loads(source.read_text())
     about = f"`{report['command']}`, commit {report['commit']}"
@@ -24,7 +24,7 @@ def write(source: Path, target: Path) -> None:
 
 
 def grid(rows: list[Row]) -> str:
-    """Return a line for each case and number of threads: a floor in milliseconds, what is held to it as a ratio."""
+    """Return a line for each case and number of threads: the floor in milliseconds, the others as ratios."""
     measured = [row for row in rows if "ms" in row]
     providers: dict[str, list[str]] = defaultdict(list)  # of each mode, in their order
     cells: dict[tuple[str, int], dict[tuple[str, str], str]] = defaultdict(dict)
@@ -44,7 +44,7 @@ def grid(rows: list[Row]) -> str:
 
 
 def missed(bounds: list[dict[str, Any]]) -> str:
-    """Return how many bounds are met, and a line for each kind of bound that is missed, with its cases."""
+    """Return how many bounds are met, and a line with the cases for each kind of missed bound."""
     if not bounds:
         return ""
     found: dict[tuple[str, ...], list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Times by the GPU's own clock, with its cache cleared before each call, and peak memory."""
+"""Times from the GPU's own clock, with its cache cleared before each call, and peak memory."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ _CALLS = 10  # of each provider in every round
 
 
 def timed(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Return each step's median in milliseconds, its quartiles, and the bytes at its peak, inputs and all.
+    """Return each step's median in milliseconds, its quartiles, and its peak in bytes, with the inputs.
 
-    Steps take turns within every round. Before each call a buffer larger than any L2 is written: every
-    provider reads its inputs from memory.
+    Steps alternate within every round. Before each call a buffer larger than any L2 is written, so every provider
+    reads its inputs from memory.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    peaks = {name: _peak(step) for name, step in steps.items()}  # the calls before it warm up
+    peaks = {name: _peak(step) for name, step in steps.items()}  # the calls before the peak are the warm-up
     flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     for _ in range(rounds):
         for name, step in steps.items():

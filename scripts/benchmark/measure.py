@@ -1,6 +1,6 @@
-"""Checked first, then timed: providers take turns within every round, and medians count.
+"""Check every provider, then time it: providers alternate within every round, and the median counts.
 
-On a shared machine only ratios within one run mean something.
+On a shared machine only ratios within one run are meaningful.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}  # of the large
 def steps_of(
     case: Case, mode: str, providers: list[str], sigma: float, device: str
 ) -> tuple[dict[str, Step], list[Row]]:
-    """Return what to time, by provider, and a row with the reason for each provider that is wrong or can't."""
+    """Return what to time, by provider, and a row with the reason for each wrong or unsupported provider."""
     tensors = case.inputs(sigma, device)
     if mode == "training":
         tensors = {name: t.requires_grad_() for name, t in tensors.items()}
@@ -72,7 +72,7 @@ def _step(function: Callable[[], Tensor], tensors: Mapping[str, Tensor], mode: s
 
 
 def _cotangent(output: Tensor) -> Tensor:
-    # Zero but for the first image: the reference, in float64, then needs that image alone.
+    # Zero except for the first image, so that the float64 reference needs only that image.
     cotangent = torch.zeros_like(output)
     cotangent[0] = 1 - torch.arange(output[0].numel(), device=output.device).view(output[0].shape) % 3
     return cotangent

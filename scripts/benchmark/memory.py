@@ -1,4 +1,4 @@
-"""Peak memory of one provider on one case, in a process of its own."""
+"""Peak memory of one provider on one case, in a separate process."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_of(case: str, mode: str, provider: str, sigma: float = 1.0) -> int | None:
-    """Return the bytes that a second call needs at its peak beyond what stood before it; None where unsupported.
+    """Return a second call's peak in bytes above the memory before it; None if the case is unsupported.
 
-    Linux only: the kernel's high-water mark of resident memory, reset after the first call.
+    Linux only: it reads the kernel's high-water mark of resident memory, reset after the first call.
     """
     command = [sys.executable, "-m", "zoo.scripts.benchmark.memory", case, mode, provider, str(sigma)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,10 +19,11 @@ MODES = {"forward": "inference", "training": "training"}
 
 
 def rows_of(name: str, config: Bench) -> list[Row]:
-    """Time a network in the config's modes; ratios are to the plain network in the same mode, compiled to compiled.
+    """Time a network in the config's modes. Ratios are to the plain network in the same mode, compiled to compiled.
 
-    The variant "predictors" runs the convolutions that predict offsets, and the plain ones beside them: what of the
-    time of "dcn" is those convolutions, and not sampling. "dcn composition" does without the native kernel.
+    The variant "predictors" runs the plain convolutions and the convolutions that predict offsets, without
+    sampling: it shows the predictors' share of the time of "dcn". "dcn composition"
+    does without the native kernel.
     """
     case = f"{name} batch {config.batch}{' autocast' if config.autocast else ''}"
     compiled = ("plain compiled", "dcn compiled") if "compiled" in config.providers else ()
@@ -74,9 +75,9 @@ def _step(name: str, variant: str, mode: str, config: Bench) -> Step:
 
 
 def perturb(model: nn.Module, sampling: bool) -> None:
-    """Draw predictors with offsets of a pixel or so, as after training: zero offsets would read memory in order.
+    """Set the predictors to offsets of about a pixel, as after training: zero offsets would read memory in order.
 
-    Last BatchNorms that start at zero, with which the layers would have no say in the scores, get a weight.
+    Last BatchNorms that start at zero get a weight, since otherwise the layers would not affect the scores.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
@@ -91,5 +92,5 @@ def perturb(model: nn.Module, sampling: bool) -> None:
 def _without_sampling(layer: dcn_ops.DeformConv2d, input: Tensor) -> Tensor:
     offset, mask = layer.offsets(input)
     out = layer._conv_forward(input, layer.filters(), layer.bias)
-    # The prediction stays in the graph for next to nothing.
+    # This keeps the prediction in the graph at almost no cost.
     return out + 0 * (offset.mean() if mask is None else offset.mean() + mask.mean())

@@ -1,4 +1,4 @@
-"""The pictures of dcn-bench: ratios to the floor as bars, times as lines where size or threads grow."""
+"""The pictures of dcn-bench: bars of ratios to the floor, or lines of times over size or threads."""
 
 import json
 from collections import defaultdict
@@ -7,14 +7,14 @@ from typing import Any
 
 from .measure import Row
 
-Panels = dict[str, dict[str, dict[Any, float]]]  # by mode and provider, what to draw over what
+Panels = dict[str, dict[str, dict[Any, float]]]  # by mode and provider: y values by x value
 
 
 def plot(source: Path, target: Path) -> None:
-    """Draw a JSON file of dcn-bench, a panel a mode.
+    """Draw a JSON file of dcn-bench, one panel per mode.
 
     Raises:
-        ValueError: For a file without times.
+        ValueError: If the file has no times.
     """
     import matplotlib as mpl
 
@@ -48,9 +48,9 @@ def plot(source: Path, target: Path) -> None:
 
 
 def scaling(rows: list[Row]) -> tuple[str, Panels]:
-    """Return what grows over the rows, and milliseconds over it; nothing where they are unlike cases.
+    """Return what grows over the rows, and milliseconds over it; nothing if the cases differ in more than that.
 
-    It is the number of threads where that differs, else the output pixels of cases that differ in nothing else.
+    What grows is the number of threads if it differs, else the number of output pixels.
     """
     panels: Panels = defaultdict(lambda: defaultdict(dict))
     if len({row["threads"] for row in rows}) > 1:
@@ -60,7 +60,7 @@ def scaling(rows: list[Row]) -> tuple[str, Panels]:
     if any(" " in row["case"] for row in rows):  # networks
         return "", {}
     shapes = {row["case"]: row["case"].split("-", 1) for row in rows}
-    # batch x channels x height x width, and what else there is to the case
+    # batch x channels x height x width, and the rest of the case
     if len({(shape.split("x")[1], *rest) for shape, *rest in shapes.values()}) != 1 or len(shapes) < 2:
         return "", {}
     for row in rows:

@@ -1,7 +1,7 @@
-"""Who computes a case: two floors (the plain convolution, a copy), this library, torchvision and two runtimes.
+"""The providers of a case: two floors (plain convolution, copy), this library, torchvision and two runtimes.
 
-A provider takes a case and its tensors and returns a function of nothing that computes the output, a Tensor. The
-runtimes get contiguous arrays, their own layout; torch gets channels_last.
+A provider takes a case and its tensors, and returns a function without arguments that computes the output, a
+Tensor. The runtimes get contiguous arrays, their own layout; torch gets channels_last.
 """
 
 import importlib
@@ -23,7 +23,7 @@ Function = Callable[[], Tensor]
 
 
 class UnsupportedError(Exception):
-    """The provider can't do the case; the message says why."""
+    """The provider doesn't support the case; the message says why."""
 
 
 def conv2d(case: Case, tensors: Tensors) -> Function:
@@ -35,9 +35,9 @@ def conv2d(case: Case, tensors: Tensors) -> Function:
 
 
 def copy(case: Case, tensors: Tensors) -> Function:
-    """The floor of what is not dense: writing and reading the columns, K times the input, once in float32.
+    """The floor of convolutions that are not dense: write and read the columns, K times the input, once in float32.
 
-    A copy of as many bytes, in pieces as large as the composition's own.
+    It copies as many bytes, in pieces as large as the composition's.
     """
     if tensors["input"].requires_grad:
         raise UnsupportedError("a copy has no backward; that is held against three of them")
@@ -58,7 +58,7 @@ def _call(operator: Callable[..., Tensor], case: Case, tensors: Tensors, impleme
     padding = case.conv.padding
 
     def function() -> Tensor:
-        if dcn_ops.implementation() != implementation:  # it holds for the backward, which follows at once
+        if dcn_ops.implementation() != implementation:  # it also applies to the backward, which follows at once
             dcn_ops.set_implementation(implementation)
         input, offset, weight, mask = (tensors[name] for name in ("input", "offset", "weight", "mask"))
         return operator(input, offset, weight, padding=padding, mask=mask)
@@ -72,7 +72,7 @@ def eager(case: Case, tensors: Tensors) -> Function:
 
 
 def compiled(case: Case, tensors: Tensors) -> Function:
-    """The same under torch.compile, for these very sizes."""
+    """The same under torch.compile, for exactly these sizes."""
     return _call(torch.compile(dcn_ops.deform_conv2d, fullgraph=True, dynamic=False), case, tensors)
 
 
@@ -173,7 +173,7 @@ def _need(*modules: str) -> None:
 
 
 def composition(case: Case, tensors: Tensors) -> Function:
-    """This library's composition of ATen kernels, where ``eager`` would take Triton kernels."""
+    """This library's composition of ATen operators, where ``eager`` would use Triton kernels."""
     return _call(dcn_ops.deform_conv2d, case, tensors, "composition")
 
 
@@ -188,7 +188,7 @@ def deformops(case: Case, tensors: Tensors) -> Function:
     return _call(operator, case, tensors)
 
 
-FLOORS = ("conv2d", "copy")  # what is no deformable convolution
+FLOORS = ("conv2d", "copy")  # no deformable convolutions
 PROVIDERS: dict[str, Callable[[Case, Any], Function]] = {
     "conv2d": conv2d,
     "copy": copy,

@@ -1,4 +1,4 @@
-"""dcn-bench: what a deformable convolution costs, beside the plain one and beside its peers."""
+"""dcn-bench: the cost of a deformable convolution, compared with the plain one and with other implementations."""
 
 import sys
 from pathlib import Path
@@ -14,11 +14,11 @@ from .providers import PROVIDERS
 
 
 def run(config: Bench) -> list[measure.Row]:
-    """Measure, print and save what the config asks for; an interruption saves what is there so far.
+    """Measure, print and save what the config selects; an interruption saves the results so far.
 
     Raises:
-        ValueError: For an unknown suite, case, provider or mode, for a single round, which has no quartiles, and
-            for a Markdown file, which is of ``plot``.
+        ValueError: If a suite, case, provider or mode is unknown, if there is only one round, which has no
+            quartiles, or if a Markdown file is given without ``plot``.
     """
     if config.markdown:
         raise ValueError(f"markdown={config.markdown} takes the tables of a JSON file; add plot=FILE")
@@ -74,16 +74,16 @@ def _measure_networks(config: Bench, rows: list[measure.Row], console: Console) 
 
 
 def draw(source: Path, text: Path | None) -> None:
-    """Draw a JSON file of dcn-bench into ``docs/img``, and put its tables into a Markdown file.
+    """Draw a JSON file of dcn-bench into ``docs/img``, and write its tables into a Markdown file.
 
     Raises:
-        FileNotFoundError: For a file that is not there.
-        PermissionError: For a Markdown file that can't be written to.
-        ValueError: For a JSON file without times, and for a Markdown file without its marks.
+        FileNotFoundError: If a file doesn't exist.
+        PermissionError: If the Markdown file can't be written to.
+        ValueError: If the JSON file has no times, or the Markdown file doesn't have its marks.
     """
     if not source.is_file():
         raise FileNotFoundError(f"expected a JSON file of dcn-bench, got plot={source}")
-    if text:  # before the picture
+    if text:  # checked before the picture is drawn
         markdown.around_block(text, source.stem)
     target = Path("docs/img") / f"{source.stem}.png"
     picture.plot(source, target)

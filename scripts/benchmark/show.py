@@ -13,7 +13,7 @@ from .measure import Row
 
 
 def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) -> None:
-    """Print what was measured, and each bound as met or missed."""
+    """Print the measurements, and each bound as met or missed."""
     table = Table("case", "mode", "threads", "provider", "ms", "quartiles", "x floor", "peak MiB")
     for row in rows:
         head = [row["case"], row["mode"], str(row["threads"]), row["provider"]]
@@ -36,7 +36,7 @@ def tables(rows: list[Row], verdicts: list[dict[str, Any]], console: Console) ->
 
 
 def save(rows: list[Row], verdicts: list[dict[str, Any]], path: Path) -> None:
-    """Write the JSON, whole or not at all."""
+    """Write the JSON file, either completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({**provenance("dcn-bench"), "rows": rows, "bounds": verdicts}, indent=1) + "\n"
 

@@ -1,4 +1,4 @@
-"""What the console commands share: schemas for Hydra, answers to mistyped arguments, errors in one line."""
+"""Shared by the console commands: schemas for Hydra, suggestions for mistyped arguments, one-line errors."""
 
 import functools
 import os
@@ -22,13 +22,13 @@ _SCHEMAS = {
     "visualize_schema": Visualize,
     "evaluate_schema": Evaluate,
 }
-# Config groups without a field of their own.
+# Config groups without their own field.
 _GROUPS: dict[type, tuple[str, ...]] = {Train: ("experiment",)}
 
 
-@functools.cache  # Hydra warns of a second time
+@functools.cache  # Hydra warns about a second registration
 def register() -> None:
-    """Put the schemas where ``conf/`` finds them."""
+    """Register the schemas where ``conf/`` finds them."""
     store = ConfigStore.instance()
     for name, schema in _SCHEMAS.items():
         store.store(name=name, node=schema)
@@ -42,7 +42,7 @@ def prepare(schema: type) -> None:
 
 @contextmanager
 def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Exit with one line for what the user can mend; with the stack under ``HYDRA_FULL_ERROR=1``."""
+    """Exit with one line for errors that the user can fix; with the stack under ``HYDRA_FULL_ERROR=1``."""
     expected: tuple[type[Exception], ...] = (ValueError, OSError, *kinds)
     try:
         yield
@@ -60,15 +60,15 @@ def compose_train(*arguments: str) -> Train:
 
 
 def check_overrides(schema: type) -> None:
-    """Have Hydra take the command line as it stands, or exit with what is right where a key or option is wrong.
+    """Make Hydra accept the command line as it is, or exit with suggestions for a wrong key or option.
 
-    Values that Hydra takes in quotes alone get them in ``sys.argv``.
+    Values that Hydra accepts only in quotes get quotes in ``sys.argv``.
     """
     arguments, groups = sys.argv[1:], _GROUPS.get(schema, ())
     for group in groups:
         arguments = _without_null(arguments, group)
     sweep = bool({"-m", "--multirun"} & set(arguments))
-    # Who brings configs has options that we don't know.
+    # With configs of the user's own there may be options that we don't know.
     foreign = any(a.startswith(("--config-dir", "-cd", "hydra.searchpath")) for a in arguments)
     for index, argument in enumerate(arguments):
         if not overrides.is_override(argument):
@@ -92,7 +92,7 @@ def check_overrides(schema: type) -> None:
 
 
 def _without_null(arguments: Sequence[str], group: str) -> list[str]:
-    """Say ``group=null`` as Hydra takes it, ``~group``; of several choices of the group the last holds."""
+    """Write ``group=null`` as ``~group``, as Hydra needs it; of several choices of the group the last counts."""
     chosen = [argument for argument in arguments if argument.startswith(f"{group}=")]
     if f"{group}=null" not in chosen:
         return list(arguments)

@@ -1,4 +1,4 @@
-"""The arguments of a command: paths need no quotes of Hydra's, and mistyped keys and options get the right ones."""
+"""The arguments of a command: paths need no Hydra quotes, and mistyped keys and options get suggestions."""
 
 import dataclasses
 import difflib
@@ -15,32 +15,32 @@ from zoo import conf  # type: ignore[attr-defined]  # installed from conf/
 
 
 def is_override(argument: str) -> bool:
-    """Say whether an argument is Hydra's ``key=value`` or ``~key``, and no option such as ``--help``."""
+    """Tell whether an argument is Hydra's ``key=value`` or ``~key``, and no option such as ``--help``."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def parse(argument: str) -> Override:
-    """Return what Hydra reads.
+    """Return Hydra's reading of an argument.
 
     Raises:
-        HydraException: Where it can't.
+        HydraException: If Hydra can't read it.
     """
     return OverridesParser.create().parse_override(argument)
 
 
 def quoted(argument: str, schema: Any, sweep: bool) -> str:
-    """Return an argument with quotes where its value is a text that Hydra would not take as it is.
+    """Return an argument with quotes if its value is text that Hydra would not accept without them.
 
-    Its grammar has no letters beyond ASCII and no ``=``, ``(``, ``#`` or ``&`` in a text without quotes, and takes
-    ``a,b`` for a sweep and ``true`` for a bool.
+    Without quotes, Hydra's grammar allows no letters beyond ASCII and no ``=``, ``(``, ``#`` or ``&``. It reads
+    ``a,b`` as a sweep and ``true`` as a bool.
 
     Args:
         argument: ``key=value``.
         schema: The dataclass whose keys are overridden.
-        sweep: Commas are those of a sweep.
+        sweep: Whether commas separate the values of a sweep.
 
     Raises:
-        ValueError: For what can't be read with quotes either; the message shows where they go.
+        ValueError: If the argument can't be read with quotes either; the message shows where they go.
     """
     key, _, value = argument.partition("=")
     expected = _type_of(key.lstrip("+~").partition("@")[0], schema)
@@ -59,7 +59,7 @@ def quoted(argument: str, schema: Any, sweep: bool) -> str:
 
 
 def unknown_key(key: str, schema: Any) -> str | None:
-    """Return what is wrong with a key that the schema lacks, with the right ones."""
+    """Return what is wrong with a key that the schema lacks, with similar keys."""
     path = ""
     for part in key.replace("/", ".").split("."):
         if not dataclasses.is_dataclass(schema):
@@ -75,7 +75,7 @@ def unknown_key(key: str, schema: Any) -> str | None:
 
 
 def unknown_option(override: Override, schema: Any, groups: Iterable[str]) -> str | None:
-    """Return what is wrong with ``group=option`` for an option that ``conf/`` lacks, with those that it has."""
+    """Return what is wrong with ``group=option`` if ``conf/`` lacks the option, with the options that it has."""
     group = override.key_or_group
     folder = Path(conf.__file__).parent / group
     if not (group in groups or dataclasses.is_dataclass(_type_of(group, schema))) or not folder.is_dir():
@@ -95,12 +95,12 @@ def unknown_option(override: Override, schema: Any, groups: Iterable[str]) -> st
 
 def _mend(key: str, expected: Any, error: HydraException) -> str:
     if get_origin(expected) in (list, tuple, dict):
-        return f"each text in it wants quotes of its own, \"{key}=['a=b']\""
+        return f"each text in it needs its own quotes, \"{key}=['a=b']\""
     return f"{str(error).splitlines()[0].partition(' expecting')[0]}; expected {expected}"
 
 
 def _type_of(key: str, schema: Any) -> Any:
-    """Return the type of a key, or Any for one that the schema doesn't know."""
+    """Return the type of a key, or Any if the schema doesn't know it."""
     for part in key.split("."):
         if not dataclasses.is_dataclass(schema):
             return Any

@@ -58,7 +58,7 @@ def test_a_sweep_over_paths_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             "optim.freeze=[é]",
-            "can't read 'optim.freeze=[é]': each text in it wants quotes of its own, \"optim.freeze=",
+            "can't read 'optim.freeze=[é]': each text in it needs its own quotes, \"optim.freeze=",
         ),
         ("optim.lr=(1", "can't read 'optim.lr=(1': "),
         ("é=1", "can't read 'é=1'"),
