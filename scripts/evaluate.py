@@ -22,7 +22,7 @@ def main() -> None:
     """Entry point of the console command."""
     command.prepare(schema.Evaluate)
     if not any(argument.startswith("checkpoint=") for argument in sys.argv[1:]) and not _asks_for_help():
-        sys.exit("error: which network? Say checkpoint=runs/train/<time>/dcn/last.safetensors")
+        sys.exit("error: no checkpoint given; set checkpoint=runs/train/<time>/dcn/last.safetensors")
     _main()
 
 

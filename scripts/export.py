@@ -1,4 +1,4 @@
-"""dcn-export: a network in the file of each runtime, verified there before it gets its name."""
+"""dcn-export: write a network's file for each runtime; a file gets its final name once it is verified there."""
 
 import signal
 import sys
@@ -18,14 +18,14 @@ def _main(config: DictConfig) -> None:
         with command.errors_in_one_line(VerificationError):
             rows = run(cast(schema.Export, OmegaConf.to_object(config)))
     except KeyboardInterrupt as stopped:
-        print(f"{stopped or 'interrupted'}; files that have their name are whole and verified", file=sys.stderr)
+        print(f"{stopped or 'interrupted'}; files with their final name are complete and verified", file=sys.stderr)
         sys.exit(143 if stopped.args else 130)
     if failed := [row.target for row in rows if row.reason is not None]:
-        sys.exit(f"error: no file for {', '.join(failed)}; files of earlier runs, if any, are as they were")
+        sys.exit(f"error: no file for {', '.join(failed)}; files of earlier runs, if any, are unchanged")
 
 
 def _terminated(*_: object) -> None:
-    raise KeyboardInterrupt("terminated")  # as Ctrl-C does: what is half written goes
+    raise KeyboardInterrupt("terminated")  # as Ctrl-C does: unfinished files are removed
 
 
 def main() -> None:

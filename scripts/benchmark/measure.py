@@ -92,7 +92,7 @@ def _check(actual: dict[str, Tensor], exact: dict[str, Tensor], tolerance: float
         got = actual[name].detach() if name == "weight" else actual[name][:1].detach()
         error = (got.double() - expected).abs().max().item() / expected.abs().max().item()
         if not error <= tolerance:  # NaN is wrong
-            raise WrongError(f"{name} is off by {error:.1e} of its largest value, {tolerance:.0e} allowed")
+            raise WrongError(f"{name} differs by {error:.1e} of its largest value; {tolerance:.0e} is allowed")
 
 
 def timed(steps: dict[str, Step], rounds: int, device: str, seconds: float = 0.02) -> dict[str, Row]:

@@ -40,7 +40,7 @@ def copy(case: Case, tensors: Tensors) -> Function:
     It copies as many bytes, in pieces as large as the composition's.
     """
     if tensors["input"].requires_grad:
-        raise UnsupportedError("a copy has no backward; that is held against three of them")
+        raise UnsupportedError("a copy has no backward; backwards are compared with three copies")
     source = torch.ones(dcn_ops.sampling.pieces.chunk_bytes() // 4, device=tensors["input"].device)
     target = torch.empty_like(source)
     pieces, rest = divmod(tensors["input"].numel() * case.conv.taps, len(source))
@@ -160,9 +160,9 @@ def openvino(case: Case, tensors: Tensors) -> Function:
 
 def _only_float32_inference(case: Case, tensors: Tensors, name: str) -> None:
     if case.dtype != "float32":
-        raise UnsupportedError(f"{name} is measured in float32 alone")
+        raise UnsupportedError(f"{name} is measured only in float32")
     if tensors["input"].device.type != "cpu":
-        raise UnsupportedError(f"{name} is measured on the CPU alone")
+        raise UnsupportedError(f"{name} is measured only on the CPU")
     if tensors["input"].requires_grad:
         raise UnsupportedError(f"{name} has no backward")
 
@@ -180,7 +180,7 @@ def composition(case: Case, tensors: Tensors) -> Function:
 def deformops(case: Case, tensors: Tensors) -> Function:
     """The Triton operator of deformops, on a GPU."""
     if tensors["input"].device.type == "cpu":
-        raise UnsupportedError("deformops is measured on GPUs alone")
+        raise UnsupportedError("deformops is measured only on GPUs")
     _need("deformops")
     operator = getattr(importlib.import_module("deformops"), "deform_conv2d", None)
     if operator is None:

@@ -21,7 +21,7 @@ def run(config: Bench) -> list[measure.Row]:
             quartiles, or if a Markdown file is given without ``plot``.
     """
     if config.markdown:
-        raise ValueError(f"markdown={config.markdown} takes the tables of a JSON file; add plot=FILE")
+        raise ValueError(f"markdown={config.markdown} needs a JSON file; add plot=FILE")
     if config.rounds < 2:
         raise ValueError(f"expected at least 2 rounds, got rounds={config.rounds}")
     if unknown := set(config.providers) - set(PROVIDERS):
@@ -32,7 +32,7 @@ def run(config: Bench) -> list[measure.Row]:
     try:
         _measure(config, rows, console)
     except KeyboardInterrupt:
-        console.print("interrupted: what follows is what was measured until then")
+        console.print("interrupted; these are the results until then")
     verdicts = bounds.verdicts(rows) if config.device == "cpu" else bounds.gpu_verdicts(rows)
     show.tables(rows, verdicts, console)
     path = Path(config.json or f"benchmarks/results/{config.device}-{config.suite}.json")

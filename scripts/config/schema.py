@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from zoo import DCNConfig
 
-# The same fields as zoo.DCNConfig, mutable, so that Hydra can override them; but for the function.
+# The same fields as zoo.DCNConfig, except the function; mutable, so that Hydra can override them.
 DCN = dataclasses.make_dataclass(
     "DCN",
     [(f.name, f.type, field(default=f.default)) for f in dataclasses.fields(DCNConfig) if f.name != "where"],
@@ -18,7 +18,7 @@ DCN = dataclasses.make_dataclass(
 
 @dataclass
 class Model:
-    """What ``timm.create_model`` builds; classes and channels come from the data."""
+    """Arguments of ``timm.create_model``; classes and channels come from the data."""
 
     name: str = MISSING
     pretrained: bool = False
@@ -28,7 +28,7 @@ class Model:
 
 @dataclass
 class Data:
-    """What ``timm.data.create_dataset`` reads, or a distorted MNIST; and the augmentations."""
+    """The data set, read by ``timm.data.create_dataset`` or a distorted MNIST, and the augmentations."""
 
     name: str = MISSING
     root: str | None = None
@@ -37,48 +37,48 @@ class Data:
     img_size: int = 224
     in_chans: int = 3
     num_classes: int | None = None  # None: the number of classes in the data set
-    download: bool = False  # of torch/ data sets
-    kwargs: dict[str, Any] = field(default_factory=dict)  # of timm.data.create_dataset
+    download: bool = False  # for torch/ data sets
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for timm.data.create_dataset
     batch_size: int = 64  # images of an optimizer step, over all processes and accumulated parts
     workers: int = 4
     # Augmentations of torchvision.transforms.v2.
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image that a training crop keeps
     hflip: float = 0.5
     color_jitter: float = 0.4
-    # randaugment, trivialaugment, autoaugment, augmix, or a string of timm's such as rand-m9-mstd0.5-inc1
+    # randaugment, trivialaugment, autoaugment, augmix, or a timm string such as rand-m9-mstd0.5-inc1
     auto_augment: str | None = None
     erasing: float = 0.0  # probability of a random rectangle
-    # Of the distorted digits alone: degrees either way, scale range, and how often each image to evaluate is drawn.
+    # Only for the distorted digits: degrees either way, scale range, and number of draws of each evaluation image.
     rotation: float = 45.0
     scale: tuple[float, float] = (0.7, 1.2)
     eval_copies: int = 5
-    # Use only so many batches of each split: for a quick try.
+    # Use only so many batches of each split, for a quick test.
     max_batches: int | None = None
 
 
 @dataclass
 class Optim:
-    """The recipe: optimizer, schedule and regularisation, by timm's names."""
+    """The recipe: optimizer, schedule and regularisation, with timm's names."""
 
     opt: str = "adamw"
     lr: float = MISSING
     weight_decay: float = 0.0
-    layer_decay: float | None = None  # each layer learns at this times the rate of the next, such as 0.75
+    layer_decay: float | None = None  # each layer's learning rate is this times the next layer's, such as 0.75
     sched: str = "cosine"
     epochs: int = MISSING
     warmup_epochs: int = 0
     min_lr: float = 0.0
     label_smoothing: float = 0.0
-    mixup: float = 0.0  # alpha of the beta distribution; so is cutmix
+    mixup: float = 0.0  # alpha of the beta distribution, as in cutmix
     cutmix: float = 0.0
     clip_grad: float | None = None  # largest norm of all gradients together
-    accumulate: int = 1  # parts that a process takes its share of the batch in
-    ema: float | None = None  # decay of the moving average of the weights, which then is evaluated and saved
+    accumulate: int = 1  # parts into which a process splits its share of the batch
+    ema: float | None = None  # decay of the moving average of the weights, which is then evaluated and saved
     freeze: list[str] = field(default_factory=list)  # globs over names of modules and parameters that don't learn
     # The offset predictors. For a bound see dcn.offset_bound.
-    offset_lr_scale: float = 0.1  # their learning rate, relative to the others'
-    offset_warmup_steps: int = 0  # steps before they learn at all
-    offset_l2: float = 0.0  # times the mean squared offset, in pixels, of every layer is added to the loss
+    offset_lr_scale: float = 0.1  # their learning rate, relative to the other layers
+    offset_warmup_steps: int = 0  # steps before they learn
+    offset_l2: float = 0.0  # adds this times the mean squared offset of every layer, in pixels, to the loss
 
 
 @dataclass
@@ -89,15 +89,15 @@ class Train:
     dcn: DCN = MISSING  # type: ignore[valid-type]
     data: Data = MISSING
     optim: Optim = MISSING
-    variants: tuple[str, ...] = ("plain", "dcn")  # trained one after the other, seed and schedule the same
+    variants: tuple[str, ...] = ("plain", "dcn")  # trained one after the other, with the same seed and schedule
     seed: int = 0
     device: str = "auto"
-    precision: str | None = None  # no, bf16 or fp16; None: what accelerate launch says, else no
+    precision: str | None = None  # no, bf16 or fp16; None: as accelerate launch sets it, else no
     compile: bool = False
     channels_last: bool = True
     grad_checkpointing: bool = False  # less memory, more time
     sync_bn: bool = False  # batch statistics over all processes
-    dry_run: bool = False  # show the data and train nothing
+    dry_run: bool = False  # show the data, don't train
     resume: str | None = None  # "auto", or the folder of a run
     checkpoint_minutes: float = 10.0  # between two training states within an epoch; each epoch ends with one
     checkpoint_every: int | None = None  # the same in optimizer steps
@@ -116,19 +116,19 @@ class Bench:
     case: str = "*"  # a shell pattern of the suite's cases
     providers: list[str] = field(default_factory=lambda: [*_PROVIDERS])
     modes: list[str] = field(default_factory=lambda: ["forward", "training"])
-    models: list[str] = field(default_factory=list)  # of suite=models and deploy; empty: all
-    batch: int = 8  # of these two
-    autocast: bool = False  # of suite=models, to bfloat16
-    exports: str | None = None  # of suite=deploy: a folder that keeps the exports, and whose exports are timed
+    models: list[str] = field(default_factory=list)  # for suite=models and deploy; empty: all
+    batch: int = 8  # for suite=models and deploy
+    autocast: bool = False  # for suite=models, to bfloat16
+    exports: str | None = None  # for suite=deploy: a folder that keeps the exports; exports in it are only timed
     rounds: int = 9
     threads: list[int] = field(default_factory=lambda: [2])
     offset_sigma: float = 1.0  # standard deviation of the offsets, in pixels
-    memory: bool = False  # peak memory too, in a process for each provider
+    memory: bool = False  # also measure peak memory, in one process per provider
     device: str = "cpu"
     json: str | None = None  # default: benchmarks/results/<device>-<suite>.json
-    plot: str | None = None  # draw this JSON into docs/img, and measure nothing
-    markdown: str | None = None  # with plot: put its tables into this file, between marks named as the JSON is
-    strict: bool = False  # exit 1 where a bound is missed
+    plot: str | None = None  # draw this JSON file into docs/img, measure nothing
+    markdown: str | None = None  # with plot: write its tables into this file, between marks named after it
+    strict: bool = False  # exit 1 if a bound is missed
 
 
 @dataclass
@@ -136,31 +136,31 @@ class Export:
     """``conf/deploy/export.yaml``."""
 
     checkpoint: str | None = None  # of dcn-train
-    model: str | None = None  # instead: a folder of zoo.save, or a name of timm
-    target: Any = "all"  # a target, or a list of them
+    model: str | None = None  # instead: a folder of zoo.save, or a timm name
+    target: Any = "all"  # a target, or a list of targets
     folder: str = "exports"
     dynamic: str = "batch"  # "none", "batch", or "size": batch, height and width
     dtype: str = "float32"
-    int8: bool = False  # the ordinary convolutions; deformable ones and their predictors stay float
-    decompose: bool = False  # torch-export, torchscript: leave no dcn_ops operator; the others need none
-    sampling: str = "grid_sample"  # of decompose=true; "gather" for runtimes whose GridSample is wrong or missing
-    opset: int = 20  # of onnx
-    fuse: bool = True  # BatchNorms into the convolutions before them
+    int8: bool = False  # for the ordinary convolutions; deformable ones and their predictors stay float
+    decompose: bool = False  # for torch-export and torchscript: no dcn_ops operator; other files have none anyway
+    sampling: str = "grid_sample"  # with decompose=true; "gather" for runtimes whose GridSample is wrong or missing
+    opset: int = 20  # for onnx
+    fuse: bool = True  # fold BatchNorms into the convolutions before them
     channels_last: bool = True
-    size: Any = None  # height and width in a list, or one number for both; default: what the network was made for
-    batch: int = 1  # that is timed
+    size: Any = None  # height and width in a list, or one number for both; default: the network's own size
+    batch: int = 1  # batch size that is timed
     images: str | None = None  # a folder; default: the photos of scikit-image
     max_images: int = 64
-    plain: bool = True  # export and time the plain network beside
+    plain: bool = True  # also export and time the plain network
     rounds: int = 20
     threads: int | None = None
-    tolerance: float | None = None  # largest error over the largest score; default: by dtype
-    limit_minutes: float = 30.0  # that the runtime of a target may take to load, run and time its file
-    markdown: str | None = None  # put the table into this file, between the marks of ...
+    tolerance: float | None = None  # largest error relative to the largest score; default: by dtype
+    limit_minutes: float = 30.0  # limit for the runtime of a target to load, run and time its file
+    markdown: str | None = None  # write the table into this file, between the marks of ...
     block: str = "targets"
 
 
-# As Data; what the network was trained with stands in for a size or a number of channels that is not given.
+# As Data; a missing size or number of channels is that of the network's training.
 _OPEN = {"img_size", "in_chans"}
 _TYPES = {f.name: f.type | None if f.name in _OPEN else f.type for f in dataclasses.fields(Data)}  # type: ignore[operator]
 InspectedData = dataclasses.make_dataclass(
@@ -173,17 +173,17 @@ class Visualize:
     """``conf/visualize.yaml``."""
 
     checkpoint: str | None = None  # of dcn-train
-    name: str | None = None  # instead: a name of timm, such as resnet50 or resnet50_dcn
-    pretrained: bool = False  # of name
-    before: str | None = None  # a checkpoint to compare receptive fields with; by default the network newly drawn
+    name: str | None = None  # instead: a timm name, such as resnet50 or resnet50_dcn
+    pretrained: bool = False  # for name
+    before: str | None = None  # a checkpoint to compare receptive fields with; default: new random weights
     data: InspectedData = MISSING  # type: ignore[valid-type]
     images: int = 4  # columns of the sampling picture
     points: list[list[float]] = field(
         default_factory=lambda: [[0.5, 0.5], [0.3, 0.3], [0.3, 0.7]]
     )  # (y, x) in [0, 1]
-    layer: str | None = None  # whose outputs are followed; by default the last whose map has 4 rows or more
-    levels: int = 3  # how many layers a sample is followed through: 9^3 points for 3 x 3 filters
-    field_images: int = 64  # that receptive fields and offsets are averaged over
+    layer: str | None = None  # the layer whose outputs are followed; default: the last whose map has 4 rows or more
+    levels: int = 3  # number of layers through which a sample is followed: 9^3 points for 3 x 3 filters
+    field_images: int = 64  # number of images over which receptive fields and offsets are averaged
     seed: int = 0
     device: str = "auto"
 
@@ -193,7 +193,7 @@ class Evaluate:
     """``conf/evaluate.yaml``."""
 
     checkpoint: str = MISSING  # of dcn-train
-    against: list[str] = field(default_factory=list)  # further checkpoints, on the same data and interleaved clock
+    against: list[str] = field(default_factory=list)  # further checkpoints, on the same data, timed alternately
     data: InspectedData = MISSING  # type: ignore[valid-type]
     corruptions: list[str] = field(default_factory=lambda: ["all"])  # names, "all", or [] for none
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])

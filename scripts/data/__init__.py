@@ -1,1 +1,1 @@
-"""What is read: data sets, their order, and their distortions."""
+"""Input data: data sets, their order, and their distortions."""

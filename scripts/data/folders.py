@@ -1,4 +1,4 @@
-"""Folders of images: the first folder below a split is the class, whatever lies between it and its images."""
+"""Folders of images: the first folder below a split is the class, at any depth of its images."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from ..config.schema import Data
 
 _log = logging.getLogger(__name__)
 
-# What Pillow reads. timm's reader knows .png, .jpg and .jpeg alone, and leaves out the rest without a word.
+# What Pillow reads. timm's reader knows only .png, .jpg and .jpeg, and silently ignores other files.
 SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
@@ -23,17 +23,17 @@ SUFFIXES_READ = f"images are {' '.join(SUFFIXES)}"
 class ClassFolders:
     """One split of a folder of images, as a reader of ``timm.data.ImageDataset``.
 
-    timm's own reader takes the innermost folder's name for the class, so that ``tomato/healthy`` and
-    ``potato/healthy`` would be one. Hidden files and folders are left out.
+    timm's own reader uses the innermost folder's name as the class, so ``tomato/healthy`` and ``potato/healthy``
+    would be one class. Hidden files and folders are ignored.
 
     Args:
-        root: Holds a folder for each split, and these a folder for each class.
+        root: Contains a folder for each split, with a folder for each class in it.
         split: Name of the split.
-        key: The config's key for the split, which errors name.
+        key: The config's key for the split, for error messages.
 
     Raises:
-        FileNotFoundError: For a root or split that is not there.
-        ValueError: For a split without classes, a class without images, and images outside of classes.
+        FileNotFoundError: If root or split doesn't exist.
+        ValueError: If a split has no classes, a class has no images, or images are outside of a class.
     """
 
     def __init__(self, root: str | None, split: str, key: str) -> None:
@@ -67,25 +67,25 @@ class ClassFolders:
 
 
 def open_splits(config: Data) -> tuple[ClassFolders, ClassFolders]:
-    """Return what there is to train on and to evaluate.
+    """Return the training and the evaluation split.
 
     Raises:
-        FileNotFoundError: As ``ClassFolders``.
-        ValueError: As ``ClassFolders``, and for classes of one split alone.
+        FileNotFoundError: As in ``ClassFolders``.
+        ValueError: As in ``ClassFolders``, or if only one split has a class.
     """
     train = ClassFolders(config.root, config.train_split, "data.train_split")
     evaluate = open_evaluation(config)
     first, second = set(train.class_to_idx), set(evaluate.class_to_idx)
     if first != second:
         raise ValueError(
-            f"expected the same classes in both splits of {config.root}, got {sorted(first - second)} in "
-            f"'{config.train_split}' alone and {sorted(second - first)} in '{config.eval_split}' alone"
+            f"expected the same classes in both splits of {config.root}, got {sorted(first - second)} only "
+            f"in '{config.train_split}' and {sorted(second - first)} only in '{config.eval_split}'"
         )
     return train, evaluate
 
 
 def open_evaluation(config: Data) -> ClassFolders:
-    """Return what there is to evaluate, without a look at what there is to train on."""
+    """Return the evaluation split, without reading the training split."""
     return ClassFolders(config.root, config.eval_split, "data.eval_split")
 
 
@@ -118,7 +118,7 @@ def _is_image(name: str) -> bool:
 
 
 def natural(name: str) -> tuple[list[int | str], str]:
-    """Return what sorts "img2" before "img10", as timm does, and "A" and "a" alike in every process."""
+    """Return a sort key that puts "img2" before "img10", as timm does, and "A" next to "a" in every process."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())], name
 
 
@@ -126,4 +126,4 @@ def _report_left_out(folder: Path, paths: Iterable[str]) -> None:
     suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in paths)
     if suffixes:
         listed = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5))
-        _log.warning("%s: left out what is no image by its name: %s", folder, listed)
+        _log.warning("%s: ignored files whose suffix is no image's: %s", folder, listed)

@@ -1,4 +1,4 @@
-"""Images by timm's readers and torchvision's transforms, and what is wrong with a folder of them."""
+"""Images from timm's readers through torchvision's transforms, and the errors of a folder of images."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,9 @@ _READERS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 
 class Images(torch.utils.data.Dataset[Any]):
-    """A data set of timm's with an index, whose unreadable images are errors that name the file.
+    """A timm data set with an index. An unreadable image is an error that names the file.
 
-    timm's own ``__getitem__`` would replace them by their neighbours.
+    timm's own ``__getitem__`` would replace it with the next image.
     """
 
     def __init__(self, dataset: Any, transform: v2.Compose, mode: str) -> None:
@@ -42,13 +42,13 @@ class Images(torch.utils.data.Dataset[Any]):
         """Return the whole image and its label.
 
         Raises:
-            ValueError: For an image that can't be decoded, or without a label.
+            ValueError: If the image can't be decoded, or has no label.
         """
         try:
             with self._opened(index) as (source, label):
                 image = to_mode(source, self.mode)
-        except Exception as error:  # whatever a damaged image raises in Pillow
-            raise ValueError(f"can't read the image {self.name(index)}: {error}; mend or delete it") from error
+        except Exception as error:  # Pillow may raise anything for a damaged image
+            raise ValueError(f"can't read the image {self.name(index)}: {error}; repair or delete it") from error
         if label is None or label < 0:
             raise ValueError(f"the image {self.name(index)} has no label, got {label}")
         return image, label
@@ -58,18 +58,18 @@ class Images(torch.utils.data.Dataset[Any]):
         try:
             with self._opened(index):
                 return None
-        except Exception as error:  # whatever a damaged image raises in Pillow
+        except Exception as error:  # Pillow may raise anything for a damaged image
             return f"{self.name(index)}: {error}"
 
     def name(self, index: int) -> str:
-        """Return the path of an image, or what the data set knows of it."""
+        """Return the path of an image, or the data set's name for it."""
         reader: Any = getattr(self.dataset, "reader", self.dataset)
         if hasattr(reader, "samples"):
             return str(reader.samples[index][0])
         return f"{index} of {type(reader).__name__}"
 
     def labels(self) -> Sequence[int] | None:
-        """Return the labels without decoding images, or None where the data set has no list of them."""
+        """Return the labels without decoding images, or None if the data set has no list of labels."""
         reader: Any = getattr(self.dataset, "reader", None)
         if hasattr(reader, "samples"):
             return [label for _, label in reader.samples]
@@ -92,11 +92,11 @@ class Images(torch.utils.data.Dataset[Any]):
 
 
 def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
-    """Build the two splits, and check what can be checked before training.
+    """Build the two splits, and do all checks that are possible before training.
 
     Raises:
-        FileNotFoundError: For a folder that is not there.
-        ValueError: For an unknown kind of data set, an empty class, classes of one split alone, or files that are
+        FileNotFoundError: If a folder doesn't exist.
+        ValueError: If the kind of data set is unknown, a class is empty, only one split has a class, or files are
             no images.
     """
     if _is_folder(config):
@@ -113,7 +113,7 @@ def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def create_evaluation(config: Data, transform: dict[str, Any]) -> Any:
-    """Build the split to evaluate, as ``create_datasets`` does, without the one to train on."""
+    """Build the evaluation split as ``create_datasets`` does, without the training split."""
     if _is_folder(config):
         return _of_folder(folders.open_evaluation(config), config, transform, training=False)
     return _of_timm(config, transform, training=False)
@@ -145,12 +145,12 @@ def _of_timm(config: Data, transform: dict[str, Any], training: bool) -> Any:
     if config.name.startswith("torch/"):
         kwargs["download"] = config.download
     else:
-        # As they are, for ``to_mode``; of TFDS timm has arrays, whose channels it must know.
+        # Unconverted, for ``to_mode``. From TFDS timm gets arrays, and must know their channels.
         read_as = mode if config.name.startswith("tfds/") else ""
         kwargs |= {"input_img_mode": read_as, "batch_size": config.batch_size}
     split = config.train_split if training else config.eval_split
     dataset = create_dataset(config.name, root=config.root, split=split, is_training=training, **kwargs)
-    if hasattr(dataset, "loader"):  # of torchvision, which converts to RGB
+    if hasattr(dataset, "loader"):  # a torchvision data set, which converts to RGB
         dataset.loader = _load
     steps = create_transform(config, transform, training)
     if isinstance(dataset, IterableDataset):
@@ -166,7 +166,7 @@ def _load(path: str) -> Image.Image:
 
 
 def class_to_idx(dataset: Any) -> dict[str, int]:
-    """Return the classes of a data set, or an empty dict where it doesn't say."""
+    """Return the classes of a data set, or an empty dict if they are unknown."""
     inner = getattr(dataset, "dataset", dataset)
     for owner in (getattr(inner, "reader", None), inner):
         if found := getattr(owner, "class_to_idx", None):
@@ -175,7 +175,7 @@ def class_to_idx(dataset: Any) -> dict[str, int]:
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """Return the names of the classes, by index, or None where the data set doesn't say."""
+    """Return the names of the classes, by index, or None if they are unknown."""
     names: dict[int, str] = {}
     for name, index in class_to_idx(dataset).items():
         names.setdefault(index, str(name))  # ImageNet has several names for a class
@@ -186,11 +186,11 @@ def _check_headers(dataset: Images) -> None:
     wrong = [problem for i in range(len(dataset)) if (problem := dataset.check_header(i))]
     if wrong:
         listed = "\n  ".join(wrong[:10])
-        raise ValueError(f"{len(wrong)} of {len(dataset)} images can't be read; mend or delete them:\n  {listed}")
+        raise ValueError(f"{len(wrong)} of {len(dataset)} images can't be read; repair or delete them:\n  {listed}")
 
 
 def count_classes(dataset: Any) -> Counter[int] | None:
-    """Count the images of each class, or return None for a data set that has no list of labels."""
+    """Count the images of each class; None if the data set has no list of labels."""
     labels = dataset.labels if isinstance(getattr(dataset, "labels", None), torch.Tensor) else None
     if labels is None:
         inner = getattr(dataset, "dataset", dataset)

@@ -1,4 +1,4 @@
-"""Data loaders: whatever timm reads, and the distorted digits of the default run."""
+"""Data loaders for all data sets of timm, and for the distorted digits of the default run."""
 
 import os
 from collections.abc import Callable
@@ -20,13 +20,13 @@ Loader = DataLoader[Any]  # of Batch
 
 
 class Splits(NamedTuple):
-    """The two splits of a data set; a batch is that of all processes together, which accelerate splits."""
+    """The two splits of a data set. A batch is that of all processes together; accelerate splits it."""
 
     train: Loader
     evaluate: Loader
     num_classes: int
-    classes: tuple[str, ...] | None  # names, where the data set has them
-    transform: dict[str, Any]  # what the images went through, by timm's names: mean, std, interpolation, ...
+    classes: tuple[str, ...] | None  # names, if the data set has them
+    transform: dict[str, Any]  # preprocessing of the images, with timm's names: mean, std, interpolation, ...
 
 
 def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
@@ -35,13 +35,12 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
     Args:
         config: The data group of the config.
         transform: timm's ``resolve_data_config`` of the model: mean, std, interpolation, crop_pct.
-        seed: Of the order and the distortions.
+        seed: For the order and the distortions.
 
     Raises:
-        FileNotFoundError: For a folder of images that is not there.
-        ValueError: For a data set that doesn't say its number of classes, has less than two or more than
-            ``data.num_classes``, has other classes in one split than in the other, or has less than a batch to
-            train on.
+        FileNotFoundError: If a folder of images doesn't exist.
+        ValueError: If the data set has no known number of classes, less than two, or more than
+            ``data.num_classes``; if its splits have different classes; or if it has less than a batch to train on.
     """
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
@@ -61,20 +60,20 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
 def create_evaluation(
     config: Data, transform: dict[str, Any], num_classes: int, seed: int
 ) -> tuple[Loader, tuple[str, ...] | None, dict[str, Any]]:
-    """Build the loader of the evaluation split alone.
+    """Build the loader of only the evaluation split.
 
     Args:
         config: The data group of the config.
-        transform: As of ``create_splits``.
-        num_classes: What labels must be below in data that don't say their number of classes.
-        seed: Of the order and the distortions.
+        transform: As in ``create_splits``.
+        num_classes: Upper bound of the labels if the data set has no known number of classes.
+        seed: For the order and the distortions.
 
     Returns:
-        The loader, the names of the classes, where the data have them, and what the images go through.
+        The loader, the names of the classes if the data set has them, and the preprocessing of the images.
 
     Raises:
-        FileNotFoundError: For a folder of images that is not there.
-        ValueError: As ``create_splits``.
+        FileNotFoundError: If a folder of images doesn't exist.
+        ValueError: As in ``create_splits``.
     """
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
@@ -87,7 +86,7 @@ def create_evaluation(
 
 
 def _classes(dataset: Any, config: Data) -> tuple[int, tuple[str, ...] | None]:
-    """Return the number of classes and their names, where the data set has them."""
+    """Return the number of classes, and their names if the data set has them."""
     classes = images.class_names(dataset)
     number = config.num_classes or len(classes or ())
     if not number:
@@ -103,7 +102,7 @@ def _classes(dataset: Any, config: Data) -> tuple[int, tuple[str, ...] | None]:
 def _loader(
     dataset: Dataset[Any], size: int, config: Data, seed: int, training: bool, collate_fn: Callable[[Any], Batch]
 ) -> Loader:
-    # More workers than processors would wait for each other; the digits are in memory.
+    # More workers than cores would wait for each other; the digits are in memory.
     workers = 0 if isinstance(dataset, DistortedDigits) else min(config.workers, os.cpu_count() or 1)
     return DataLoader(
         dataset,
@@ -115,7 +114,7 @@ def _loader(
 
 
 def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classes: int) -> Loader:
-    """Load what timm reads, with labels below ``num_classes``."""
+    """Load a timm data set with labels below ``num_classes``."""
     collate_fn = partial(collate, num_classes=num_classes)
     if isinstance(dataset, IterableDataset):
         return _stream(dataset, config, training, collate_fn)
@@ -126,7 +125,7 @@ def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classe
 
 
 def _stream(dataset: Any, config: Data, training: bool, collate_fn: Callable[[Any], Batch]) -> Loader:
-    """Load what can only be read from its start; timm's readers shuffle it."""
+    """Load a data set that can only be read from its start; timm's readers shuffle it."""
     if config.max_batches is not None:
         raise ValueError(f"data.max_batches={config.max_batches} is for data sets with an index; drop it")
     dataset.set_loader_cfg(num_workers=config.workers)
@@ -154,5 +153,5 @@ def _digits_of(config: Data, seed: int) -> Splits:
 
 
 def _batch(batch: Batch) -> Batch:
-    """Collate nothing: the data set makes whole batches."""
+    """Return the batch unchanged: the data set makes whole batches."""
     return batch

@@ -1,7 +1,7 @@
-"""Which images a training step sees, and how they are distorted: a function of seed, epoch and index alone.
+"""The images of a training step and their distortions, as a function of only seed, epoch and index.
 
-So a run that is resumed in the middle of an epoch, or that is spread over several processes or workers, sees the
-images of the uninterrupted run in one process.
+So a run that is resumed in the middle of an epoch, or that uses several processes or workers, gets the images of
+the uninterrupted run in one process.
 """
 
 import random
@@ -17,7 +17,7 @@ Key = tuple[int, int]  # epoch, index
 
 
 def seed_all(*entropy: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators by a hash of some integers."""
+    """Seed Python's, NumPy's and torch's global generators with a hash of some integers."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -26,7 +26,7 @@ def seed_all(*entropy: int) -> None:
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seed the global generators of the CPU, and put them back afterwards."""
+    """Seed the global CPU generators, and restore them afterwards."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -41,7 +41,7 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 class Keys(BatchSampler):
-    """Batches of (epoch, index): a new order each epoch with ``shuffle``, which drops an incomplete last batch."""
+    """Batches of (epoch, index). With ``shuffle``, each epoch has a new order and drops an incomplete batch."""
 
     def __init__(
         self, size: int, batch_size: int, seed: int, shuffle: bool, max_batches: int | None = None
@@ -64,17 +64,17 @@ class Keys(BatchSampler):
             yield [(self.epoch, index) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch; evaluation has the same order and distortions in each."""
+        """Set the epoch of the order; evaluation has the same order and distortions in each epoch."""
         self.epoch = epoch if self.shuffle else 0
 
 
 class Keyed(Dataset[Any]):
-    """A data set of (epoch, index): what is random about an image depends on nothing else.
+    """A data set of (epoch, index): the randomness of an image depends on nothing else.
 
     Args:
         dataset: Any with ``__getitem__``.
-        seed: Of the random transforms.
-        size: Number of images that are used.
+        seed: For the random transforms.
+        size: Number of images to use.
     """
 
     def __init__(self, dataset: Any, seed: int, size: int) -> None:
@@ -90,10 +90,10 @@ class Keyed(Dataset[Any]):
 
 
 def collate(samples: Sequence[Any], num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make one batch of samples, whose labels torch's own collation takes for int64.
+    """Make one batch of samples; torch's own collation makes the labels int64.
 
     Raises:
-        ValueError: For a label that is not in 0 to ``num_classes`` - 1.
+        ValueError: If a label is not in 0 to ``num_classes`` - 1.
     """
     images, labels = default_collate(list(samples))
     if not 0 <= labels.min() <= labels.max() < num_classes:

@@ -1,25 +1,25 @@
-"""Images of any mode of Pillow's as grey or RGB with 8 bits, which is what torchvision's transforms take."""
+"""Convert Pillow images of any mode to grey or RGB with 8 bits, as torchvision's transforms need them."""
 
 import numpy as np
 from PIL import Image
 
-# What is white in modes that don't say it: the first that no pixel exceeds.
+# The value of white in modes that don't define it: the first that no pixel exceeds.
 _WHITE = {"I;16": (65535.0,), "I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image; one with more than 8 bits is scaled, where Pillow alone would make all above 255 white.
+    """Convert an image. More than 8 bits are scaled; Pillow itself would make every value above 255 white.
 
-    16 bits mean 0 to 65535. 32-bit integers are taken for 0 to 255 or 0 to 65535, and floats for 0 to 1, 0 to 255
-    or 0 to 65535: the smallest of these ranges that holds the image, else the image's own, of which one
-    value alone is black.
+    16 bits mean 0 to 65535. The range of 32-bit integers is 0 to 255 or 0 to 65535, that of floats 0 to 1, 0 to 255
+    or 0 to 65535: the smallest that holds the image, else the image's own range. An image of one value is then
+    black.
 
     Args:
-        image: Of any mode.
+        image: An image of any mode.
         mode: "L" or "RGB".
 
     Raises:
-        ValueError: For values that are not finite.
+        ValueError: If values are not finite.
     """
     whites = _WHITE.get("I;16" if image.mode.startswith("I;16") else image.mode)
     if whites is None:

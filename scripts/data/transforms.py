@@ -1,4 +1,4 @@
-"""What images go through: torchvision's transforms, and timm's automatic augmentations."""
+"""The preprocessing of images: torchvision's transforms, and timm's automatic augmentations."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,11 +17,11 @@ _AUTO = {
     "autoaugment": v2.AutoAugment,
     "augmix": v2.AugMix,
 }
-_EXPECTED = f"expected data.auto_augment among {', '.join(_AUTO)}, or a string of timm's such as rand-m9-mstd0.5"
+_EXPECTED = f"expected data.auto_augment among {', '.join(_AUTO)}, or a timm string such as rand-m9-mstd0.5"
 
 
 def transform_config(config: Data, pretrained: dict[str, Any]) -> dict[str, Any]:
-    """Return mean, std, interpolation, crop_pct and input_size; of one channel the mean of the three."""
+    """Return mean, std, interpolation, crop_pct and input_size; one channel gets the averages of three."""
     chosen = {key: pretrained[key] for key in ("mean", "std", "interpolation", "crop_pct")}
     if config.in_chans == 1:
         chosen |= {key: (sum(chosen[key]) / len(chosen[key]),) for key in ("mean", "std")}
@@ -29,10 +29,10 @@ def transform_config(config: Data, pretrained: dict[str, Any]) -> dict[str, Any]
 
 
 def create_transform(config: Data, transform: dict[str, Any], training: bool) -> v2.Compose:
-    """Build torchvision's transforms, by default as strong as timm's; evaluation gives timm's images.
+    """Build torchvision's transforms, by default as strong as timm's; evaluation images equal timm's.
 
     Raises:
-        ValueError: For an unknown ``data.auto_augment``.
+        ValueError: If ``data.auto_augment`` is unknown.
     """
     size, mode = config.img_size, InterpolationMode(transform["interpolation"])
     steps: list[Any]
@@ -72,6 +72,6 @@ def _operations(augmentation: Any) -> Iterator[Any]:
 
 
 def _bits(level_to_bits: Any, level: float, hparams: dict[str, Any]) -> tuple[int]:
-    """Keep one bit at least: timm may ask for none, which Pillow refuses since 13."""
+    """Keep at least one bit: timm may ask for none, which Pillow refuses since version 13."""
     (bits,) = level_to_bits(level, hparams)
     return (max(1, bits),)

@@ -1,8 +1,8 @@
-"""What an AOTInductor package does with its input before anything else: check it, and copy it as it was exported.
+"""The first operator of an AOTInductor package: it checks the input, and copies it to the exported layout.
 
-Inductor's code takes rank, sizes, strides and dtype of its inputs on trust. So the first operator of an exported
-network is ours, and its kernel is compiled into the package, where it meets the tensor as it is. Images in any
-memory order and of any floating dtype give the right scores, another shape an error, in Python and in C++.
+Inductor's code doesn't check rank, sizes, strides and dtype of its inputs. So the first operator of an exported
+network is ours. Its native kernel is compiled into the package, where it gets the tensor unchanged. Images of any
+memory layout and floating dtype give the right scores, another shape gives an error, in Python and in C++.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def _(images: Tensor) -> Tensor:
 
 
 class Checked(nn.Module):
-    """A network whose images [N, C, H, W] go through the operator first."""
+    """A network whose images [N, C, H, W] pass through the operator first."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Checked(nn.Module):
         return scores
 
 
-# By the stable C interface that packages link to. The name is what Inductor calls the kernel of an operator.
+# Written with the stable C interface that packages link to. Inductor derives this name from the operator's.
 _KERNEL = """
 __attribute__((visibility("hidden")))
 AOTITorchError aoti_torch_cpu_as_exported(AtenTensorHandle images, AtenTensorHandle* result) {
@@ -73,11 +73,11 @@ AOTITorchError aoti_torch_cpu_as_exported(AtenTensorHandle images, AtenTensorHan
 
 
 def settings(images: Tensor, axes: tuple[int, ...]) -> dict[str, Any]:
-    """Return the settings of Inductor that compile the operator's kernel into a package.
+    """Return Inductor's settings that compile the operator's native kernel into a package.
 
     Args:
-        images: The example that the program is exported with, [N, C, H, W], contiguous float32.
-        axes: The dynamic ones.
+        images: The example of the export, [N, C, H, W], contiguous float32.
+        axes: The dynamic axes.
     """
     sizes = ", ".join(str(-1 if axis in axes else size) for axis, size in enumerate(images.shape))
     return {"aot_inductor.custom_ops_to_c_shims": {torch.ops.dcn_deploy.as_exported.default: [_KERNEL % sizes]}}

@@ -1,4 +1,4 @@
-"""Real images to verify and calibrate with."""
+"""Real images for verification and calibration."""
 
 import json
 import logging
@@ -20,28 +20,28 @@ from ..data.pixels import to_mode
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-# In scikit-image's package, not fetched from elsewhere.
+# They are part of scikit-image's package, which downloads others.
 _PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "page", "hubble_deep_field")
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Images and, where each lies in a folder of its class, their classes."""
+    """Images, and their classes if each is in a folder of its class."""
 
     images: list[Image.Image]
     classes: list[str] | None = None  # of each image
 
 
 def read(folder: str | None, limit: int) -> Photos:
-    """Return the images of a folder, or the photos that scikit-image ships; none where neither is there.
+    """Return the images of a folder, or the photos that scikit-image ships; none without both.
 
     Args:
-        folder: Holds images, or a folder of images for each class, as for dcn-train.
+        folder: Contains images, or a folder of images for each class, as for dcn-train.
         limit: At most so many images.
 
     Raises:
-        FileNotFoundError: For a folder that is not there or holds no image.
-        ValueError: For a class without images, and for an image that can't be read.
+        FileNotFoundError: If the folder doesn't exist or contains no image.
+        ValueError: If a class has no images, or an image can't be read.
     """
     if folder is None:
         return Photos(list(_photos())[:limit])
@@ -56,7 +56,7 @@ def read(folder: str | None, limit: int) -> Photos:
 
 
 def _spread(files: list[_T], limit: int) -> list[_T]:
-    """Return at most ``limit``, evenly over all, so that all classes take part."""
+    """Return at most ``limit`` files, evenly spread, so that all classes are represented."""
     return files[:: -(-len(files) // limit)]
 
 
@@ -64,15 +64,15 @@ def _opened(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_mode(image, "RGB")
-    except Exception as error:  # whatever a damaged image raises in Pillow
-        raise ValueError(f"can't read the image {path}: {error}; mend or delete it") from error
+    except Exception as error:  # Pillow may raise anything for a damaged image
+        raise ValueError(f"can't read the image {path}: {error}; repair or delete it") from error
 
 
 def labels_of(photos: Photos, model: nn.Module, scores: int) -> list[int] | None:
-    """Return the index of each image's class among the network's scores; None where that is not known.
+    """Return the index of each image's class among the network's scores; None if unknown.
 
-    By the names of the classes where the network has them, as a checkpoint of dcn-train has; else in the order in
-    which dcn-train would number the folders, where there are as many.
+    Classes are matched by name if the network has names, as a checkpoint of dcn-train does. Otherwise they are
+    numbered as dcn-train numbers folders, if the number of folders fits.
     """
     if photos.classes is None:
         return None
@@ -97,9 +97,9 @@ def _photos() -> Iterator[Image.Image]:
 
 
 def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], model: nn.Module) -> Tensor:
-    """Return [count, C, H, W] as the network was trained on; random where there are no images.
+    """Return [count, C, H, W] preprocessed as in the network's training; random values if there are no images.
 
-    From the second time on an image is taken mirrored, and then again.
+    If there are fewer images than ``count``, they are repeated, mirrored every second time.
     """
     channels, height, width = shape
     if not images or channels not in (1, 3):
@@ -123,22 +123,22 @@ def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], mo
 
 
 def preparation(shape: tuple[int, int, int], model: nn.Module) -> dict[str, Any]:
-    """Return how images are made for a network, by timm's names: input_size, mean and std by channel and so on."""
+    """Return the network's preprocessing with timm's names: input_size, mean and std per channel and so on."""
     config = resolve_data_config({"input_size": shape}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     named = {name: config[name] for name in ("interpolation", "crop_pct")}
     return {"input_size": list(shape), **{name: _for(config[name], shape[0]) for name in ("mean", "std")}, **named}
 
 
 def facts(shape: tuple[int, int, int], model: nn.Module, classes: int) -> dict[str, str]:
-    """Return what a file says of its network beside the scores: how images are made for it, and its classes' names.
+    """Return the metadata of a file in addition to its scores: the preprocessing, and the names of the classes.
 
     Args:
         shape: C, H, W of the images.
-        model: A network of timm; a checkpoint of dcn-train has the names of its classes.
+        model: A timm network; a checkpoint of dcn-train has the names of its classes.
         classes: Number of scores.
 
     Returns:
-        JSON by name: those of ``preparation``, and ``label_names`` where they are known.
+        JSON by name: the keys of ``preparation``, and ``label_names`` if they are known.
     """
     known = preparation(shape, model)
     if names := _label_names(model, classes):

@@ -1,4 +1,4 @@
-"""Signs of life: what takes minutes says so."""
+"""Progress messages for work that takes minutes."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stage(what: str, every: float = 30.0) -> Iterator[None]:
-    """Print what is being done and, every so many seconds, that it still is."""
+    """Print what is being done and, every ``every`` seconds, for how long."""
     start, done = time.monotonic(), threading.Event()
 
     def remind() -> None:

@@ -1,6 +1,6 @@
-"""int8 for the ordinary convolutions; a deformable layer and the convolution that predicts its offsets stay float.
+"""int8 for ordinary convolutions. Deformable layers and the convolutions that predict their offsets stay float.
 
-Quantised positions would be off by whole pixels.
+Quantised positions would be wrong by whole pixels.
 """
 
 import tempfile
@@ -15,20 +15,20 @@ from dcn_ops import DeformConv2d
 
 
 def program(model: nn.Module, example: Tensor, calibration: Tensor, axes: tuple[int, ...]) -> Any:
-    """Return the program of a model, quantised by PT2E for Inductor's kernels on x86.
+    """Return the program of a model, quantised by PT2E for Inductor on x86.
 
     Args:
         model: In eval mode.
-        example: [N, C, H, W], N at least 2 where the batch is dynamic.
+        example: [N, C, H, W], with N at least 2 if the batch is dynamic.
         calibration: Real images [N, C, H, W].
-        axes: The dynamic ones.
+        axes: The dynamic axes.
     """
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     dims = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),)
-    # 7 bits: on a CPU without VNNI the kernels' sums of two 8-bit products saturate.
+    # 7 bits: on a CPU without VNNI, int8 sums of two 8-bit products saturate.
     scheme = x86.get_default_x86_inductor_quantization_config(reduce_range=True)
     quantizer = x86.X86InductorQuantizer().set_global(scheme)
     for name, module in model.named_modules():
@@ -43,7 +43,7 @@ def program(model: nn.Module, example: Tensor, calibration: Tensor, axes: tuple[
 
 
 def onnx(file: Path, calibration: Tensor) -> None:
-    """Quantise an ONNX file in place, by ONNX Runtime's static scheme: QDQ nodes, a scale per channel."""
+    """Quantise an ONNX file in place with ONNX Runtime's static scheme: QDQ nodes, one scale per channel."""
     import onnx as onnx_package
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -71,7 +71,7 @@ def onnx(file: Path, calibration: Tensor) -> None:
 
 
 def _predictors(model: Any) -> list[str]:
-    """Return the convolutions from which the offsets and masks of DeformConv nodes come."""
+    """Return the convolutions that compute the offsets and masks of DeformConv nodes."""
     makers = {output: node for node in model.graph.node for output in node.output}
     found, seen = [], set[str]()
     todo = [name for node in model.graph.node if node.op_type == "DeformConv" for name in node.input[2:]]
@@ -83,7 +83,7 @@ def _predictors(model: Any) -> list[str]:
         seen.add(name)
         if node.op_type == "Conv":
             found.append(node.name)
-            # A separable predictor is two in a row: depthwise, then 1x1.
+            # A separable predictor is two convolutions: depthwise, then 1x1.
             before = makers.get(node.input[0])
             if before is not None and before.op_type == "Conv" and _is_pointwise(model, node):
                 todo.append(node.input[0])

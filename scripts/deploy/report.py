@@ -1,4 +1,4 @@
-"""The table, the JSON and the matrix in a Markdown file."""
+"""The table, the JSON file, and the table in a Markdown file."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,17 +14,17 @@ from ..storage import markdown
 
 @dataclass
 class Row:
-    """One target; what failed has a reason and no file."""
+    """One target; a failed target has a reason and no file."""
 
     target: str
     file: str | None = None
     bytes: int | None = None
-    error: float | None = None  # against eager in float32, largest
-    relative: float | None = None  # the same over the largest score
+    error: float | None = None  # largest absolute difference from eager in float32
+    relative: float | None = None  # the same relative to the largest score
     top1: float | None = None  # share of the images with eager's class
-    accuracy: tuple[float, float] | None = None  # eager's and the export's, where the images have classes
+    accuracy: tuple[float, float] | None = None  # eager's and the export's, if the images have classes
     ms: float | None = None  # median, for a batch
-    plain_ms: float | None = None  # the plain network's, in turns
+    plain_ms: float | None = None  # the plain network's, timed alternately
     first_s: float | None = None  # from loading to the first result
     export_s: float | None = None
     dynamic: str = ""
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Time over the plain network's."""
+        """Time relative to the plain network's."""
         return self.ms / self.plain_ms if self.ms and self.plain_ms else None
 
 
@@ -75,10 +75,10 @@ def save(rows: list[Row], about: dict[str, Any], path: Path) -> None:
 
 
 def write_matrix(rows: list[Row], title: str, path: Path, block: str) -> None:
-    """Put the table between ``<!-- block -->`` and ``<!-- /block -->`` of a Markdown file.
+    """Write the table between ``<!-- block -->`` and ``<!-- /block -->`` of a Markdown file.
 
     Raises:
-        ValueError: For a file without these marks.
+        ValueError: If the file doesn't have these marks.
     """
     cells = [_cells(row) for row in rows]
     markdown.replace_block(path, block, f"{title}\n\n{markdown.table(_COLUMNS, cells)}")

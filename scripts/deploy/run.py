@@ -1,4 +1,4 @@
-"""dcn-export: a network in the file of each runtime, verified there before it gets its name."""
+"""dcn-export: write a network's file for each runtime; a file gets its final name once it is verified there."""
 
 import logging
 from pathlib import Path
@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: Export) -> list[Row]:
-    """Export to every target that the config asks for; print the table of all.
+    """Export to every target of the config, and print the table of all.
 
     Raises:
-        ValueError: For an unknown target, dtype or kind of dynamic sizes, a number out of range, a folder that
-            can't be written to, or what the network's source refuses.
-        FileNotFoundError: For a checkpoint, a folder of images or a Markdown file that is not there.
-        PermissionError: For a Markdown file that can't be written to.
+        ValueError: If a target, dtype or kind of dynamic sizes is unknown, a number is out of range, a folder can't
+            be written to, or the network's source is refused.
+        FileNotFoundError: If a checkpoint, a folder of images or a Markdown file doesn't exist.
+        PermissionError: If the Markdown file can't be written to.
     """
     names = _targets(config.target)
     _check(config)
@@ -44,7 +44,7 @@ def run(config: Export) -> list[Row]:
     try:
         for name in names:
             rows.append(_attempt(session, name, folder, rows[0], about))
-    finally:  # an interruption costs what was not finished
+    finally:  # an interruption loses only unfinished targets
         report.show(rows, title, console)
         for row in rows:
             if row.file:
@@ -60,7 +60,7 @@ def _check(config: Export) -> None:
     if config.sampling not in SAMPLING:
         raise ValueError(f"expected sampling to be one of {', '.join(SAMPLING)}, got {config.sampling!r}")
     if config.sampling != SAMPLING[0] and not config.decompose:
-        raise ValueError(f"sampling={config.sampling} is of decomposed files: set decompose=true")
+        raise ValueError(f"sampling={config.sampling} applies only to decomposed files: set decompose=true")
     for name in ("batch", "rounds", "max_images", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -70,7 +70,7 @@ def _check(config: Export) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise ValueError before the work where its result could not be written."""
+    """Raise ValueError before the export if its result could not be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with workplace(folder):
@@ -89,7 +89,7 @@ def _targets(target: str | list[str]) -> list[str]:
 def _attempt(session: Session, name: str, folder: Path, eager: Row, about: dict[str, Any]) -> Row:
     try:
         return session.export(name, folder, eager, about)
-    except Exception as error:  # whatever stops one target must not cost the others
+    except Exception as error:  # an error of one target must not stop the others
         _log.debug("%s failed", name, exc_info=True)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         _log.error("%s failed: %s: %s", name, type(error).__name__, "\n".join(lines[:20]))

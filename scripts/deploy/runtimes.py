@@ -1,11 +1,11 @@
-"""Runs exported networks in the runtime of their target, in a process that knows nothing else.
+"""Run exported networks in the runtime of their target, in a process that imports nothing else.
 
     python runtimes.py REQUEST.json
 
-The request names the files, each with its target (the first is run; others, such as that of the plain network, are
-timed beside it), the inputs (.npz of float32 [N, C, H, W]), where to write the outputs and times, threads and
-rounds. This file imports nothing of the project, and a runtime only where it is asked for: what it runs is what a
-deployed program would.
+The request names the files with their targets. The first is run; the others, such as the plain network's, are only
+timed alternately with it. The request also names the inputs (.npz of float32 [N, C, H, W]), the paths of outputs
+and times, threads and rounds. This file imports nothing of the project, and only the runtimes that are needed: it
+runs what a deployed program would run.
 """
 
 import json
@@ -49,7 +49,7 @@ def _compile(file: Path, threads: int) -> Run:
     run = _of_torch(torch.compile(_pickled(file), fullgraph=True, dynamic=False))
 
     def warm(images: np.ndarray) -> np.ndarray:
-        out = run(np.ascontiguousarray(images))  # another memory order would be compiled anew
+        out = run(np.ascontiguousarray(images))  # another memory layout would be compiled again
         misses = counters["inductor"]["fxgraph_cache_miss"] + counters["aot_autograd"]["autograd_cache_miss"]
         if misses:
             raise RuntimeError(f"{misses} graphs for images of shape {images.shape} were not in {file.name}")
@@ -116,7 +116,7 @@ _OF_TORCH = {"eager", "compile", "aoti", "torch-export", "torchscript", "executo
 
 
 def main(request: dict[str, Any]) -> None:
-    """Answer a request: run every input, then time the first one, file by file in turns."""
+    """Answer a request: run every input, then time the first input, alternating between the files."""
     files, threads = request["files"], request["threads"]
     if any(target in _OF_TORCH for target, _ in files):
         import torch
@@ -132,20 +132,20 @@ def main(request: dict[str, Any]) -> None:
     first = time.perf_counter() - start
     outputs = [runs[0](images) for images in (*inputs, _as_pictures(inputs[0]))]
     if "dcn_ops" in sys.modules and not request["library"]:
-        raise RuntimeError("the artifact was to run without dcn_ops, and imported it")
+        raise RuntimeError("the artifact should run without dcn_ops, but imported it")
     milliseconds = _timed(runs, inputs[0], request["rounds"])
     np.savez(request["outputs"], **{str(i): output for i, output in enumerate(outputs)})  # type: ignore[arg-type]
     Path(request["times"]).write_text(json.dumps({"ms": milliseconds, "first_s": first}))
 
 
 def _as_pictures(images: np.ndarray) -> np.ndarray:
-    """Return the same images [N, C, H, W] in the memory order of decoded pictures, [N, H, W, C]."""
+    """Return the same images [N, C, H, W] in the memory layout of decoded pictures, [N, H, W, C]."""
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 def _timed(runs: list[Run], images: np.ndarray, rounds: int) -> list[float]:
     times: list[list[float]] = [[] for _ in runs]
-    for i in range(rounds + 2):  # two to warm up
+    for i in range(rounds + 2):  # two warm-up rounds
         for run, values in zip(runs, times, strict=True):
             start = time.perf_counter()
             run(images)

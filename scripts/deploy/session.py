@@ -1,4 +1,4 @@
-"""What all targets of a run share: the network, its images, and what eager says to them."""
+"""Shared by all targets of a run: the network, its images, and eager's scores."""
 
 import copy
 import logging
@@ -19,17 +19,17 @@ from .report import Row
 from .workplace import publish, workplace
 
 _log = logging.getLogger(__name__)
-# Of the largest score: what rounding may do in a deep network.
+# Relative to the largest score: the effect of rounding in a deep network.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 2e-1}
-INT8_TOLERANCE = 0.3  # what it costs is in the report; this finds kernels that are wrong
+INT8_TOLERANCE = 0.3  # finds wrong results; the report has the loss of accuracy
 _SIZES = {"none": "-", "batch": "batch", "size": "batch, height, width"}
 
 
 class Session:
-    """One network on its way to several targets.
+    """One network to be exported to several targets.
 
     Raises:
-        ValueError: For an unknown dtype, or a network that doesn't take the images or whose scores are not finite.
+        ValueError: If the dtype is unknown, the network doesn't take the images, or its scores are not finite.
     """
 
     def __init__(self, config: Export) -> None:
@@ -37,7 +37,7 @@ class Session:
             raise ValueError(f"expected dtype to be one of {', '.join(TOLERANCE)}, got {config.dtype!r}")
         self.config = config
         self.source = source.load(config.checkpoint, config.model, config.size)
-        if config.threads is not None:  # Inductor writes the number into its code
+        if config.threads is not None:  # Inductor writes the number of threads into its code
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
         self.photos = photos.read(config.images, config.max_images)
@@ -53,20 +53,20 @@ class Session:
         try:
             with torch.inference_mode():
                 return [self.source.model(batch) for batch in self.inputs]
-        except Exception as error:  # whatever a network raises
+        except Exception as error:  # a network may raise anything
             shapes = " and ".join(sorted({str(list(batch.shape)) for batch in self.inputs}))
             raise ValueError(
                 f"the network doesn't take images of {shapes}: {' '.join(str(error).split())[:300]}; set size=..."
             ) from error
 
     def title(self) -> str:
-        """Return what the numbers of the report are about."""
+        """Return a description of the measurement."""
         config, size = self.config, "x".join(map(str, self.source.size))
         kind = config.dtype + (", int8" if config.int8 else "")
         return f"{self.source.name}, {kind}, batch {config.batch} of {size}, {self.threads} threads"
 
     def _inputs(self) -> list[Tensor]:
-        """Return the batch that is timed, then every image, then a batch of another shape if that is dynamic."""
+        """Return the batch that is timed, then every image, then a batch of another shape if it is dynamic."""
         batch, (channels, height, width) = self.config.batch, self.source.size
         count, model = max(8, len(self.photos.images)), self.source.model
 
@@ -80,7 +80,7 @@ class Session:
         return [draw(batch, height, width), draw(count, height, width), draw(3, height + more, width + 2 * more)]
 
     def _prepared(self, model: nn.Module) -> nn.Module:
-        """Fuse, cast and lay out a copy."""
+        """Return a copy that is fused, cast and laid out."""
         model = copy.deepcopy(model).requires_grad_(False)
         if self.config.fuse:
             fused = zoo.fuse_batch_norm_(model, self.inputs[0])
@@ -90,11 +90,11 @@ class Session:
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def _networks(self) -> list[nn.Module]:
-        """Return the network and, to be timed beside it, the plain one."""
+        """Return the network and, for comparison, the plain one."""
         return [self.network] if self.plain is None else [self.network, self.plain]
 
     def eager(self) -> Row:
-        """Time the network as it is, in a process of its own too: what the targets are to beat."""
+        """Time the unexported network, also in its own process: targets should be faster than this."""
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / f"{i}.eager" for i, _ in enumerate(self._networks())]
             for file, network in zip(files, self._networks(), strict=True):
@@ -103,7 +103,7 @@ class Session:
                 return self._verified(Row("eager", dynamic=_SIZES["size"], library=True), files)
 
     def against_eager(self, name: str, file: Path) -> float:
-        """Return how many times as long a file of torch's takes as eager, in turns with it in one process."""
+        """Return the time of a file for torch relative to eager's, timed alternately in one process."""
         with tempfile.TemporaryDirectory() as folder:
             eager = Path(folder) / "network.eager"
             torch.save(self.network, eager.with_suffix(".module"))
@@ -116,13 +116,13 @@ class Session:
         return times[0] / times[1]
 
     def export(self, name: str, folder: Path, eager: Row, about: dict[str, Any]) -> Row:
-        """Write, verify and name the file of one target, and a report beside it; leave neither where that fails.
+        """Write, verify and name the file of one target, and a report next to it; on failure write neither.
 
         Args:
             name: The target.
             folder: Receives FILE and FILE.json.
-            eager: Reported beside.
-            about: What else the report holds.
+            eager: The row of eager, also reported.
+            about: Further contents of the report.
         """
         with workplace(folder) as places:
             start = time.perf_counter()
@@ -139,32 +139,32 @@ class Session:
         return row
 
     def write(self, name: str, places: list[Path]) -> list[Path]:
-        """Write the file of one target into the first folder and, for the plain network, into the second.
+        """Write the file of one target into the first folder, and the plain network's into the second.
 
         Raises:
-            ValueError: For what the target can't do.
-            ImportError: For a package that it needs.
+            ValueError: If the target doesn't support the job.
+            ImportError: If a package is missing.
         """
         target, config = targets.TARGETS[name], self.config
         targets.check(name, config.dynamic, config.dtype, config.int8, config.decompose)
         files = self.files(name, places)
         for file, network in zip(files, self._networks(), strict=True):
             target.write(self._job(network), file)
-            if name == "compile":  # the caches are of a network that the process builds itself
+            if name == "compile":  # its caches belong to a network that the process builds itself
                 torch.save(network, file.with_suffix(".module"))
         return files
 
     def files(self, name: str, places: list[Path]) -> list[Path]:
-        """Return what ``write`` writes into these folders."""
+        """Return the paths of the files that ``write`` writes into these folders."""
         kinds = (self.config.dtype if self.config.dtype != "float32" else "", "int8" if self.config.int8 else "")
         stem = "-".join(filter(None, (self.source.name, *kinds)))
         return [place / (stem + targets.TARGETS[name].suffix) for place in places[: len(self._networks())]]
 
     def verified(self, name: str, files: list[Path]) -> Row:
-        """Run the files of a target, hold the network's against eager, time both, and return the row.
+        """Run the files of a target, compare the network's scores with eager, time both, and return the row.
 
         Raises:
-            VerificationError: For files that don't run, or compute something else.
+            VerificationError: If files don't run, or compute something else.
         """
         target = targets.TARGETS[name]
         library = target.library == "always" or (target.library == "whole" and not self.config.decompose)
@@ -185,7 +185,7 @@ class Session:
         )
 
     def _verified(self, row: Row, files: list[Path]) -> Row:
-        """Run the files, hold the network's against eager, and fill the row in."""
+        """Run the files, compare the network's scores with eager, and fill in the row."""
         rounds = self.config.rounds
         named = [(row.target, file) for file in files]
         result = verify.run(

@@ -1,4 +1,4 @@
-"""The network to deploy: a checkpoint of dcn-train, a folder of zoo.save, or a name of timm."""
+"""The network to deploy: a checkpoint of dcn-train, a folder of zoo.save, or a timm name."""
 
 import copy
 import difflib
@@ -34,12 +34,12 @@ def load(path: str | None, model: str | None, size: Any) -> Source:
     Args:
         path: A checkpoint of dcn-train.
         model: A folder of ``zoo.save``, or a name for ``timm.create_model`` such as "resnet50_dcn".
-        size: Height and width, or one number for both; by default what the network was made for.
+        size: Height and width, or one number for both; by default the network's own size.
 
     Raises:
-        ValueError: Where both or neither are given, for an unknown name, a file or folder that can't be read, or
-            sizes that are none.
-        FileNotFoundError: Where there is no such checkpoint.
+        ValueError: If both or neither are given, the name is unknown, a file or folder can't be read, or the size
+            is invalid.
+        FileNotFoundError: If the checkpoint doesn't exist.
     """
     if (path is None) == (model is None):
         raise ValueError("expected checkpoint=FILE of dcn-train, or model=FOLDER of zoo.save or a timm name")
@@ -67,13 +67,13 @@ def _are_sides(sides: Any) -> bool:
 
 
 def _stem(path: Path) -> str:
-    # runs/train/<time>/dcn/last.safetensors: "dcn" says more than "last"
+    # runs/train/<time>/dcn/last.safetensors: "dcn" is a better name than "last"
     return path.parent.name if path.stem in ("last", "best") and path.parent.name else path.stem
 
 
 @contextmanager
 def _readable(argument: str, kind: str) -> Iterator[None]:
-    """Say what was expected of a file or folder, whatever reading it and building its network raise."""
+    """Raise an error with the expected kind of file or folder if reading it and building its network fails."""
     try:
         yield
     except Exception as error:
@@ -96,7 +96,7 @@ def _channels(network: nn.Module) -> int:
 
 
 def plain(model: nn.Module) -> nn.Module | None:
-    """Return a copy with the convolutions that were converted, or None where none was."""
+    """Return a copy with the original convolutions, or None if none was converted."""
     if not any(isinstance(m, DeformConv2d) for m in model.modules()):
         return None
     model = copy.deepcopy(model)
@@ -107,7 +107,7 @@ def plain(model: nn.Module) -> nn.Module | None:
 
 
 class Ported(nn.Module):
-    """A network in another dtype that takes and returns float32, as the images and their scores are."""
+    """A network in another dtype that takes and returns float32."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()

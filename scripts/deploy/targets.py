@@ -1,4 +1,4 @@
-"""The targets: how the file of each is written."""
+"""The targets, and how their files are written."""
 
 import copy
 import importlib.util
@@ -25,23 +25,23 @@ _NAMES = {0: "batch", 2: "height", 3: "width"}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be exported."""
+    """A network to be exported, and how."""
 
     model: nn.Module  # takes and returns float32
     images: Tensor  # [N, C, H, W], an example
     inputs: list[Tensor]  # every shape that will be verified
     calibration: Tensor  # real images, for int8
     dynamic: str  # a key of DYNAMIC
-    decompose: bool  # so that the file runs without dcn_ops
-    sampling: str  # how, of dcn_ops.interop.portable.SAMPLING
+    decompose: bool  # the file then runs without dcn_ops
+    sampling: str  # a key of dcn_ops.interop.portable.SAMPLING
     opset: int
     int8: bool
-    facts: dict[str, str]  # what the file says of its network, JSON by name
+    facts: dict[str, str]  # metadata for the file, JSON by name
 
     def program(self, largest: int | None = None) -> torch.export.ExportedProgram:
-        """Return the model's program, its operators whole; ``largest`` bounds the dynamic sizes."""
+        """Return the model's program with whole operators; ``largest`` bounds the dynamic sizes."""
         example, axes = self.images, DYNAMIC[self.dynamic]
-        if axes and len(example) == 1:  # a size of 1 would be taken for a constant
+        if axes and len(example) == 1:  # torch.export would make a size of 1 a constant
             example = torch.cat((example, example))
         if self.int8:
             return quantize.program(self.model, example, self.calibration, axes)
@@ -59,12 +59,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """One target: its file's suffix, how it is written, and what it can."""
+    """One target: its file's suffix, how it is written, and what it supports."""
 
     suffix: str
     write: Callable[[Job, Path], None]
-    packages: tuple[str, ...] = ()  # to be installed for it
-    extra: str = "export"  # of pyproject.toml, that installs them
+    packages: tuple[str, ...] = ()  # that it needs
+    extra: str = "export"  # the extra of pyproject.toml that installs them
     dynamic: tuple[str, ...] = ("none", "batch", "size")
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     int8: bool = False
@@ -72,11 +72,11 @@ class Target:
 
 
 def check(name: str, dynamic: str, dtype: str, int8: bool, decompose: bool) -> None:
-    """Raise ValueError for what a target can't do, ImportError for what it needs."""
+    """Raise ValueError if the target doesn't support the job, ImportError if it needs a missing package."""
     target = TARGETS[name]
     if name == "torchscript" and decompose and dynamic != "none":
         raise ValueError(
-            f"traced in pieces, TorchScript has the sizes as constants: use dynamic=none, got {dynamic=}"
+            f"a decomposed TorchScript trace has constant sizes: use dynamic=none, got {dynamic=}"
         )
     if dynamic not in target.dynamic:
         raise ValueError(f"{name} compiles for the sizes it meets: use dynamic=none, got {dynamic=}")
@@ -92,22 +92,22 @@ def check(name: str, dynamic: str, dtype: str, int8: bool, decompose: bool) -> N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch warns itself of away from the user."""
+    """Hide warnings that torch itself causes."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", category)
-        # Of torch.export.save, when parts of one tensor are constants.
+        # From torch.export.save, when parts of one tensor are constants.
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         yield
 
 
 def _compile(job: Job, file: Path) -> None:
-    """The caches of torch.compile: ``torch.compiler.load_cache_artifacts`` makes another process start warm."""
-    # In a fresh process: what this one has compiled before, frozen at that, would show in the keys of the caches.
+    """Write the caches of torch.compile; ``torch.compiler.load_cache_artifacts`` loads them in another process."""
+    # In a fresh process: whatever this process has compiled or frozen would change the keys of the caches.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         try:
             saved = process.submit(_caches, job.model, job.inputs, torch.get_num_threads()).result()
-        except BaseException:  # such as a signal, which is not to wait for the compiler
+        except BaseException:  # such as a signal: don't wait for the compiler
             for child in active_children():
                 child.kill()
             raise
@@ -131,8 +131,8 @@ def _contiguous(model: nn.Module) -> nn.Module:
 
 
 def _aoti(job: Job, file: Path) -> None:
-    # Freezing packs the weights, which it lays out itself. On torch 2.15, with dynamic sizes, filters of one
-    # channel that are channels_last already come out wrong, and int8 does in any layout.
+    # Freezing packs the weights, and lays them out itself. On torch 2.15, with dynamic sizes, it gives wrong
+    # results for channels_last filters of one channel, and for int8 in any layout.
     job = replace(job, model=inputs.Checked(_contiguous(job.model)))
     program = job.portable() if job.decompose else job.program()
     settings = {"freezing": not job.int8 or job.dynamic == "none"}
@@ -162,7 +162,7 @@ def _onnx(job: Job, file: Path) -> None:
     model: Any = job.model
     if job.decompose:
         model = Job(**{**vars(job), "int8": False}).portable()
-    # Its warnings are of the conversion to another opset, and of the names of dynamic axes.
+    # It warns about the conversion to another opset, and about the names of dynamic axes.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with _quiet():
         torch.onnx.export(
@@ -199,9 +199,9 @@ def _executorch(job: Job, file: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    # Memory is planned for the largest images: those that will be verified, or as large as the example twice over.
+    # Memory is planned for the largest image: of those to verify, or twice the example.
     largest = max(2 * max(job.images.shape), *(max(images.shape) for images in job.inputs))
-    # XNNPACK's pass for channels_last fails on weights that are already laid out so.
+    # XNNPACK's pass for channels_last fails on weights that are already channels_last.
     portable = replace(job, model=_contiguous(job.model)).portable(largest)
     with _quiet():
         edge = to_edge_transform_and_lower(portable, partitioner=[XnnpackPartitioner()])

@@ -1,4 +1,4 @@
-"""Loads an export in a fresh process in its own runtime, and holds it against eager."""
+"""Load an export in its own runtime in a fresh process, and compare it with eager."""
 
 import json
 import os
@@ -21,11 +21,11 @@ class VerificationError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What the fresh process measured."""
+    """The measurements of the fresh process."""
 
     outputs: list[Tensor]
-    pictures: Tensor  # of the first input in the memory order of decoded pictures, [N, H, W, C]
-    ms: list[float]  # a batch of the first input, for each file
+    pictures: Tensor  # for the first input in the memory layout of decoded pictures, [N, H, W, C]
+    ms: list[float]  # for a batch of the first input, per file
     first_s: float  # from the start of loading to the first result
 
 
@@ -38,10 +38,10 @@ def run(
     rounds: int,
     limit_minutes: float = 30.0,
 ) -> Result:
-    """Run the first file in the runtime of its target, time them all, in a process with caches of its own.
+    """Run the first file in the runtime of its target and time all files, in a process with its own caches.
 
     Raises:
-        VerificationError: If the process fails, with the end of what it said, or takes longer than the limit.
+        VerificationError: If the process fails, with the end of its output, or takes longer than the limit.
     """
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -61,7 +61,7 @@ def run(
             "TORCHINDUCTOR_CACHE_DIR": str(here / "caches"),
             "OMP_NUM_THREADS": str(threads),
         }
-        # -P: the script's folder, whose names are ordinary, is not where the runtime looks for its modules.
+        # -P: the runtime must not import modules from the script's folder, whose names are common.
         command = [sys.executable, "-P", "-W", "ignore", runtimes.__file__, str(here / "request.json")]
         limit = 60 * limit_minutes
         try:
@@ -84,18 +84,19 @@ def run(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far outputs are from eager's."""
+    """The difference of outputs from eager's."""
 
-    error: float  # largest, absolute
-    relative: float  # to the largest score
+    error: float  # largest absolute difference
+    relative: float  # the same relative to the largest score
     top1: float  # share of images with the same best class
 
     def check(self, tolerance: float) -> None:
-        """Raise VerificationError for outputs that are further away than ``tolerance`` of the largest score."""
+        """Raise VerificationError if outputs differ by more than ``tolerance`` times the largest score."""
         if not self.relative <= tolerance:  # NaN is wrong
             raise VerificationError(
-                f"outputs are off by {self.error:.2g}, {self.relative:.1e} of the largest score; {tolerance:.0e} "
-                f"allowed; {100 * self.top1:.0f} % of the images keep their class; allow more with tolerance=..."
+                f"outputs differ from eager's by {self.error:.2g}, {self.relative:.1e} of the largest score; "
+                f"{tolerance:.0e} is allowed; {100 * self.top1:.0f} % of the images keep their class; "
+                "allow more with tolerance=..."
             )
 
 
@@ -103,7 +104,7 @@ def agreement(outputs: list[Tensor], expected: list[Tensor]) -> Agreement:
     """Compare outputs with eager's.
 
     Raises:
-        VerificationError: For another shape.
+        VerificationError: If the shapes differ.
     """
     for output, target in zip(outputs, expected, strict=True):
         if output.shape != target.shape:

@@ -1,4 +1,4 @@
-"""Where files are written until they are verified: a hidden folder beside the place that they will have."""
+"""A hidden folder for files until they are verified, in the same folder as their final place."""
 
 import shutil
 import tempfile
@@ -15,7 +15,7 @@ _PREFIX = ".dcn-export-"
 def workplace(folder: Path) -> Iterator[list[Path]]:
     """Yield two empty folders, for network and plain, on the file system of ``folder``: naming is a rename.
 
-    What killed runs left behind in ``folder`` is removed.
+    Leftovers of killed runs in ``folder`` are removed.
     """
     for left in folder.glob(f"{_PREFIX}*"):
         _remove_if_left(left)
@@ -29,8 +29,8 @@ def workplace(folder: Path) -> Iterator[list[Path]]:
 def publish(place: Path, main: str, folder: Path) -> None:
     """Move the files of ``place`` into ``folder``.
 
-    ``main`` names the file that is loaded, and that finds the others by name. An old one is removed first and the
-    new one comes last: whatever happens in between, it never stands beside files of another export.
+    ``main`` names the file that is loaded, and that finds the others by name. The old one is removed first and the
+    new one is moved last: after an interruption it never belongs to another export than the files next to it.
     """
     others = [path for path in sorted(place.iterdir()) if path.name != main]
     if others:
@@ -42,12 +42,12 @@ def publish(place: Path, main: str, folder: Path) -> None:
 def _lock(place: Path) -> FileLock:
     return FileLock(
         place / "lock", blocking=False
-    )  # the system releases it when the process ends, however that does
+    )  # the system releases it when the process ends, in any way
 
 
 def _remove_if_left(place: Path) -> None:
     try:
         with _lock(place):
             shutil.rmtree(place, ignore_errors=True)
-    except (Timeout, OSError):  # of a run that goes on, or removed meanwhile
+    except (Timeout, OSError):  # it belongs to a running run, or was removed meanwhile
         return

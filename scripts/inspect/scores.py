@@ -44,7 +44,7 @@ def write(results: dict[str, Result], provenance: dict[str, Any], batch: int, fo
         figures.confusion(
             torch.tensor(result.confusion), f"{name}: top-1 {result.top1:.2f} %", folder / f"{stem}.png"
         )
-    print(f"written: {folder / 'results.json'}, confusion matrices as CSV and PNG beside it")
+    print(f"written: {folder / 'results.json'}, confusion matrices as CSV and PNG next to it")
 
 
 def show(results: dict[str, Result], data: str, severities: list[int], batch: int) -> None:

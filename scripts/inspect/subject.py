@@ -38,16 +38,16 @@ class Subject:
         if self.answers and self.classes:
             if unknown := [c for c in self.classes if c not in self.answers]:
                 raise ValueError(
-                    f"'{self.name}' doesn't know the classes {', '.join(unknown[:5])} of the data; it tells "
-                    f"{', '.join(self.answers[:10])} apart: set data= to what it was trained on"
+                    f"'{self.name}' doesn't know the classes {', '.join(unknown[:5])} of the data; it knows "
+                    f"{', '.join(self.answers[:10])}: set data= to the data of its training"
                 )
             return torch.tensor([self.answers.index(c) for c in self.classes])
         outputs = self.model.num_classes
         number = len(self.classes or ()) or self.data.num_classes or outputs
         if number != outputs:
             raise ValueError(
-                f"'{self.name}' tells {outputs} classes apart, and the data have {number}: "
-                "set data= to what it was trained on"
+                f"'{self.name}' has {outputs} classes, but the data have {number}: "
+                "set data= to the data of its training"
             )
         return torch.arange(outputs)
 
@@ -120,7 +120,7 @@ def _subject(name: str, model: Any, data: Data, answers: tuple[str, ...] | None,
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     if channels != (found := transform["input_size"][0]):
         raise ValueError(
-            f"'{name}' reads {channels} channels, and the data have {found}: set data= to what it was trained on, "
+            f"'{name}' reads {channels} channels, the data have {found}: set data= to the data of its training, "
             f"got {data.name=}, {data.in_chans=}"
         )
     return Subject(

@@ -150,4 +150,4 @@ def _recipe_of(file: Any, path: Path | str) -> Recipe:
     try:
         return check_recipe(json.loads(metadata["recipe"]))
     except ValueError as error:
-        raise ValueError(f"{path} holds a recipe that is not taken: {error}") from error
+        raise ValueError(f"{path} has a recipe that is refused: {error}") from error

@@ -38,7 +38,7 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
         _sync(temporary)
         temporary.replace(path)
     except Exception as error:
-        error.add_note(f"while writing {path}; what stood there before is whole")
+        error.add_note(f"while writing {path}; the previous file is intact")
         raise
     finally:
         temporary.unlink(missing_ok=True)

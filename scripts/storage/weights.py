@@ -25,7 +25,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"model.checkpoint_path={path} is damaged or no safetensors file: {error}") from error
     except Exception as error:  # whatever torch says of a file that is no archive, or holds more than tensors
-        raise ValueError(f"model.checkpoint_path={path} can't be read as weights alone: {error}") from error
+        raise ValueError(f"model.checkpoint_path={path} holds more than weights, or is damaged: {error}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"expected a state_dict in model.checkpoint_path={path}, got {list(state)[:5]}")
     return state
@@ -52,9 +52,9 @@ def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     missing = [key for key in result.missing_keys if key.rpartition(".")[0] not in anew]
     if missing or result.unexpected_keys:
         raise ValueError(
-            f"model.checkpoint_path={origin} is of another network, or one that is converted otherwise: "
-            f"it lacks {_some(missing)}, and has {_some(result.unexpected_keys)} too many; "
-            "set model.name, model.kwargs and dcn as they were, and variants=[dcn] for a converted one"
+            f"model.checkpoint_path={origin} is of another network, or of one with another conversion: "
+            f"it lacks {_some(missing)}, and has the unexpected {_some(result.unexpected_keys)}; "
+            "set model.name, model.kwargs and dcn as in its training, and variants=[dcn] if it is converted"
         )
     if anew:
         _log.info("%s: a classifier of other classes, which starts anew: %s", origin, ", ".join(sorted(anew)))

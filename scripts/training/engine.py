@@ -153,7 +153,7 @@ class _Training:
         elif self.position.steps != self.steps:
             raise ValueError(
                 f"{self.path} is {self._where(self.position.steps)}, and now an epoch has {self.steps}: set "
-                "data.batch_size and data.max_batches as they were"
+                "data.batch_size and data.max_batches to their previous values"
             )
         self.position.steps = self.steps
         self.scheduler.step_update(self.position.epoch * self.steps + self.position.step)

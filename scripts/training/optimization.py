@@ -68,7 +68,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
     """
     if "plateau" in config.sched or config.sched == "none":
         raise ValueError(
-            f"expected a scheduler of timm's that follows the step, such as 'cosine', got {config.sched=}"
+            f"expected a timm scheduler that depends only on the step, such as 'cosine', got {config.sched=}"
         )
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -82,7 +82,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
         updates_per_epoch=steps,
     )
     if scheduler is None:
-        raise ValueError(f"expected a scheduler of timm's, such as 'cosine' or 'step', got {config.sched=}")
+        raise ValueError(f"expected a timm scheduler, such as 'cosine' or 'step', got {config.sched=}")
     return scheduler
 
 

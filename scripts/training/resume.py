@@ -75,7 +75,7 @@ def _same(run: Path, wanted: dict[str, Any]) -> bool:
     try:
         return _read(run) == wanted
     except ValueError as error:  # one damaged neighbour must not stop this run
-        _log.warning("resume=auto passes over a run: %s", error)
+        _log.warning("resume=auto skips a run: %s", error)
         return False
 
 

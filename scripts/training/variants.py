@@ -71,7 +71,7 @@ def build_all(config: Train, splits: Splits, task: Task, accelerator: Accelerato
         model = _build(header, config, accelerator)
         if name == "plain" and any(isinstance(module, DeformConv2d) for module in model.modules()):
             raise ValueError(
-                f"model.name={config.model.name} is deformable by itself; take "
+                f"model.name={config.model.name} is already deformable; use "
                 f"model.name={config.model.name.removesuffix('_dcn')}, which the variant dcn converts by dcn.*"
             )
         _check_model(name, model, config, splits, task, accelerator)
@@ -136,7 +136,7 @@ def _check_model(
     deformable = deformable_layers(model)
     if deformable and steps <= (waiting := config.optim.offset_warmup_steps):
         raise ValueError(
-            f"optim.offset_warmup_steps={waiting} leaves the offsets no step of this run of {steps} to learn; "
+            f"optim.offset_warmup_steps={waiting} leaves no step for the offsets to learn in this run of {steps}; "
             f"set optim.offset_warmup_steps={steps // 10}"
         )
 

@@ -39,7 +39,7 @@ def test_a_wrong_provider_is_reported_and_not_timed(mode: str, monkeypatch: pyte
 
     monkeypatch.setitem(providers.PROVIDERS, "nearly", nearly)
     rows = {row["provider"]: row for row in measure.rows_of(TINY, mode, ["eager", "nearly"], 1.0, "cpu", rounds=2)}
-    assert "is off by 1" in rows["nearly"]["wrong"]
+    assert "differs by 1" in rows["nearly"]["wrong"]
     assert "ms" not in rows["nearly"]
     assert rows["eager"]["ms"] > 0
 
@@ -246,7 +246,7 @@ def test_an_interruption_keeps_what_was_measured(
         (Bench(case="5x*"), "no case of suite='quick' matches '5x.'; there are .'4x256x28x28'"),
         (Bench(providers=["eagre"]), "expected providers among conv2d, copy, eager"),
         (Bench(modes=["backward"]), "expected modes among forward, training"),
-        (Bench(markdown="x.md"), "markdown=x.md takes the tables of a JSON file; add plot=FILE"),
+        (Bench(markdown="x.md"), "markdown=x.md needs a JSON file; add plot=FILE"),
         (Bench(rounds=1), "expected at least 2 rounds, got rounds=1"),
     ],
 )

@@ -169,7 +169,7 @@ def test_a_wrong_export_leaves_no_file(trained: Path, tmp_path: Path, monkeypatc
     wrong = targets.Target(".pt", write, library="always")
     monkeypatch.setitem(targets.TARGETS, "torchscript", wrong)
     row = rows_of(config(trained, tmp_path, target="torchscript", plain=False))["torchscript"]
-    assert "outputs are off by" in row.reason
+    assert "outputs differ from eager's by" in row.reason
     assert row.file is None
     assert not list(tmp_path.iterdir())
 
@@ -268,7 +268,7 @@ def test_an_image_that_can_not_be_read_is_named(name: str, tmp_path: Path) -> No
         Image.effect_noise((64, 64), 50).save(tmp_path / name)
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(b"no image" if name == "text.png" else whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"can't read the image .*{name}: .*; mend or delete it"):
+    with pytest.raises(ValueError, match=rf"can't read the image .*{name}: .*; repair or delete it"):
         photos.read(str(tmp_path), 64)
 
 

@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model": "resnet50_dcn"}, "expected checkpoint=FILE"),
         ({"checkpoint": None, "model": "resnet50_dnc"}, "resnet50_dcn"),
         ({"sampling": "bags"}, "expected sampling to be one of grid_sample, gather"),
-        ({"sampling": "gather"}, "sampling=gather is of decomposed files: set decompose=true"),
+        ({"sampling": "gather"}, "sampling=gather applies only to decomposed files: set decompose=true"),
         ({"batch": 0}, "expected batch of 1 or more, got batch=0"),
         ({"rounds": 0}, "expected rounds of 1 or more"),
         ({"max_images": 0}, "expected max_images of 1 or more"),
@@ -191,7 +191,7 @@ def test_sigterm_leaves_nothing_behind(stage: str, trained: Path, tmp_path: Path
         run.send_signal(signal.SIGTERM)
         _, printed = run.communicate()
     assert run.returncode == 143
-    assert "terminated; files that have their name are whole" in printed
+    assert "terminated; files with their final name are complete" in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.iterdir())
 

@@ -54,7 +54,7 @@ def test_a_header_chooses_nothing_to_load(arguments: dict[str, Any], named: str,
     save_file(timm.create_model(**SMALL, num_classes=4).state_dict(), other)
     filled = json.loads(json.dumps({**SMALL, "num_classes": 4, **arguments}).replace("FILE", str(other)))
     path = with_header(tmp_path, {"create_model": filled, "dcn": None})
-    with pytest.raises(ValueError, match="holds a recipe that is not taken") as error:
+    with pytest.raises(ValueError, match="has a recipe that is refused") as error:
         checkpoint.load(path)
     assert named.replace("FILE", str(other)) in str(error.value)
     assert str(path) in str(error.value)
@@ -75,7 +75,7 @@ def test_a_header_chooses_nothing_to_load(arguments: dict[str, Any], named: str,
     ],
 )
 def test_a_header_holds_known_keys_alone(header: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.safetensors holds a recipe that is not taken: expected"):
+    with pytest.raises(ValueError, match=r"x\.safetensors has a recipe that is refused: expected"):
         checkpoint.load(with_header(tmp_path, header))
 
 
@@ -141,7 +141,7 @@ def test_a_run_starts_from_converted_weights_of_other_classes(num_classes: int, 
     assert all(torch.equal(source.state_dict()[key], model[key]) for key in kept)
     with pytest.raises(ValueError, match=r"has layer4\.0\.conv1\.offset_bias, .*variants=\[dcn\]"):
         checkpoint.build(recipe(), start=path)
-    with pytest.raises(ValueError, match=r"has layer4\.0\.conv1\.offset_bias, .*too many"):
+    with pytest.raises(ValueError, match=r"has the unexpected layer4\.0\.conv1\.offset_bias, "):
         checkpoint.build(recipe({"include": ["layer4.0.conv2"]}), start=path)
 
 
@@ -149,7 +149,7 @@ def test_a_run_starts_from_converted_weights_of_other_classes(num_classes: int, 
     ("name", "content", "error", "answer"),
     [
         ("nowhere.pth", None, FileNotFoundError, r"got model\.checkpoint_path=.*nowhere\.pth"),
-        ("x.pth", b"no archive", ValueError, r"model\.checkpoint_path=.*x\.pth can't be read as weights alone"),
+        ("x.pth", b"no archive", ValueError, r"model\.checkpoint_path=.*x\.pth holds more than weights"),
         ("x.safetensors", b"no file", ValueError, r"model\.checkpoint_path=.*x\.safetensors is damaged"),
         ("x.pth", {"epoch": 3}, ValueError, r"expected a state_dict in model\.checkpoint_path=.*got \['epoch'\]"),
         ("x.pth", {"a.weight": torch.zeros(2)}, ValueError, r"x\.pth is of another network"),
@@ -215,7 +215,7 @@ def test_a_disk_that_fails_to_sync_ends_the_run_with_the_old_file(
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="Input/output error") as error:
         atomically(tmp_path / "x", lambda path: path.write_text("new") and None)
-    assert "what stood there before is whole" in str(error.value.__notes__)
+    assert "the previous file is intact" in str(error.value.__notes__)
     assert (tmp_path / "x").read_text() == "old"
 
 

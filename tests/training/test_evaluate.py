@@ -170,7 +170,7 @@ def test_what_is_not_there_is_answered(
 @pytest.mark.parametrize(
     ("key", "value", "answer"),
     [
-        ("num_classes", 7, "'dcn' tells 7 classes apart, and the data have 10: set data="),
+        ("num_classes", 7, "'dcn' has 7 classes, but the data have 10: set data="),
         ("in_chans", 3, "'dcn' reads 3 channels, and the data have 1: set data="),
     ],
 )
@@ -228,8 +228,8 @@ def test_classes_are_compared_by_their_names(
 @pytest.mark.parametrize(
     ("trained", "answer"),
     [
-        (["a", "b", "c"], r"'dcn' doesn't know the classes d of the data; it tells a, b, c apart"),
-        (None, "'dcn' tells 3 classes apart, and the data have 2"),
+        (["a", "b", "c"], r"'dcn' doesn't know the classes d of the data; it knows a, b, c"),
+        (None, "'dcn' has 3 classes, but the data have 2"),
     ],
 )
 def test_classes_that_a_network_does_not_know_are_refused(
@@ -279,7 +279,7 @@ def test_a_machine_without_lscpu_and_git_gets_its_results(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        ([], "error: which network? Say checkpoint="),
+        ([], "error: no checkpoint given; set checkpoint="),
         (["rouns=1"], "did you mean rounds?"),
         (["checkpoint=nowhere.safetensors"], "error: no checkpoint 'nowhere.safetensors'"),
     ],

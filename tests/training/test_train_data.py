@@ -201,7 +201,7 @@ def spoiled(root: Path, how: str) -> None:
     [
         ("split", r"validation; set data.eval_split to one of \['held', 'train'\]"),
         ("empty", r"classes without an image; .*train/dog"),
-        ("classes", r"got \['dog'\] in 'train' alone and \['bird'\] in 'validation' alone"),
+        ("classes", r"got \['dog'\] only in 'train' and \['bird'\] only in 'validation'"),
         ("header", r"1 of 8 images can't be read.*\n.*train/cat/1.png"),
     ],
 )

@@ -103,7 +103,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         (tmp_path / "train" / "cat" / name).write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         classes(tmp_path)
-    assert "train: left out what is no image by its name: 2 x .heic, 1 x no suffix" in caplog.text
+    assert "train: ignored files whose suffix is no image's: 2 x .heic, 1 x no suffix" in caplog.text
 
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)

@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_the_last_state_whole(
             run(compose_train(*QUICK, f"resume={tmp_path}"), tmp_path / "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "what stood there before is whole" in str(caught.value.__notes__)
+    assert "the previous file is intact" in str(caught.value.__notes__)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob("dcn/*.tmp"))
     run(compose_train(*QUICK, f"resume={tmp_path}"), tmp_path / "new")
