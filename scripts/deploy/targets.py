@@ -75,9 +75,7 @@ def check(name: str, dynamic: str, dtype: str, int8: bool, decompose: bool) -> N
     """Raise ValueError if the target doesn't support the job, ImportError if it needs a missing package."""
     target = TARGETS[name]
     if name == "torchscript" and decompose and dynamic != "none":
-        raise ValueError(
-            f"a decomposed TorchScript trace has constant sizes: use dynamic=none, got {dynamic=}"
-        )
+        raise ValueError(f"a decomposed TorchScript trace has constant sizes: use dynamic=none, got {dynamic=}")
     if dynamic not in target.dynamic:
         raise ValueError(f"{name} compiles for the sizes it meets: use dynamic=none, got {dynamic=}")
     if dtype not in target.dtypes:

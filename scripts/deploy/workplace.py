@@ -40,9 +40,7 @@ def publish(place: Path, main: str, folder: Path) -> None:
 
 
 def _lock(place: Path) -> FileLock:
-    return FileLock(
-        place / "lock", blocking=False
-    )  # the system releases it when the process ends, in any way
+    return FileLock(place / "lock", blocking=False)  # the system releases it when the process ends, in any way
 
 
 def _remove_if_left(place: Path) -> None:
