@@ -1,1 +1,1 @@
-"""What a network does with images: accuracy, sampling locations, receptive fields."""
+"""Inspection of a network on images: accuracy, sampling locations, receptive fields."""

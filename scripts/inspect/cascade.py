@@ -1,4 +1,4 @@
-"""Where the filters of a converted network sample an image.
+"""The sampling locations of a converted network's filters in an image.
 
 Shapes: N images, K taps, L levels, Ho x Wo the output map of a layer. Positions are (y, x).
 """
@@ -15,10 +15,10 @@ from .layers import watched
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What one layer did on one batch, for its first offset group."""
+    """The samples of one layer on one batch, for its first offset group."""
 
     positions: Tensor  # [N, K, 2, Ho, Wo], in pixels of the layer's input
-    masks: Tensor  # [N, K, Ho, Wo], 1 where the layer has none
+    masks: Tensor  # [N, K, Ho, Wo], 1 if the layer has no mask
     input_size: tuple[int, int]
 
     @property
@@ -29,9 +29,9 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingLocations:
-    """Where the samples lie that reach one output, in pixels of the images."""
+    """The locations of the samples that reach one output, in pixels of the images."""
 
-    points: Tensor  # [N, K^L, 2], NaN where a sample left a map on its way
+    points: Tensor  # [N, K^L, 2], NaN if a sample's path left a map
     masks: Tensor  # [N, K^L], the products of the masks
     output: tuple[float, float]  # (y, x) of the output itself
     label: str | None = None
@@ -39,7 +39,7 @@ class SamplingLocations:
 
 @torch.no_grad()
 def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
-    """Return, by layer in the order of execution, where images [N, C, H, W] are sampled."""
+    """Return the samples of images [N, C, H, W], by layer in the order of execution."""
     found: dict[str, Samples] = {}
 
     def seen(name: str, layer: DeformConv2d, input: Tensor) -> None:
@@ -55,10 +55,10 @@ def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
 
 
 def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
-    """Return the layers that a cascade goes through, from ``top`` down.
+    """Return the layers of a cascade, from ``top`` down.
 
     Raises:
-        ValueError: For a ``top`` that is no deformable layer.
+        ValueError: If ``top`` is no deformable layer.
     """
     if top not in found:
         raise ValueError(f"expected a deformable layer, one of {', '.join(found)}, got {top=}")
@@ -72,19 +72,20 @@ def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
 
 
 def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Follow one output of a layer through the layers below it, as figure 6 of the DCNv1 paper does.
+    """Follow one output of a layer through the layers below it, as in figure 6 of the DCNv1 paper.
 
-    A sample of one layer lies between the outputs of the layer below: the nearest of them says where to go on.
-    Layers are taken as stacked, which leaves out the shortcuts of residual blocks.
+    A sample of one layer lies between outputs of the layer below; the path continues at the nearest of them. Layers
+    are treated as a stack, without the shortcuts of residual blocks.
 
     Args:
-        found: Of ``record``.
+        found: The result of ``record``.
         top: The layer whose output is followed.
-        levels: Number of layers at most; fewer where the map below has another size than the samples above need.
+        levels: Largest number of layers; there are fewer if the map below doesn't have the size that the samples
+            need.
         at: (y, x) of the output, in [0, 1] of the map.
 
     Returns:
-        Positions [N, K^L, 2] in pixels of the bottom layer's input, NaN where a sample left the map above and reads
+        Positions [N, K^L, 2] in pixels of the bottom layer's input, NaN if a sample left the map above and reads
         zeros, and the products of the masks [N, K^L].
     """
     names = chain(found, top, levels)
@@ -108,7 +109,7 @@ def followed(
 
 
 def of_each_layer(model: nn.Module, images: Tensor) -> list[SamplingLocations]:
-    """Return where the filter of each deformable layer samples images [N, C, H, W] for its central output."""
+    """Return the locations where each deformable layer samples images [N, C, H, W] for its central output."""
     found = record(model, images)
     size = images.shape[-2], images.shape[-1]
     return [replace(followed(found, name, 1, (0.5, 0.5), size), label=name) for name in found]
@@ -119,7 +120,7 @@ def _index(at: tuple[float, float], size: tuple[int, int]) -> list[int]:
 
 
 def to_image(points: Tensor, input_size: tuple[int, int], image: tuple[int, int]) -> Tensor:
-    """Turn positions [..., 2] in pixels of a map into pixels of the image, centre to centre."""
+    """Convert positions [..., 2] from pixels of a map to pixels of the image, centre to centre."""
     scale = points.new_tensor([image[0] / input_size[0], image[1] / input_size[1]])
     return (points + 0.5) * scale - 0.5
 

@@ -24,17 +24,17 @@ from .subject import Subject, existing, of_checkpoint
 
 @dataclass
 class Normalisation:
-    """Mean and deviation that images were normalised with, [C, 1, 1]."""
+    """Mean and standard deviation of the images' normalisation, [C, 1, 1]."""
 
     mean: Tensor
     std: Tensor
 
     def undo(self, images: Tensor) -> Tensor:
-        """Return images of [0, 1]."""
+        """Return images in [0, 1]."""
         return (images * self.std + self.mean).clamp(0, 1)
 
     def apply(self, images: Tensor) -> Tensor:
-        """Return what the network reads."""
+        """Return normalised images, as the network reads them."""
         return (images - self.mean) / self.std
 
 
@@ -43,12 +43,12 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
 
     Args:
         config: The composed config.
-        folder: Receives ``results.json``, and by network ``confusion-<network>.csv`` and ``.png``.
+        folder: Receives ``results.json``, and ``confusion-<network>.csv`` and ``.png`` for each network.
 
     Raises:
-        FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network that doesn't fit the data, such as one that doesn't know their classes, an
-            unknown corruption or severity.
+        FileNotFoundError: If a checkpoint or a folder of images doesn't exist.
+        ValueError: If a network doesn't fit the data, for instance because it doesn't know their classes, or a
+            corruption or severity is unknown.
     """
     names = list(CORRUPTIONS) if config.corruptions == ["all"] else config.corruptions
     if unknown := set(names) - set(CORRUPTIONS):
@@ -78,7 +78,7 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
 
 
 def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -> dict[str, float]:
-    """Return images per second, the median over rounds in which the networks take turns, each with its images."""
+    """Return images per second: the median over rounds in which the networks alternate, each with its images."""
     calls = {name: partial(model, images[name]) for name, model in models.items()}
     with torch.inference_mode():
         times = timing.interleaved(calls, rounds, next(iter(images.values())).device.type)
@@ -86,7 +86,7 @@ def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -
 
 
 def _named(paths: list[Path]) -> dict[str, Path]:
-    """Name checkpoints by their folder, dcn-train's variant, or by their path where that is ambiguous."""
+    """Name checkpoints by their folder, dcn-train's variant, or by their path if that is ambiguous."""
     folders = [path.parent.name or path.stem for path in paths]
     names = folders if len(set(folders)) == len(paths) else [str(path) for path in paths]
     if len(set(names)) < len(names):
@@ -101,7 +101,7 @@ def _prepared(model: nn.Module, config: Evaluate) -> Any:
 
 @torch.inference_mode()
 def _accuracy(call: Any, subject: Subject, labels: Tensor, device: torch.device, path: str) -> Result:
-    """Evaluate one network, whose output ``labels[c]`` stands for class c of the data."""
+    """Evaluate one network, whose output ``labels[c]`` is the score of class c of the data."""
     outputs = subject.model.num_classes
     confusion = MulticlassConfusionMatrix(outputs)
     top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")

@@ -13,7 +13,7 @@ DPI = 160
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, drawing into files."""
+    """Return matplotlib's pyplot, which draws into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,7 +23,7 @@ def pyplot() -> Any:
 
 
 def picture(image: Tensor) -> np.ndarray:
-    """Turn a normalised image [C, H, W] into [H, W, 3] of [0, 1]: its least value black, its largest white."""
+    """Convert a normalised image [C, H, W] to [H, W, 3] in [0, 1]: its smallest value is black, its largest white."""
     low, high = image.amin(), image.amax()
     scaled = ((image - low) / (high - low).clamp(min=1e-6)).cpu()
     scaled = scaled if scaled.shape[0] == 3 else scaled.mean(0, keepdim=True).expand(3, -1, -1)
@@ -31,9 +31,9 @@ def picture(image: Tensor) -> np.ndarray:
 
 
 def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
-    """Draw figure 6 of the DCNv1 paper: for chosen outputs (a cross), every sample that reaches them.
+    """Draw figure 6 of the DCNv1 paper: chosen outputs (crosses) with all samples that reach them.
 
-    One row per output, one column per image; the opacity of a sample is the product of the masks on its way.
+    There is one row per output, one column per image. A sample's opacity is the product of the masks on its path.
     """
     plt = pyplot()
     height, width = images.shape[-2:]
@@ -51,7 +51,7 @@ def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
             area = 28.0 if count <= 9 else 10.0 if count <= 81 else 3.0
             axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, linewidths=0)
             axis.scatter([x], [y], s=55, c="lime", marker="+", linewidths=1.6)
-            # Samples beyond the image read zeros; those just beyond it are shown.
+            # Samples outside the image read zeros; those close to it are shown.
             margin_y, margin_x = height / 8, width / 8
             axis.set(xlim=(-margin_x, width + margin_x), ylim=(height + margin_y, -margin_y), xticks=[], yticks=[])
             axis.set_facecolor("0.25")
@@ -63,7 +63,7 @@ def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
 
 
 def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:
-    """Draw the distribution of the offsets' lengths, a violin per layer."""
+    """Draw the distribution of the offsets' lengths, one violin per layer."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(1.5 + 0.75 * len(rows), 3.2))
     at = range(len(rows))
@@ -81,7 +81,7 @@ def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: P
 
 
 def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
-    """Draw the mean length of the offsets over the epochs, a line per layer from the first to the last."""
+    """Draw the mean length of the offsets over the epochs, one line per layer from the first to the last."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.2, 3.4))
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(history)))
@@ -101,9 +101,9 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
     """Draw effective receptive fields.
 
     Args:
-        rows: By network, by stage, [H, W]; each is drawn relative to its own maximum, by its square root, so that
-            what is a hundredth as strong still shows.
-        notes: By network, by stage, what stands below.
+        rows: [H, W] by network and stage. Each is drawn relative to its own maximum, as its square root, so that a
+            hundredth of the maximum is still visible.
+        notes: Text below each field, by network and stage.
         path: The PNG.
     """
     plt = pyplot()
@@ -126,7 +126,7 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
 
 
 def confusion(counts: Tensor, title: str, path: Path) -> None:
-    """Draw a confusion matrix [classes, classes], each row as shares; numbers where they fit."""
+    """Draw a confusion matrix [classes, classes], each row as shares, with numbers if they fit."""
     plt = pyplot()
     classes = len(counts)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)

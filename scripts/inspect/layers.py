@@ -1,4 +1,4 @@
-"""The deformable layers of a network, and a look at what they read."""
+"""The deformable layers of a network, and their inputs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from dcn_ops import DeformConv2d
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return the input of a layer from what a hook gets, however the layer was called."""
+    """Return the input of a layer from a hook's arguments, for positional and keyword calls."""
     return args[0] if args else kwargs["input"]
 
 

@@ -1,6 +1,6 @@
-"""How far a network's offsets move its samples: statistics per layer, and over the epochs of a training.
+"""Statistics of a network's offsets, per layer and over the epochs of a training.
 
-``log_epoch`` is what a training calls once an epoch; it appends to ``offsets.csv``, which ``dcn-visualize`` draws.
+A training calls ``log_epoch`` once per epoch; it appends to ``offsets.csv``, which ``dcn-visualize`` draws.
 """
 
 import csv
@@ -32,7 +32,7 @@ class LayerOffsets:
     median: float
     p95: float
     max: float
-    outside: float  # share of the samples whose position lies beyond the map, and reads zeros
+    outside: float  # share of the samples outside the map, which read zeros
     mask: float | None  # mean mask, None in DCNv1
     mask_deviation: float | None
 
@@ -42,11 +42,11 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[LayerOffs
     """Measure the offsets of every deformable layer.
 
     Args:
-        model: Put into eval mode for the time of the call.
+        model: It is in eval mode during the call.
         batches: Images [N, C, H, W], on the device of the model.
 
     Returns:
-        A row per layer, in the order of execution, and by layer the lengths of up to 100,000 offsets.
+        A row per layer, in the order of execution, and the lengths of up to 100,000 offsets by layer.
     """
     lengths: dict[str, list[Tensor]] = {}
     masks: dict[str, list[Tensor]] = {}
@@ -60,7 +60,7 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[LayerOffs
             masks.setdefault(name, []).append(mask.float().flatten().cpu())
         positions = layer.sampling_positions(input)  # [N, G, K, 2, Ho, Wo]
         size = positions.new_tensor(input.shape[-2:]).view(2, 1, 1)
-        # Further out than a pixel beyond the border no corner of the bilinear sample lies in the map.
+        # More than a pixel outside the border, no corner of the bilinear sample is in the map.
         away = ((positions <= -1) | (positions >= size)).any(3)
         outside.setdefault(name, []).append(away.float().mean().item())
 
@@ -82,9 +82,9 @@ def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWri
 
     Args:
         model: The network, not its compiled wrapper.
-        images: A batch [N, C, H, W] on its device, the same at every epoch.
-        folder: Of the training.
-        board: Receives a histogram and the mean for each layer; None for no TensorBoard.
+        images: A batch [N, C, H, W] on its device, the same in every epoch.
+        folder: The folder of the training.
+        board: Receives a histogram and the mean for each layer; None without TensorBoard.
         epoch: Number of the epoch.
     """
     rows, lengths = measure(model, [images])
@@ -96,13 +96,13 @@ def log_epoch(model: nn.Module, images: Tensor, folder: Path, board: "SummaryWri
         return
     for row in rows:
         finite = lengths[row.layer][lengths[row.layer].isfinite()]
-        if len(finite):  # of none, as after a divergence, there is no histogram
+        if len(finite):  # without finite values, as after a divergence, there is no histogram
             board.add_histogram(f"offsets/{row.layer}", finite, epoch)
         board.add_scalar(f"offset_mean/{row.layer}", row.mean, epoch)
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """Return, by layer, (epoch, mean, p95) of ``folder/offsets.csv``; empty where there is no such file."""
+    """Return (epoch, mean, p95) of ``folder/offsets.csv`` by layer; empty if the file doesn't exist."""
     path = folder / FILE
     found: dict[str, list[tuple[int, float, float]]] = {}
     if path.exists():

@@ -15,17 +15,17 @@ from .layers import deformable_layers
 def effective_fields(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the mean absolute gradient of the central output with respect to each pixel, by stage.
 
-    The gradient is that of the sum over the channels of the central position of a map, in eval mode.
+    The gradient is that of the channel sum at the central position of a map, in eval mode.
 
     Args:
         model: A timm network with ``feature_info``.
         images: [N, C, H, W].
 
     Returns:
-        By module of a stage, [H, W], summed over the image's channels and averaged over images, its sum 1.
+        [H, W] by module of a stage: the sum over the image's channels, averaged over images, scaled to the sum 1.
 
     Raises:
-        ValueError: For a network that names no feature maps [N, C, H, W].
+        ValueError: If the network names no feature maps [N, C, H, W].
     """
     kept: dict[str, Tensor] = {}
 
@@ -61,7 +61,7 @@ def spread(field: Tensor) -> float:
 
 
 def side_of_half(field: Tensor) -> int:
-    """Return the side of the smallest square about its centre of mass that holds half of the field [H, W]."""
+    """Return the side of the smallest square around its centre of mass that holds half of the field [H, W]."""
     (centre_y, centre_x), y, x = _centre(field)
     away = torch.maximum((y - centre_y.round()).abs()[:, None], (x - centre_x.round()).abs())
     radius = next(r for r in range(max(field.shape) + 1) if field[away <= r].sum() >= 0.5)
@@ -75,9 +75,9 @@ def _centre(field: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
 
 @contextmanager
 def without_offsets(model: nn.Module) -> Iterator[None]:
-    """Let every deformable layer sample its regular grid, with masks of 1, inside the context."""
+    """Make every deformable layer sample its regular grid with masks of 1, inside the context."""
     layers = deformable_layers(model).values()
-    # The filters of a separable predictor may stay: zeros in its second convolution are enough.
+    # The depthwise filters of a separable predictor need no change: zeros in its second convolution are enough.
     predictors = [p for layer in layers for p in (layer.offset_weight, layer.offset_bias) if p is not None]
     kept = [(parameter, parameter.detach().clone()) for parameter in predictors]
     try:

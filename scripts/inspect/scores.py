@@ -1,4 +1,4 @@
-"""What dcn-evaluate found: its numbers, tables and files."""
+"""The results of dcn-evaluate: numbers, tables and files."""
 
 import csv
 import json
@@ -16,14 +16,14 @@ from . import figures
 
 @dataclass(kw_only=True)
 class Result:
-    """What was measured of one checkpoint; accuracies in percent."""
+    """The measurements of one checkpoint; accuracies in percent."""
 
     checkpoint: str
     parameters: int
     top1: float
     top5: float
-    classes: tuple[str, ...] | None  # of the rows and columns, where the checkpoint has their names
-    confusion: list[list[int]]  # rows: the class of the image, columns: the answer
+    classes: tuple[str, ...] | None  # names of rows and columns, if the checkpoint has them
+    confusion: list[list[int]]  # rows: the class of the image, columns: the predicted class
     images_per_second: float = 0.0
     corruptions: dict[str, list[float]] = field(default_factory=dict)  # top-1 by severity
 
@@ -77,6 +77,6 @@ def show(results: dict[str, Result], data: str, severities: list[int], batch: in
 
 
 def worst_class(confusion: list[list[int]]) -> tuple[int, float]:
-    """Return the class with the least recall among those that occur, and the recall in percent."""
+    """Return the class with the smallest recall among those that occur, and the recall in percent."""
     recalls = {i: 100 * row[i] / sum(row) for i, row in enumerate(confusion) if sum(row)}
     return min(recalls.items(), key=lambda item: item[1])

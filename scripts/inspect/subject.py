@@ -1,4 +1,4 @@
-"""A network to look at, and the images that it was made for: its size, its normalisation, its classes."""
+"""A network to inspect, and the images for it: size, normalisation, classes."""
 
 import difflib
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from ..storage import checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network in eval mode, with the images to evaluate as it was trained on them."""
+    """A network in eval mode, and the evaluation images with the preprocessing of its training."""
 
-    name: str  # what errors call it
+    name: str  # for error messages
     model: Any
     data: Data
     loader: Loader
-    transform: dict[str, Any]  # mean, std and the like, by timm's names
-    answers: tuple[str, ...] | None  # the names of its outputs, where they are known
+    transform: dict[str, Any]  # mean, std and the like, with timm's names
+    answers: tuple[str, ...] | None  # the names of its outputs, if known
     classes: tuple[str, ...] | None  # those of the data, which may be fewer, or in another order
 
     def labels(self) -> Tensor:
-        """Return [classes of the data] which output stands for each class: by name, or else by number.
+        """Return [classes of the data]: the output for each class, matched by name, or else by number.
 
         Raises:
-            ValueError: For classes that the network doesn't know.
+            ValueError: If the network doesn't know a class.
         """
         if self.answers and self.classes:
             if unknown := [c for c in self.classes if c not in self.answers]:
@@ -56,7 +56,7 @@ def existing(path: str) -> Path:
     """Return the path of a checkpoint.
 
     Raises:
-        FileNotFoundError: Where there is none; the message names those nearby.
+        FileNotFoundError: If it doesn't exist; the message names checkpoints under runs/.
     """
     if Path(path).is_file():
         return Path(path)
@@ -65,18 +65,18 @@ def existing(path: str) -> Path:
 
 
 def of_checkpoint(path: Path, name: str, config: Any, device: torch.device, seed: int) -> Subject:
-    """Load a checkpoint, and the evaluation split as its images were in training.
+    """Load a checkpoint, and the evaluation split with the preprocessing of its training.
 
     Args:
-        path: Of the checkpoint.
-        name: What errors call it.
+        path: Path of the checkpoint.
+        name: Name for error messages.
         config: An ``InspectedData``.
-        device: Of the network.
-        seed: Of the data.
+        device: Device of the network.
+        seed: Seed of the data.
 
     Raises:
-        FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network whose images have other channels, or whose weights are not finite.
+        FileNotFoundError: If the checkpoint or a folder of images doesn't exist.
+        ValueError: If the images have another number of channels than the network's, or weights are not finite.
     """
     recipe, model = checkpoint.read_recipe(path), checkpoint.load(path, device)
     if broken := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
@@ -91,8 +91,8 @@ def of_timm(name: str, pretrained: bool, config: Any, seed: int) -> Subject:
     """Build a network by its name, and load the evaluation split at its size.
 
     Raises:
-        FileNotFoundError: For a folder of images that is not there.
-        ValueError: For a name that timm doesn't have, or a network that doesn't fit the data.
+        FileNotFoundError: If a folder of images doesn't exist.
+        ValueError: If timm doesn't have the name, or the network doesn't fit the data.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
@@ -105,7 +105,7 @@ def of_timm(name: str, pretrained: bool, config: Any, seed: int) -> Subject:
 
 
 def complete(config: Any, channels: int | None, size: int | None) -> Data:
-    """Return an ``InspectedData`` as ``Data``, with these channels and this size where it leaves them open."""
+    """Return an ``InspectedData`` as ``Data``, with these channels and this size if it doesn't set them."""
     digits = config.name in DISTORTIONS
     chosen = {
         "in_chans": config.in_chans or channels or (1 if digits else 3),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import zoo  # noqa: F401  (registers resnet50_dcn and its like with timm)
+import zoo  # noqa: F401  (registers resnet50_dcn and the other presets with timm)
 
 from ..config.schema import Visualize
 from ..storage import checkpoint
@@ -22,18 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: Visualize, folder: Path) -> dict[str, Path]:
-    """Draw what there is to draw of a network.
+    """Draw all pictures of a network.
 
     Args:
         config: The composed config.
         folder: Receives the PNGs, ``offsets.json`` and ``receptive.json``.
 
     Returns:
-        The pictures by name: "sampling", "offsets" and "history" of a converted network, "receptive" of any.
+        The pictures by name: "sampling", "offsets" and "history" for a converted network, "receptive" for any.
 
     Raises:
-        FileNotFoundError: For a checkpoint or a folder of images that is not there.
-        ValueError: For a network without name, an unknown one, one that doesn't fit the data, or an unknown layer.
+        FileNotFoundError: If a checkpoint or a folder of images doesn't exist.
+        ValueError: If no network is named, it is unknown, it doesn't fit the data, or the layer is unknown.
     """
     if config.levels < 1:
         raise ValueError(f"expected one level or more, got {config.levels=}")
@@ -103,7 +103,7 @@ def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Pat
 
 
 def _layer_to_follow(found: dict[str, cascade.Samples], rows: int = 4) -> str:
-    """Return the last layer whose output map is large enough to choose outputs of; else the first layer."""
+    """Return the last layer whose output map is large enough to choose outputs from; else the first layer."""
     large = [name for name, samples in found.items() if min(samples.output_size) >= rows]
     return large[-1] if large else next(iter(found))
 
