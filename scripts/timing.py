@@ -1,4 +1,4 @@
-"""The clock of everything that is compared: calls take turns, and medians count."""
+"""The one clock for all comparisons: calls alternate, and the median counts."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import torch
 
 
 class Time(NamedTuple):
-    """Milliseconds a call."""
+    """Milliseconds per call."""
 
     median: float
     quartiles: tuple[float, float]
@@ -18,21 +18,21 @@ class Time(NamedTuple):
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seconds: float = 0.0
 ) -> dict[str, Time]:
-    """Time calls in turns, after one round to warm up.
+    """Time calls alternately, after one warm-up round.
 
     Args:
-        calls: By name.
-        rounds: Turns of each; the quartiles want 2 or more.
-        device: Kind of the device, which is waited for.
-        seconds: How long each turn repeats its call, so that short ones are measured as well as long ones; once
-            at least.
+        calls: The calls, by name.
+        rounds: Rounds; the quartiles need 2 or more.
+        device: Kind of the device, which is synchronised.
+        seconds: How long each round repeats a call, at least once, so that short calls are measured as precisely as
+            long ones.
     """
     once = {name: _time(call, 1, device) for name, call in calls.items()}
     repeats = {name: max(1, round(seconds / max(value, 1e-9))) for name, value in once.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds + 1):
         for name, call in calls.items():
-            # The threads of the one before may still spin, and the caches are its.
+            # The threads of the previous call may still spin, and the caches hold its data.
             time.sleep(0.01)
             if once[name] < 0.1:
                 call()

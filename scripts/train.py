@@ -1,4 +1,4 @@
-"""dcn-train: fine-tune a timm backbone with deformable convolutions, beside the plain one."""
+"""dcn-train: fine-tune a timm backbone with deformable convolutions, and the plain one for comparison."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def _main(config: DictConfig) -> None:
         signum = stopped.signum if isinstance(stopped, Stopped) else 2
         _exit(f"{str(stopped) or 'interrupted'}; the same command with resume=auto goes on", 128 + signum)
     except (ValueError, OSError, FloatingPointError) as error:
-        # A sweep goes on to its own report, and a developer wants the stack.
+        # A sweep continues to its own report, and a developer needs the stack.
         if sweep or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         _exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), 1)
@@ -51,7 +51,7 @@ def main() -> None:
         if {"-m", "--multirun"} & set(sys.argv):
             sys.exit("error: a sweep starts its own runs; launch one run with accelerate or torchrun, without -m")
         if _rank():
-            # The first process makes the folder, logs and prints.
+            # Only the first process makes the folder, logs and prints.
             sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
     _main()
     if torch.distributed.is_initialized():

@@ -23,7 +23,7 @@ def pyplot() -> Any:
 
 
 def picture(image: Tensor) -> np.ndarray:
-    """Convert a normalised image [C, H, W] to [H, W, 3] in [0, 1]: its smallest value is black, its largest white."""
+    """Convert a normalised image [C, H, W] to [H, W, 3] in [0, 1]: its smallest value black, its largest white."""
     low, high = image.amin(), image.amax()
     scaled = ((image - low) / (high - low).clamp(min=1e-6)).cpu()
     scaled = scaled if scaled.shape[0] == 3 else scaled.mean(0, keepdim=True).expand(3, -1, -1)

@@ -1,1 +1,1 @@
-"""What is written: whole files, checkpoints, tables."""
+"""Output files: files that are complete or absent, checkpoints, tables."""

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors whose header holds the recipe that rebuilds the model. No pickle."""
+"""Checkpoints: safetensors files whose header holds the recipe that rebuilds the model. No pickle."""
 
 import dataclasses
 import inspect
@@ -26,7 +26,7 @@ Recipe = dict[str, Any]
 _KEYS = {"create_model", "dcn", "pretrained_cfg"}
 _CFG = {"mean", "std", "input_size", "interpolation", "crop_pct", "label_names"}
 _DCN = {field.name for field in dataclasses.fields(DCNConfig)} - {"where"}
-# Of create_model itself, which say what is loaded and how, and of zoo's "dcn", whose base is another name.
+# Arguments of create_model that choose what is loaded and how, and of zoo's "dcn", whose base is another name.
 _LOADING = {*inspect.signature(timm.create_model).parameters, "base", "dcn", "deformable"} - {
     "model_name",
     "kwargs",
@@ -34,10 +34,10 @@ _LOADING = {*inspect.signature(timm.create_model).parameters, "base", "dcn", "de
 
 
 def check_recipe(recipe: Any) -> Recipe:
-    """Return a recipe that says how to build a network of timm's registry, and nothing to load.
+    """Return a recipe that only builds a network of timm's registry and loads nothing.
 
     Raises:
-        ValueError: For any other, such as one that names a file, a folder or a repository.
+        ValueError: If it doesn't, for instance because it names a file, a folder or a repository.
     """
     if not isinstance(recipe, dict) or not {"create_model", "dcn"} <= set(recipe) <= _KEYS:
         raise ValueError(f"expected a recipe of {', '.join(sorted(_KEYS))}, got {str(recipe)[:200]}")
@@ -59,16 +59,16 @@ def check_recipe(recipe: Any) -> Recipe:
 
 
 def build(recipe: Recipe, *, pretrained: bool = False, start: Path | None = None) -> nn.Module:
-    """Create the network of a recipe, converted if it says so.
+    """Create the network of a recipe, converted if the recipe says so.
 
     Args:
-        recipe: As ``save`` writes it.
+        recipe: As written by ``save``.
         pretrained: Load timm's weights, before the conversion.
-        start: A file of weights to start from, a plain network's or a converted one's.
+        start: A file of initial weights, of a plain or a converted network.
 
     Raises:
-        FileNotFoundError: For a file of weights that is not there.
-        ValueError: For a recipe that ``check_recipe`` refuses or timm can't build, and for other weights.
+        FileNotFoundError: If the file of weights doesn't exist.
+        ValueError: If ``check_recipe`` refuses the recipe, timm can't build it, or the weights don't fit.
     """
     arguments = check_recipe(recipe)["create_model"]
     state = None if start is None else weights.read(start)
@@ -86,13 +86,13 @@ def build(recipe: Recipe, *, pretrained: bool = False, start: Path | None = None
 
 
 def save(model: nn.Module, recipe: Recipe, path: Path) -> None:
-    """Write weights and recipe; a failure midway, such as a full disk, leaves an existing file whole."""
+    """Write weights and recipe. A failure midway, such as a full disk, leaves an existing file intact."""
     save_weights(model.state_dict(), recipe, path)
 
 
 def save_weights(state: dict[str, Tensor], recipe: Recipe, path: Path) -> None:
     """Write a state_dict and the recipe, as ``save`` does."""
-    # Contiguous, and each tensor in memory of its own: what the format asks for.
+    # The format requires contiguous tensors, each in its own memory.
     copies = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
     atomically(path, lambda temporary: save_file(copies, temporary, metadata={"recipe": json.dumps(recipe)}))
 
@@ -101,8 +101,8 @@ def read_recipe(path: Path | str) -> Recipe:
     """Return the recipe of a checkpoint.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
-        ValueError: For a damaged file, and one without a recipe or with one that ``check_recipe`` refuses.
+        FileNotFoundError: If the file doesn't exist.
+        ValueError: If the file is damaged, has no recipe, or ``check_recipe`` refuses the recipe.
     """
     with _opened(path) as file:
         return _recipe_of(file, path)
@@ -111,13 +111,13 @@ def read_recipe(path: Path | str) -> Recipe:
 def load(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
     """Rebuild the network of a checkpoint, in eval mode.
 
-    Its ``pretrained_cfg``, which ``timm.data.resolve_model_data_config`` reads, says how its images were normalised
-    and resized in training, and ``label_names``, where they are known. The header chooses nothing to load: it may
-    name networks of timm's registry and their arguments alone.
+    Its ``pretrained_cfg``, which ``timm.data.resolve_model_data_config`` reads, has the normalisation and resizing
+    of the images in training, and ``label_names`` if they are known. The header can't choose a file to load: it may
+    only name networks of timm's registry and their arguments.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
-        ValueError: As ``read_recipe``, and for weights that are not those of the recipe.
+        FileNotFoundError: If the file doesn't exist.
+        ValueError: As in ``read_recipe``, or if the weights don't fit the recipe.
     """
     with _opened(path, str(device)) as file:
         recipe = _recipe_of(file, path)
@@ -128,7 +128,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights are not those of its recipe: {error}") from error
     if cfg := recipe.get("pretrained_cfg"):
-        # JSON has no tuples, and timm means none but tuples by mean, std and input_size.
+        # JSON has no tuples, but timm expects tuples for mean, std and input_size.
         cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **cfg}
     return model.to(device).eval()

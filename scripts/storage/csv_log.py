@@ -1,4 +1,4 @@
-"""CSV files that grow by a row an epoch."""
+"""CSV files that get rows in every epoch."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -18,9 +18,9 @@ def append(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def drop_from(path: Path, epoch: int) -> None:
-    """Drop the rows of this epoch and later ones: a run that goes on comes by an epoch twice."""
+    """Drop the rows of this epoch and later ones: a resumed run writes them again."""
     if path.exists():
         with path.open(newline="") as file:
-            # Of a process that was killed while it wrote a row, half of it may be there.
+            # A process that was killed while writing may have left half a row.
             rows = [row for row in csv.DictReader(file) if row["epoch"].isdecimal() and int(row["epoch"]) < epoch]
         atomically(path, lambda temporary: append(temporary, rows))

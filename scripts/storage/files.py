@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one run at a time writes into."""
+"""Files that are complete or absent, and folders in which only one run at a time writes."""
 
 import errno
 import json
@@ -15,26 +15,26 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
-# What file systems answer that have no fsync.
+# The errors of file systems that have no fsync.
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 _LOCK, _HOLDER, _TEMPORARY = ".lock", ".lock.json", ".tmp"
 _OURS = re.compile(rf".+\.(safetensors|pt|json|csv|png)\.[0-9a-f]{{8}}{re.escape(_TEMPORARY)}")
-PATIENCE = 10.0  # seconds; the workers of a run that was killed hold its lock until they notice
+PATIENCE = 10.0  # seconds; the workers of a killed run hold its lock until they notice
 
 
 def atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace a file by what ``write`` writes, once that is on the disk; until then the old one stays.
+    """Replace a file with the output of ``write``, once it is on the disk; until then the old file stays.
 
     Raises:
-        Exception: What ``write`` raises, with a note that names the file.
+        Exception: The exception of ``write``, with a note that names the file.
     """
-    # Of one's own: whoever else writes this file must not write, rename or delete this one.
+    # A unique name: another process that writes the same file must not write, rename or delete this temporary file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # safetensors creates files for their owner alone
+        temporary.chmod(mode)  # safetensors creates files that only their owner may read
         _sync(temporary)
         temporary.replace(path)
     except Exception as error:
@@ -42,7 +42,7 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    # For the name to survive a power failure. Not every system opens a folder or syncs one.
+    # So that the name survives a power failure. Not every system can open or sync a folder.
     with suppress(OSError):
         _fsync(path.parent, os.O_RDONLY)
 
@@ -65,12 +65,12 @@ def _fsync(path: Path, flags: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the system lets go of it however this process ends.
+    """Lock a folder against other runs; the system releases it when this process ends, in any way.
 
-    Temporary files of a run that was killed are deleted.
+    Temporary files of a killed run are deleted.
 
     Raises:
-        ValueError: Where another run is in the folder; the message names it.
+        ValueError: If another run has locked the folder; the message names the run.
     """
     lock, holder = FileLock(folder / _LOCK, timeout=PATIENCE), folder / _HOLDER
     try:
@@ -85,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
         started = datetime.now().isoformat(timespec="seconds")
         holder.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}))
         for left in (*folder.glob(f"*{_TEMPORARY}"), *folder.glob(f"*/*{_TEMPORARY}")):
-            if _OURS.fullmatch(left.name):  # the folder may hold files of the user's
+            if _OURS.fullmatch(left.name):  # the folder may contain the user's files
                 left.unlink(missing_ok=True)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Generated parts of Markdown files: what stands between ``<!-- block -->`` and ``<!-- /block -->``."""
+"""Generated parts of Markdown files, between ``<!-- block -->`` and ``<!-- /block -->``."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -6,24 +6,24 @@ from pathlib import Path
 
 
 def replace_block(path: Path, block: str, content: str) -> None:
-    """Put ``content`` between the marks of a block.
+    """Write ``content`` between the marks of a block.
 
     Raises:
-        FileNotFoundError: As ``around_block``.
-        PermissionError: As ``around_block``.
-        ValueError: As ``around_block``.
+        FileNotFoundError: As in ``around_block``.
+        PermissionError: As in ``around_block``.
+        ValueError: As in ``around_block``.
     """
     head, tail = around_block(path, block)
     path.write_text(f"{head}\n{content}\n{tail}")
 
 
 def around_block(path: Path, block: str) -> tuple[str, str]:
-    """Return what stands before and after the content of a block, the marks included.
+    """Return the text before and after the content of a block, with the marks.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
-        PermissionError: For a file that can't be written to.
-        ValueError: For a file without these marks.
+        FileNotFoundError: If the file doesn't exist.
+        PermissionError: If the file can't be written to.
+        ValueError: If the file doesn't have these marks.
     """
     start, end = f"<!-- {block} -->", f"<!-- /{block} -->"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a number needs beside it: command, commit, machine and versions."""
+"""The provenance of a number: command, commit, machine and versions."""
 
 import importlib.metadata
 import platform
@@ -11,7 +11,7 @@ import torch
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Return what a number of this command needs beside it."""
+    """Return the provenance of this command's numbers."""
     cpu = [line for line in _said("lscpu").splitlines() if line.startswith(("Model name", "CPU(s)", "L3"))]
     packages = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
     return {
@@ -25,7 +25,7 @@ def provenance(command: str) -> dict[str, Any]:
 
 
 def _said(*command: str) -> str:
-    """Return what a command of the system prints, nothing where there is no such command."""
+    """Return the output of a system command, or nothing if the command doesn't exist."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent

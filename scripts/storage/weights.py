@@ -1,4 +1,4 @@
-"""Weights to start a training from: a file of timm's or torchvision's, or a checkpoint of dcn-train."""
+"""Initial weights of a training: a file of timm or torchvision, or a checkpoint of dcn-train."""
 
 import logging
 from pathlib import Path
@@ -12,11 +12,11 @@ _log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the weights of a safetensors file, or of one of ``torch.save`` that holds nothing but tensors.
+    """Return the weights of a safetensors file, or of a ``torch.save`` file that holds only tensors.
 
     Raises:
-        FileNotFoundError: Where there is no such file.
-        ValueError: For a file that can't be read.
+        FileNotFoundError: If the file doesn't exist.
+        ValueError: If the file can't be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of weights, got model.checkpoint_path={path}")
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Tensor]:
         state: Any = load_state_dict(str(path), weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"model.checkpoint_path={path} is damaged or no safetensors file: {error}") from error
-    except Exception as error:  # whatever torch says of a file that is no archive, or holds more than tensors
+    except Exception as error:  # torch may raise anything if a file is no archive or holds more than tensors
         raise ValueError(f"model.checkpoint_path={path} holds more than weights, or is damaged: {error}") from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"expected a state_dict in model.checkpoint_path={path}, got {list(state)[:5]}")
@@ -32,15 +32,15 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def converted(state: dict[str, Tensor]) -> bool:
-    """Say whether weights are those of a network with deformable layers."""
+    """Tell whether weights belong to a network with deformable layers."""
     return any(key.endswith("offset_weight") for key in state)
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load all weights but those of a classifier for other classes, which starts anew as with timm's own weights.
+    """Load all weights except a classifier's for other classes, which starts anew as with timm's own weights.
 
     Raises:
-        ValueError: For weights of another network.
+        ValueError: If the weights belong to another network.
     """
     own, heads = model.state_dict(), _classifiers(model)
     anew = {head for head in heads if _shape(state, head) != _shape(own, head)}
@@ -57,7 +57,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
             "set model.name, model.kwargs and dcn as in its training, and variants=[dcn] if it is converted"
         )
     if anew:
-        _log.info("%s: a classifier of other classes, which starts anew: %s", origin, ", ".join(sorted(anew)))
+        _log.info("%s: the classifier has other classes, so it starts anew: %s", origin, ", ".join(sorted(anew)))
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""What a network is trained for: loss and metrics."""
+"""The training's task: loss and metrics."""

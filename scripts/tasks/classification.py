@@ -18,7 +18,7 @@ class Classification:
 
     Args:
         config: Label smoothing, mixup and cutmix.
-        num_classes: Number of the classes, which is that of the network's outputs.
+        num_classes: Number of the classes, equal to the number of the network's outputs.
     """
 
     best = "top1"
@@ -26,7 +26,7 @@ class Classification:
     def __init__(self, config: Optim, num_classes: int) -> None:
         self.num_classes = num_classes
         self.label_smoothing, self.mixup = config.label_smoothing, None
-        if config.mixup or config.cutmix:  # which smooths the labels itself
+        if config.mixup or config.cutmix:  # Mixup smooths the labels itself
             smoothing, self.label_smoothing = config.label_smoothing, 0.0
             self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=smoothing, num_classes=num_classes)
 
@@ -35,7 +35,7 @@ class Classification:
         return {"num_classes": self.num_classes}
 
     def check(self, output: object, images: int) -> str | None:
-        """Expect a score for each class."""
+        """Expect one score per class."""
         shape = getattr(output, "shape", None)
         if shape == (images, self.num_classes):
             return None
@@ -43,7 +43,7 @@ class Classification:
         return f"a score for each of the {self.num_classes} classes, got an output of {found}"
 
     def prepare(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix images [N, C, H, W] and their labels [N], which then are shares [N, classes]."""
+        """Mix images [N, C, H, W] and their labels [N], which become shares [N, classes]."""
         return self.mixup(images, targets) if self.mixup else (images, targets)
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Classification:
         return {"top-1": f"{metrics['top1']:.2f} %"}
 
     def evaluation(self, device: torch.device) -> "Scores":
-        """Return metrics that have seen nothing yet."""
+        """Return empty metrics."""
         return Scores(self.num_classes, device)
 
 
@@ -63,13 +63,13 @@ class Scores:
     """The mean cross-entropy, and the top-1 accuracy in percent."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        # They get the batches of all processes already. By default the mean leaves out NaN.
+        # Batches already contain those of all processes. By default the mean ignores NaN.
         self._loss = MeanMetric(nan_strategy="disable", sync_on_compute=False).set_dtype(torch.float64).to(device)
         self._top1 = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False).to(device)
 
     def update(self, output: Tensor, targets: Tensor) -> None:
-        """Take logits [N, classes] and labels [N]."""
-        # One by one: "disable" ignores weights.
+        """Add logits [N, classes] and labels [N]."""
+        # One value per image, because "disable" ignores weights.
         self._loss.update(F.cross_entropy(output, targets, reduction="none"))
         self._top1.update(output, targets)
 
@@ -79,5 +79,5 @@ class Scores:
 
 
 def percent(share: Tensor) -> float:
-    """Return a share of torchmetrics in percent; further digits than these are those of its float32."""
+    """Convert a share of torchmetrics to percent; float32 has no more digits than these."""
     return round(100 * share.item(), 5)

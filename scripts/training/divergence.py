@@ -1,4 +1,4 @@
-"""What a training that diverges is told: by losses and weights that are not finite, by offsets that are far."""
+"""Errors and warnings of a diverging training: losses and weights that are not finite, and far offsets."""
 
 import logging
 import math
@@ -13,18 +13,18 @@ from torch.distributed.tensor import DTensor
 from ..config.schema import Train
 
 _log = logging.getLogger(__name__)
-FAR = 50.0  # pixels; trained layers stay far below, and detectron2's users report divergence above
+FAR = 50.0  # pixels; trained layers stay far below, and detectron2's users report divergence above it
 
 
 def check_losses(losses: Iterable[float], epoch: int, first: int, config: Train, state: Path) -> None:
-    """Raise ``FloatingPointError`` where a loss of the steps from ``first`` on is not finite."""
+    """Raise ``FloatingPointError`` if a loss of the steps from ``first`` on is not finite."""
     for step, loss in enumerate(losses, first):
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at epoch {epoch}, step {step}: {_mend(config, state)}")
 
 
 def check_weights(model: nn.Module, accelerator: Accelerator, where: str, config: Train, state: Path) -> None:
-    """Raise ``FloatingPointError`` in every process where a weight is not finite; all processes call this."""
+    """Raise ``FloatingPointError`` in every process if a weight is not finite; all processes call this."""
     parameters = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
     broken = torch.stack([~p.detach().isfinite().all() for p in parameters]).any().float()
     if accelerator.reduce(broken, "sum").item():
@@ -37,7 +37,7 @@ def _mend(config: Train, state: Path) -> str:
 
 
 def warn_far(names: Iterable[str], before: list[float], now: list[float], where: str, scale: float) -> None:
-    """Warn where a layer's mean |offset| begins to be far."""
+    """Warn when a layer's mean |offset| first exceeds ``FAR``."""
     for name, old, new in zip(names, before or [0.0] * len(now), now, strict=True):
         if new > FAR >= old:
             _log.warning(
@@ -48,7 +48,7 @@ def warn_far(names: Iterable[str], before: list[float], now: list[float], where:
 
 
 def still_layers(state: dict[str, Tensor]) -> list[str]:
-    """Return the deformable layers whose offsets are zero whatever the image, as they are before a training."""
+    """Return the deformable layers whose offsets are zero for every image, as before a training."""
     layers = [key.removesuffix(".offset_weight") for key in state if key.endswith(".offset_weight")]
     return [
         name for name in layers if not (state[f"{name}.offset_weight"].any() or state[f"{name}.offset_bias"].any())

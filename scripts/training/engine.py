@@ -1,4 +1,4 @@
-"""One training: accelerate's processes and precision, timm's recipe, and a state saved so that nothing is lost."""
+"""The training loop: accelerate's processes and precision, timm's recipe, and a saved state that loses nothing."""
 
 import logging
 import signal
@@ -41,27 +41,27 @@ def fit(
     resume: bool = False,
     started: Callable[[], None] | None = None,
 ) -> Metrics:
-    """Train ``model``, and return the metrics of the last epoch; its weights then are those that were evaluated.
+    """Train ``model``, and return the metrics of the last epoch; it then has the weights that were evaluated.
 
     Args:
         model: On the CPU or on the device.
         splits: The data.
-        task: What it is trained for.
+        task: What the model is trained for.
         config: The whole config.
-        accelerator: What the processes share.
+        accelerator: Shared by the processes.
         folder: Receives ``last.safetensors``, ``best.safetensors``, ``metrics.csv`` and ``state.pt``.
-        weights: The recipe that the checkpoints hold.
-        resume: Go on from the state in the folder, if there is one.
+        weights: The recipe for the checkpoints.
+        resume: Resume from the state in the folder, if there is one.
         started: Called by the first process before the first step, once a state is read.
 
     Raises:
-        FloatingPointError: When the loss or a weight is not finite; the last state stays.
+        FloatingPointError: If the loss or a weight is not finite; the last state stays.
         Stopped: After SIGTERM or Ctrl-C, with the state saved.
-        ValueError: For a recipe that doesn't fit the network, the data or the number of processes.
+        ValueError: If the recipe doesn't fit the network, the data or the number of processes.
     """
     training = _Training(model, splits, task, config, accelerator, folder, weights)
     try:
-        # The first process alone has the file.
+        # Only the first process has the file.
         if broadcast_object_list([resume and training.path.exists()])[0]:
             training.restore()
         if started is not None and accelerator.is_main_process:
@@ -85,7 +85,7 @@ class _Training:
     ) -> None:
         self.config, self.accelerator, self.folder, self.weights = config, accelerator, folder, weights
         self.model, self.task, self.title, self.path = model, task, folder.name, folder / state.NAME
-        self.probe = torch.empty(0)  # the first images of the evaluation, whose offsets are followed
+        self.probe = torch.empty(0)  # the first evaluation images, for the offset statistics
         self.position, self.saved_at, self.stop = state.Position(), time.monotonic(), StopRequest()
         optimization.check(config.optim, config.data.batch_size, accelerator.num_processes)
         if accelerator.num_processes > 1 and isinstance(splits.train.dataset, IterableDataset):
@@ -94,7 +94,7 @@ class _Training:
                 f"take a folder or hfds/ for {accelerator.num_processes} processes"
             )
 
-        # Of depthwise filters, whose two layouts are one.
+        # From depthwise filters, whose two layouts are the same.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
         self.frozen = optimization.freeze(model, config.optim.freeze)
@@ -109,7 +109,8 @@ class _Training:
         self.called, self.optimizer = accelerator.prepare(called, optimizer)
         self.loader, self.held = accelerator.prepare(splits.train, splits.evaluate)
         self.keys: Any = splits.train.batch_sampler
-        # Reading a value waits for the device: on a GPU several steps are queued before.
+        # Reading a value waits for the device. On a GPU it is read only every few steps, so that steps can be
+        # queued.
         self.look_every = 1 if accelerator.device.type == "cpu" else 10
 
     def run(self) -> Metrics:
@@ -145,7 +146,7 @@ class _Training:
         return evaluated
 
     def restore(self) -> None:
-        """Go on from the saved state."""
+        """Resume from the saved state."""
         ema = None if self.ema is None else self.ema.module
         self.position = state.load(self.path, self.accelerator, self.model, self.optimizer.optimizer, ema)
         if self.position.step == self.position.steps:
@@ -160,7 +161,7 @@ class _Training:
         _log.info("%s: goes on from epoch %d, step %d", self.path, self.position.epoch, self.position.step)
 
     def _train(self, advance: Callable[[], None]) -> None:
-        """Train to the end of the epoch, from where the position is."""
+        """Train from the current position to the end of the epoch."""
         position, losses = self.position, list[Tensor]()
         self.called.train()
         for module in self.frozen:
@@ -218,7 +219,7 @@ class _Training:
         return [parameter for layer in self.net.layers.values() for parameter in layer.predictor_parameters()]
 
     def _look(self, losses: list[Tensor], sizes: Tensor) -> tuple[bool, int]:
-        """Read all processes' losses since the last look; say whether to save, and for which signal to stop."""
+        """Read all processes' losses since the last call; return whether to save, and for which signal to stop."""
         minutes = (time.monotonic() - self.saved_at) / 60
         due = self.accelerator.is_main_process and minutes >= self.config.checkpoint_minutes
         mine = torch.cat([torch.stack(losses), sizes.to(losses[0])])
@@ -245,7 +246,7 @@ class _Training:
         self.saved_at = time.monotonic()
 
     def _keep(self, score: float) -> None:
-        """Write the weights that were evaluated, as the last ones and, if so, as the best."""
+        """Write the evaluated weights as the last ones and, if they are, as the best."""
         found = state.whole(self.model) if self.ema is None else self.ema.module.state_dict()
         names = ["last.safetensors"] + (["best.safetensors"] if score > self.position.best else [])
         if self.accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""What a training writes once an epoch: a row of ``metrics.csv``, and what the trackers of accelerate keep."""
+"""The metrics of each epoch: a row of ``metrics.csv``, and records of accelerate's trackers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from ..config.schema import Train
 from ..storage.csv_log import append, drop_from
 from ..tasks.task import Metrics
 
-PROJECT = "dcn-zoo"  # of trackers that keep projects, not folders
+PROJECT = "dcn-zoo"  # for trackers that have projects instead of folders
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ``ValueError`` for a tracker that accelerate doesn't know, or whose package is not installed."""
+    """Raise ``ValueError`` if accelerate doesn't know a tracker, or the tracker's package is not installed."""
     if unknown := [name for name in names if name not in LOGGER_TYPE_TO_CLASS]:
         raise ValueError(f"expected trackers among {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {unknown[0]!r}")
     there = {str(tracker) for tracker in get_available_trackers()}
@@ -26,13 +26,13 @@ def check_trackers(names: Sequence[str]) -> None:
 class MetricLog:
     """Writes into one folder.
 
-    The CSV is our own: of a run that goes on it loses the epochs that come again.
+    The CSV file is our own, because a resumed run has to remove the epochs that it repeats.
 
     Args:
-        folder: Of one variant; receives ``metrics.csv`` and the events of TensorBoard.
-        epoch: The first that will be written; what the folder has of it and later ones is dropped.
-        config: Of the run: its ``trackers``, and what they keep of it.
-        quiet: Write nothing, in all processes but the first.
+        folder: The variant's folder; receives ``metrics.csv`` and the events of TensorBoard.
+        epoch: The first epoch that will be written; rows of it and later epochs are removed.
+        config: The run's config: its ``trackers``, and what they record of it.
+        quiet: Write nothing, in all processes except the first.
     """
 
     def __init__(self, folder: Path, epoch: int, config: Train, quiet: bool = False) -> None:
@@ -54,7 +54,7 @@ class MetricLog:
         return self.trackers["tensorboard"].tracker if "tensorboard" in self.trackers else None
 
     def write(self, epoch: int, metrics: Metrics, details: Metrics) -> None:
-        """Append a row; ``details`` go to the trackers alone."""
+        """Append a row; ``details`` go only to the trackers."""
         if self.quiet:
             return
         append(self.path, [{"epoch": epoch, **metrics}])
@@ -64,15 +64,15 @@ class MetricLog:
 
 def _tracker(name: str, folder: Path, epoch: int, config: Train) -> Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
-    if name == "tensorboard":  # which joins both names, and shows a run for each folder
+    if name == "tensorboard":  # it joins both names, and shows a run for each folder
         tracker = kind(folder.name, folder.parent, purge_step=epoch)
     elif kind.requires_logging_directory:
         tracker = kind(PROJECT, folder)
     else:
         tracker = kind(PROJECT)
-    if hasattr(tracker, "start"):  # of accelerate since 1.11; before, it starts by itself
+    if hasattr(tracker, "start"):  # in accelerate since 1.11; earlier trackers start by themselves
         tracker.start()
-    if name != "tensorboard":  # for which accelerate makes one more folder of the hour
+    if name != "tensorboard":  # for it, accelerate would make another folder named by the time
         values = OmegaConf.to_container(OmegaConf.structured(config))
         tracker.store_init_configuration({"run": str(folder), **_flat(values)})
     return tracker

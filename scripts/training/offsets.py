@@ -1,4 +1,4 @@
-"""What a training step learns of its deformable layers: the mean |offset|, and the mean squared one to penalise."""
+"""The offsets of a training step: the mean |offset| for the log, the mean squared offset for the regulariser."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ..inspect.layers import deformable_layers, input_of
 class WithOffsets(nn.Module):
     """A network that also returns the mean |offset| and the mean squared offset of each of its deformable layers.
 
-    While it exists the layers take their offsets from a hook instead of predicting them in their forward: the work
+    While it exists, the layers get their offsets from a hook instead of predicting them in their forward. The work
     is the same, nothing is predicted twice, and ``torch.compile(fullgraph=True)``, DDP and FSDP2 see tensors that
     the network returns.
 
@@ -26,7 +26,7 @@ class WithOffsets(nn.Module):
         super().__init__()
         self.model = model
         self.layers = deformable_layers(model)
-        # Lists from the start: a finished run is evaluated again without a forward of this module.
+        # Lists from the start: a finished run is evaluated again without calling this module's forward.
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
         self._handles = [
             layer.register_forward_pre_hook(partial(self._predict, name), with_kwargs=True)
@@ -36,7 +36,7 @@ class WithOffsets(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the network's output, mean |offset| [layers] without gradient, and mean squared offset [layers].
 
-        Of a layer that is called several times, the means over its calls; 0 of one that is not called.
+        A layer that is called several times has the means over its calls; a layer that is not called has 0.
         """
         self._seen = {name: [] for name in self.layers}
         output = self.model(images)
@@ -47,12 +47,12 @@ class WithOffsets(nn.Module):
         for calls in self._seen.values():
             sizes.append(sum((size for size, _ in calls), nothing) / max(1, len(calls)))
             squares.append(sum((square for _, square in calls), nothing) / max(1, len(calls)))
-        # Not empty: a checkpointed block is computed, and seen, once more in the backward pass.
+        # Lists, not an empty dict: a checkpointed block is computed, and recorded, again in the backward.
         self._seen = {name: [] for name in self.layers}
         return output, torch.stack(sizes), torch.stack(squares)
 
     def remove(self) -> None:
-        """Let the layers predict for themselves again."""
+        """Make the layers predict for themselves again."""
         for handle in self._handles:
             handle.remove()
 

@@ -1,4 +1,4 @@
-"""The recipe in objects of timm's: what learns, at which rate, from which targets."""
+"""The recipe as timm objects: what learns, at which rate, from which targets."""
 
 import difflib
 import fnmatch
@@ -17,13 +17,13 @@ from ..config.schema import Optim
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
-    """Have parameters keep their values whose own name, or that of a module around them, matches a glob.
+    """Freeze parameters whose own name, or the name of a module that contains them, matches a glob.
 
     Returns:
         The norm layers whose parameters are all frozen; they should stay in eval mode.
 
     Raises:
-        ValueError: For a pattern that matches nothing, with the names that are near.
+        ValueError: If a pattern matches nothing; the message has similar names.
     """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for pattern in patterns:
@@ -51,7 +51,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
 
 
 def create_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
-    """Build timm's optimizer, with a learning rate of their own for the offset predictors."""
+    """Build timm's optimizer, with a separate learning rate for the offset predictors."""
     return create_optimizer_v2(
         model,
         opt=config.opt,
@@ -61,10 +61,10 @@ def create_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
 
 
 def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int) -> Scheduler:
-    """Build timm's scheduler, a function of the optimizer step, of which there are ``steps`` an epoch.
+    """Build timm's scheduler, a function of the optimizer step; an epoch has ``steps`` of them.
 
     Raises:
-        ValueError: For an unknown schedule, or one that depends on more than the step.
+        ValueError: If the schedule is unknown, or depends on more than the step.
     """
     if "plateau" in config.sched or config.sched == "none":
         raise ValueError(
@@ -87,7 +87,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
 
 
 def check(config: Optim, batch_size: int, processes: int) -> None:
-    """Raise ``ValueError`` where the numbers of a recipe don't fit together."""
+    """Raise ``ValueError`` if the numbers of a recipe don't fit together."""
     if config.epochs < 1 or config.accumulate < 1:
         raise ValueError(f"expected at least one epoch and one part, got {config.epochs=}, {config.accumulate=}")
     if config.ema is not None and not 0 < config.ema < 1:
@@ -105,11 +105,11 @@ def create_ema(model: nn.Module, decay: float | None, sharded: bool) -> ModelEma
     """Return the average of the weights, or None without a decay.
 
     Raises:
-        ValueError: Where the weights are spread over processes.
+        ValueError: If the weights are sharded over processes.
     """
     if decay is None:
         return None
     if sharded:
         raise ValueError("optim.ema keeps the whole average in each process, which FSDP2 avoids; drop one of them")
-    # Of the first steps it averages fewer, so that it doesn't remember where the training began.
+    # In the first steps it averages fewer steps, so that it forgets the initial weights.
     return ModelEmaV3(model, decay, use_warmup=True)

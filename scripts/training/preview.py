@@ -1,4 +1,4 @@
-"""dcn-train dry_run=true: what the data looks like, before anything is trained."""
+"""dcn-train dry_run=true: a preview of the data before any training."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ SHOWN = 32
 
 
 def show(splits: Splits, config: Train, folder: Path) -> None:
-    """Decode every image, print the images of each class, and draw some of a training batch.
+    """Decode every image, print the number of images per class, and draw some images of a training batch.
 
     Raises:
-        ValueError: For an image that can't be decoded.
+        ValueError: If an image can't be decoded.
     """
     table = Table(title=f"{config.data.name or config.data.root}: {splits.num_classes} classes")
     for column in ("class", "train", "evaluate"):
@@ -45,7 +45,7 @@ def show(splits: Splits, config: Train, folder: Path) -> None:
 
 
 def draw(splits: Splits, path: Path) -> None:
-    """Draw the first images of the first training batch, as the network sees them, with their classes."""
+    """Draw the first images of the first training batch with their classes, as the network gets them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,7 +67,7 @@ def draw(splits: Splits, path: Path) -> None:
 
 
 def _denormalised(images: Tensor, transform: dict[str, Any]) -> Tensor:
-    """From images [N, C, H, W] as the network sees them to [N, H, W] or [N, H, W, 3] in 0 to 1."""
+    """Convert images [N, C, H, W] of the network's input to [N, H, W] or [N, H, W, 3] in 0 to 1."""
     mean, std = (torch.tensor(transform[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     pictures = (images * std + mean).clamp(0, 1).movedim(1, -1)
     return pictures if pictures.shape[-1] == 3 else pictures.mean(-1)

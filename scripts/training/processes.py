@@ -18,10 +18,10 @@ def create_accelerator(config: Train) -> Accelerator:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"there is no device={config.device}: {error}") from error
         os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
-    # Processes on CPUs join where accelerate is told so alone.
+    # Processes on CPUs join only if accelerate is told to use CPUs.
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    # A second run in this process, of a sweep, may have another precision; the processes stay joined. The name is
-    # private: without it such a sweep gets accelerate's own error.
+    # A second run in this process, in a sweep, may have another precision; the processes stay joined. The name is
+    # private: if it is missing, such a sweep gets accelerate's own error.
     getattr(AcceleratorState, "_reset_state", bool)()
     return Accelerator(
         cpu=on_cpu,

@@ -1,4 +1,4 @@
-"""Which run to go on with."""
+"""Choose the run to resume."""
 
 import json
 import logging
@@ -12,12 +12,12 @@ from . import state
 
 _log = logging.getLogger(__name__)
 NAME = "config.json"
-# What a run may go on with otherwise: it doesn't change what is trained.
+# These may differ in a resumed run, because they don't change what is trained.
 _FREE = {"resume", "report", "dry_run", "device", "checkpoint_minutes", "checkpoint_every", "data.workers"}
 
 
 def describe(config: Train) -> dict[str, Any]:
-    """Return what decides what a run trains, flat: ``{"optim.lr": 0.003, ...}``."""
+    """Return the settings that determine what a run trains, flat: ``{"optim.lr": 0.003, ...}``."""
     flat: dict[str, Any] = {}
 
     def add(path: str, value: Any) -> None:
@@ -32,7 +32,7 @@ def describe(config: Train) -> dict[str, Any]:
 
 
 def record(config: Train, folder: Path) -> None:
-    """Write what ``choose`` compares."""
+    """Write the settings that ``choose`` compares."""
     text = json.dumps(describe(config), indent=2) + "\n"
 
     def write(temporary: Path) -> None:
@@ -42,17 +42,17 @@ def record(config: Train, folder: Path) -> None:
 
 
 def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
-    """Return the folder to train in: ``folder``, or that of the run which ``config.resume`` means.
+    """Return the folder to train in: ``folder``, or the folder of the run that ``config.resume`` means.
 
     Args:
-        config: "auto" means the newest of ``runs`` with the same config; none starts anew. Otherwise resume is the
-            folder of a run, whose config may be another one: what differs is logged.
-        folder: Of a new run.
+        config: "auto" means the newest of ``runs`` with the same config, or a new run if there is none. Otherwise
+            resume is the folder of a run. Its config may differ; the differences are logged.
+        folder: Folder of a new run.
         runs: Folders of other runs.
 
     Raises:
-        FileNotFoundError: For a ``config.resume`` that is not the folder of a run.
-        ValueError: For one whose config is damaged.
+        FileNotFoundError: If ``config.resume`` is not the folder of a run.
+        ValueError: If that run's config is damaged.
     """
     wanted = describe(config)
     if config.resume == "auto":
@@ -74,7 +74,7 @@ def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
 def _same(run: Path, wanted: dict[str, Any]) -> bool:
     try:
         return _read(run) == wanted
-    except ValueError as error:  # one damaged neighbour must not stop this run
+    except ValueError as error:  # another run's damaged config must not stop this run
         _log.warning("resume=auto skips a run: %s", error)
         return False
 

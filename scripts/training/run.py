@@ -1,4 +1,4 @@
-"""dcn-train: fine-tune a timm backbone with deformable convolutions, beside the plain one."""
+"""dcn-train: fine-tune a timm backbone with deformable convolutions, and the plain one for comparison."""
 
 import logging
 from dataclasses import dataclass
@@ -34,27 +34,27 @@ _log = logging.getLogger(__name__)
 class _Trained:
     model: nn.Module
     scores: Metrics  # of the last epoch
-    batch: Tensor  # of evaluation images, on the device
+    batch: Tensor  # evaluation images, on the device
 
 
 def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[summary.Row]:
-    """Train each variant under one seed and schedule, save it, and report on all of them.
+    """Train each variant with the same seed and schedule, save it, and report on all variants.
 
     Args:
         config: The composed config.
         folder: Receives a sub-folder per variant, ``results.json`` and ``sampling.png``.
-        runs: Folders of other runs, of which ``resume="auto"`` may choose one to go on with.
+        runs: Folders of other runs, of which ``resume="auto"`` may choose one to resume.
 
     Raises:
-        ValueError: For an unknown model or variant, what recipe, data, model or conversion refuse, all before the
-            first step, and for a folder that another run is in.
-        FileNotFoundError: For data or a run to resume that is not there.
-        FloatingPointError: When a loss is not finite.
+        ValueError: If a model or variant is unknown, or the recipe, data, model or conversion is refused, all
+            before the first step; or if another run uses the folder.
+        FileNotFoundError: If data or a run to resume doesn't exist.
+        FloatingPointError: If a loss is not finite.
         Stopped: On SIGTERM or Ctrl-C, once the state is saved.
     """
     variants.check(config)
     accelerator = create_accelerator(config)
-    # The first process names the folder: elsewhere another second may have passed, or another disk be mounted.
+    # Only the first process chooses the folder: others may see another second, or have another disk mounted.
     if config.resume and not config.dry_run and accelerator.is_main_process:
         folder = resume.choose(config, folder, runs or [])
     folder = broadcast_object_list([folder])[0]
@@ -84,7 +84,7 @@ def _train_all(
 ) -> dict[str, _Trained]:
     trained: dict[str, _Trained] = {}
     for name, variant in built.items():
-        # What is read from its start goes on where the last training left it.
+        # Data that is read from its start would continue where the last training stopped.
         data = _splits(config) if trained else splits
         trained[name] = _train(name, variant, data, task, config, accelerator, folder / name)
     return trained
@@ -103,19 +103,19 @@ def _train(
         folder.mkdir(exist_ok=True)
     torch.manual_seed(config.seed)
     model = variant.model.to(accelerator.device)
-    if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 splits contiguous parameters alone
+    if config.channels_last and not accelerator.is_fsdp2:  # FSDP2 shards only contiguous parameters
         model = model.to(memory_format=torch.channels_last)
     scores = engine.fit(
         model, splits, task, config, accelerator, folder, variant.recipe,
         resume=config.resume is not None,
-        started=lambda: resume.record(config, folder.parent),  # not of a config that the run's state refuses
+        started=lambda: resume.record(config, folder.parent),  # not for a config that doesn't fit the run's state
     )  # fmt: skip
     accelerator.free_memory()
     if accelerator.is_main_process:
         path = folder / "last.safetensors"
         shown = ", ".join(f"{title} {value}" for title, value in task.show(scores).items())
         _log.info("%s: %s, checkpoint %s", name, shown, path)
-        if accelerator.is_fsdp2:  # in pieces, which one process alone can't call
+        if accelerator.is_fsdp2:  # sharded: a single process can't call it
             model = checkpoint.load(path, accelerator.device)
         if still := still_layers(load_file(path)):
             _log.warning(

@@ -1,8 +1,8 @@
-"""The training state of a run: what it needs to go on as if it had never stopped.
+"""The training state of a run: everything that it needs to resume as if it had never stopped.
 
-The learning rates, the order of the images and all random numbers are functions of the step (``sampling.py``), so
-that the step is all there is to save of scheduler, sampler and generators. Weights and the optimizer's moments go
-by the parameters' names: a run may go on with another number of processes.
+The learning rates, the order of the images and all random numbers are functions of the step (``sampling.py``). So
+only the step has to be saved for scheduler, sampler and generators. Weights and the optimizer's moments are stored
+by the parameters' names: a run may resume with another number of processes.
 """
 
 import zipfile
@@ -30,18 +30,18 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole(model: nn.Module) -> dict[str, Any]:
-    """Return the state_dict on the CPU of a network that may be in pieces; all processes call this."""
+    """Return the state_dict on the CPU of a network that may be sharded; all processes call this."""
     return get_model_state_dict(model, options=_WHOLE)
 
 
 @dataclass
 class Position:
-    """How far a training is, and what it knows that the weights don't say."""
+    """The progress of a training, and its values that are not part of the weights."""
 
     epoch: int = 0
-    step: int = 0  # done in this epoch
+    step: int = 0  # finished steps of this epoch
     steps: int = 0  # of an epoch
-    loss: float = 0.0  # their sum, in this epoch
+    loss: float = 0.0  # sum over the steps of this epoch
     offsets: list[float] = field(default_factory=list)  # mean |offset| of each layer in the last step, in pixels
     best: float = -1.0  # top-1 of best.safetensors
 
@@ -57,7 +57,7 @@ def save(
     """Write the state; all processes call this, and the first one writes.
 
     Raises:
-        OSError: Where it can't be written; the state that stood there is whole.
+        OSError: If it can't be written; the previous state stays intact.
     """
     state: dict[str, Any] = {
         "position": asdict(position),
@@ -72,22 +72,22 @@ def save(
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
-    # Through a file of Python's, whose errors say what is wrong with the disk.
+    # Through a Python file, whose errors say what is wrong with the disk.
     with path.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # the archive that couldn't be closed, after what stopped it
+        except RuntimeError as error:  # the archive couldn't be closed after the error that stopped it
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a file that ``save`` wrote, whose check sums torch itself doesn't look at."""
+    """Read a file that ``save`` wrote, and check its checksums, which torch itself ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             if part := archive.testzip():
                 raise ValueError(f"the check sum of {part} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged archive raises
+    except Exception as error:  # a damaged archive may raise anything
         raise ValueError(f"{path} is no training state of dcn-train, or a damaged one: {error}") from error
     parts = {key: state[key] for key in _KEYS if key in state} if isinstance(state, dict) else {}
     places = {f.name for f in fields(Position)}
@@ -105,10 +105,10 @@ def load(
     optimizer: torch.optim.Optimizer,
     ema: nn.Module | None,
 ) -> Position:
-    """Restore what ``save`` wrote; the first process reads it and tells the others.
+    """Restore what ``save`` wrote; the first process reads it and sends it to the others.
 
     Raises:
-        ValueError: For a file that is no training state, or that of another network or recipe.
+        ValueError: If the file is no training state, or belongs to another network or recipe.
     """
     state: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -116,7 +116,7 @@ def load(
         if (state["ema"] is None) != (ema is None) or (state["scaler"] is None) != (accelerator.scaler is None):
             raise ValueError(f"optim.ema or precision differ from those of {path}; start anew, without resume")
         if accelerator.num_processes > 1:
-            # Sent is the memory as it lies, which the others take for contiguous: channels_last would be scrambled.
+            # The raw memory is sent, and the others read it as contiguous: channels_last would be scrambled.
             state = recursively_apply(Tensor.contiguous, state)
     common: list[dict[str, Any]] = [{key: state.get(key) for key in ("position", "scaler")}]
     broadcast_object_list(common)

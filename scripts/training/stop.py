@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to stop after the step that runs, with its state saved."""
+"""SIGTERM and Ctrl-C make a run stop after the current step, with its state saved."""
 
 import signal
 import threading
@@ -15,9 +15,9 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While it is entered, a signal is kept in ``signum``; a second Ctrl-C interrupts at once.
+    """While entered, a signal is stored in ``signum``; a second Ctrl-C interrupts at once.
 
-    A second SIGTERM does not: launchers pass on a Ctrl-C, which their workers have got already, as SIGTERM.
+    A second SIGTERM does not: launchers forward Ctrl-C as SIGTERM to workers that have already got the Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self

@@ -1,4 +1,4 @@
-"""What a run ends with: scores, parameters, FLOPs and latency of each variant."""
+"""The summary of a run: scores, parameters, FLOPs and latency of each variant."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ class Row:
 def measure(
     models: dict[str, nn.Module], scores: dict[str, Metrics], images: Tensor, rounds: int = 30
 ) -> list[Row]:
-    """Count and time the networks on one batch, in eval mode and interleaved."""
+    """Count FLOPs and time the networks alternately on one batch, in eval mode."""
     rows = []
     eager: dict[str, Callable[[], object]] = {}
     compiled: dict[str, Callable[[], object]] = {}
@@ -55,7 +55,7 @@ def measure(
     eager_ms = _medians(eager, rounds, images.device)
     try:
         compiled_ms = _medians(compiled, rounds, images.device)
-    except Exception as error:  # whatever stops a compiler must not cost the run its results
+    except Exception as error:  # a compiler error must not cost the run its results
         _log.warning("torch.compile failed, so the table lacks its latency (is there a C++ compiler?): %s", error)
         compiled_ms = {}
     for row in rows:
@@ -70,7 +70,7 @@ def _medians(calls: dict[str, Callable[[], object]], rounds: int, device: torch.
 
 
 def show(rows: list[Row], scores: Callable[[Metrics], dict[str, str]], batch: int, title: str, path: Path) -> None:
-    """Print the table, with what ``scores`` makes of each row's, and write it as JSON."""
+    """Print the table, with each row's scores formatted by ``scores``, and write it as JSON."""
     table = Table(title=title)
     columns = (
         "variant",

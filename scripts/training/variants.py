@@ -1,4 +1,4 @@
-"""The networks of a run, plain and deformable: built and checked before the first step of the first of them."""
+"""The networks of a run, plain and deformable: all are built and checked before the first step."""
 
 import difflib
 from dataclasses import asdict, dataclass
@@ -24,20 +24,20 @@ from .metric_log import check_trackers
 
 VARIANTS = ("plain", "dcn")
 PRECISIONS = (None, "no", "bf16", "fp16")
-# What the recipe says of its own, by the key that sets it.
+# Arguments that the recipe sets itself, with the key that sets each.
 _SET_BY = {"model_name": "model.name", "in_chans": "data.in_chans", "num_classes": "data.num_classes"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A network on the CPU, and the recipe that its checkpoints hold."""
+    """A network on the CPU, and the recipe for its checkpoints."""
 
     recipe: checkpoint.Recipe
     model: nn.Module
 
 
 def check(config: Train) -> None:
-    """Raise ``ValueError`` for what is wrong with a config whatever the data are."""
+    """Raise ``ValueError`` for errors of a config that don't depend on the data."""
     if not timm.is_model(config.model.name):
         close = difflib.get_close_matches(config.model.name, timm.list_models(), n=5)
         raise ValueError(f"timm has no model '{config.model.name}'; close names: {', '.join(close) or '-'}")
@@ -55,11 +55,11 @@ def check(config: Train) -> None:
 
 
 def build_all(config: Train, splits: Splits, task: Task, accelerator: Accelerator) -> dict[str, Variant]:
-    """Build every network, on the CPU, from the same seed, and try each on zeros of the data's shape.
+    """Build every network, on the CPU, with the same seed, and run each on zeros of the data's shape.
 
     Raises:
-        FileNotFoundError: For a ``model.checkpoint_path`` that is not there.
-        ValueError: For what recipe, data, model and conversion refuse.
+        FileNotFoundError: If ``model.checkpoint_path`` doesn't exist.
+        ValueError: If the recipe, data, model or conversion is refused.
     """
     optimization.check(config.optim, config.data.batch_size, accelerator.num_processes)
     if (found := splits.transform["input_size"][0]) != config.data.in_chans:
@@ -80,7 +80,7 @@ def build_all(config: Train, splits: Splits, task: Task, accelerator: Accelerato
 
 
 def recipe_of(name: str, config: Train, splits: Splits, task: Task) -> checkpoint.Recipe:
-    """Return what rebuilds a variant's network."""
+    """Return the recipe that rebuilds a variant's network."""
     names = {"label_names": list(splits.classes)} if splits.classes else {}
     return {
         "create_model": {
@@ -96,7 +96,7 @@ def recipe_of(name: str, config: Train, splits: Splits, task: Task) -> checkpoin
 
 def _build(header: checkpoint.Recipe, config: Train, accelerator: Accelerator) -> nn.Module:
     path = config.model.checkpoint_path
-    # One process of a machine downloads the weights, and the others find them.
+    # One process per machine downloads the weights, and the others find them.
     with accelerator.local_main_process_first():
         model: Any = checkpoint.build(
             header, pretrained=config.model.pretrained, start=Path(path) if path else None
@@ -147,7 +147,7 @@ def _try(name: str, model: nn.Module, splits: Splits, task: Task) -> None:
     training = model.training
     try:
         output = model.eval()(torch.zeros(2, *size))
-    except Exception as error:  # whatever a network says of images that it can't take
+    except Exception as error:  # a network may raise anything for images that it can't take
         raise ValueError(
             f"'{name}' can't take images of {list(size)} (data.in_chans, img_size): {error}"
         ) from error
