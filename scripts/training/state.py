@@ -1,8 +1,8 @@
 """The training state of a run: everything that it needs to resume as if it had never stopped.
 
-The learning rates, the order of the images and all random numbers are functions of the step (``sampling.py``). So
-only the step has to be saved for scheduler, sampler and generators. Weights and the optimizer's moments are stored
-by the parameters' names: a run may resume with another number of processes.
+The learning rates, the order of the images and all random numbers are functions of the step
+(``scripts/data/order.py``). So only the step has to be saved for scheduler, sampler and generators. Weights and the
+optimizer's moments are stored by the parameters' names: a run may resume with another number of processes.
 """
 
 import zipfile

@@ -1,4 +1,4 @@
-"""One architecture of nearly each of timm's families, as the run over all of them has it on record."""
+"""Nearly every timm family: one architecture each gives the results that the run over all has recorded."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ def quickest_of_each_family():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of architectures that timm has deprecated, of their own code
+@pytest.mark.filterwarnings("ignore")  # of deprecated architectures, and of their own code
 @pytest.mark.parametrize("expected", quickest_of_each_family(), ids=lambda result: result["name"])
 def test_an_architecture_converts_and_computes_the_same(expected):
     result = examine(expected["name"])
     assert (result["converted"], result["identical"]) == (expected["converted"], True)
 
 
-# With an operation in place, or an addition, behind a convolution; and one that calls its convolutions twice.
+# Networks with an in-place operation or an addition after a convolution, and one that calls its convolutions twice.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(

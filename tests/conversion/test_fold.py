@@ -1,4 +1,4 @@
-"""The way back: what doesn't deform becomes the plain convolution, and nothing else changes."""
+"""fold_: layers that don't deform become plain convolutions, and nothing else changes."""
 
 import copy
 import logging
@@ -35,7 +35,7 @@ def images(dtype=torch.float32, size=64):
 
 
 def set_masks(layer, low=-1.0, high=1.0):
-    """Have the layer predict a mask that is constant in space, another one for each tap and group."""
+    """Make the layer predict a mask that is constant in space, but different for each tap and group."""
     logits = layer.offset_bias.detach()[layer._offset_channels :]
     logits.copy_(torch.linspace(low, high, len(logits)))
     return 2 * logits.sigmoid()
@@ -69,7 +69,7 @@ def test_fresh_network_folds_back_entirely(name):
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
     assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in plain.modules()]
     assert repr(model) == repr(plain)
-    # The very same computation.
+    # Exactly the same computation.
     assert torch.equal(model(x), plain(x))
     assert folding.params_after == sum(p.numel() for p in plain.parameters())
     assert folding.params_before == folding.params_after + sum(
@@ -178,7 +178,7 @@ def test_what_moves_is_kept_and_named():
     assert len(folding.kept) == 3
     assert all(model.get_submodule(name) is layers[name] for name in folding.kept)
     assert deformable(model).keys() == folding.kept.keys()
-    # The offset within the tolerance of 1e-3 pixels is gone.
+    # The folded layer loses its offset, which is within the tolerance of 1e-3 pixels.
     torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -238,7 +238,7 @@ def test_shared_and_computed_weights_take_no_masks():
 
 
 class Odd(nn.Module):
-    """A network whose layers get their offsets from it, or are not called, or have a class of their own."""
+    """A network whose layers get their offsets from outside, are not called, or have their own class."""
 
     def __init__(self):
         super().__init__()
@@ -273,7 +273,7 @@ def test_shared_layer_is_judged_by_all_its_calls(caplog):
     x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
     expected = model(x)
     moving = copy.deepcopy(model)
-    # The first call gets zeros, and the bias alone moves the second.
+    # The first call gets zeros, so only the bias moves the second.
     moving.first[0].offset_weight[0, :, 1, 1] = 1.0
     moving.first[0].bias.fill_(1.0)
     assert list(fold_(moving, [torch.zeros_like(x)]).kept) == ["first.0"]

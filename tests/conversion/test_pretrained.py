@@ -1,4 +1,4 @@
-"""A network that has learned something: ImageNet weights and photos, both from packages, nothing downloaded."""
+"""Trained networks: ImageNet weights and photos, both from packages, nothing downloaded."""
 
 import copy
 
@@ -75,7 +75,7 @@ def deformable(model: nn.Module) -> list[DeformConv2d]:
 
 
 def test_the_plain_network_sees_what_is_in_the_photos(plain: Tensor) -> None:
-    # Without this the weights could sit anywhere, and the tests below would compare noise with noise.
+    # Without this check the weights could be in the wrong places, and the tests would compare noise with noise.
     wrong = {
         photo: top5
         for (photo, (_, classes)), top5 in zip(PHOTOS.items(), plain.topk(5).indices.tolist(), strict=True)
@@ -107,7 +107,7 @@ def test_first_steps_of_finetuning_move_the_samples_and_the_cat_stays_a_cat(
     model = inject_(copy.deepcopy(pretrained)).train()
     optimizer = create_optimizer_v2(model, opt="sgd", momentum=0.9, lr=1e-3, param_group_fn=param_groups)
     photos, plain = photos[::2], plain[::2]  # fewer are faster
-    # The class that the network itself finds likeliest: steps towards it can't be held against its features.
+    # The target is the class that the network itself finds likeliest, so the step doesn't depend on its accuracy.
     target = plain.argmax(1)
     for _ in range(2):
         optimizer.zero_grad()

@@ -65,7 +65,7 @@ def test_preset_converts_what_it_says(base):
     if config.kernels is not None:
         assert {layer.kernel_size[0] for layer in layers.values()} <= set(config.kernels)
     stages = stage_by_name(model)
-    if stages is not None:  # HRNet's are told by strides.
+    if stages is not None:  # HRNet's follow from strides.
         assert {stages[name] for name in layers} == set(config.stages or (2, 3, 4))
     assert model.pretrained_cfg["architecture"] == base
 
@@ -124,7 +124,7 @@ def test_pretrained_loads_the_plain_weights_first(how, suffix, tmp_path, caplog)
     x = images()
     torch.testing.assert_close(model(x), plain(x))
     assert list(deformable(model)) == DEFAULT_LAYERS
-    # Into the plain network: nothing of it is missed or excused.
+    # Loaded into the plain network: no key is missing or ignored.
     assert not caplog.records
 
 
@@ -207,7 +207,7 @@ def test_head_and_input_can_differ_at_load(tmp_path):
     loaded = zoo.load(tmp_path, num_classes=3, in_chans=1).eval()
     assert loaded(images(1)).shape == (2, 3)
     torch.testing.assert_close(loaded.conv1.weight, model.conv1.weight.sum(1, keepdim=True))
-    # All but the first convolution and the head, the offsets included.
+    # All layers except the first convolution and the head, with the offsets.
     changed = {"conv1.weight", "fc.weight", "fc.bias"}
     for key, value in model.state_dict().items():
         assert key in changed or torch.equal(loaded.state_dict()[key], value), key

@@ -1,4 +1,4 @@
-"""Networks that timm doesn't know: what reads the image stays, and measuring leaves nothing behind."""
+"""Networks that timm doesn't know: convolutions that read the image stay, and measuring changes nothing."""
 
 import threading
 
@@ -24,7 +24,7 @@ def converted(model, size=None, config=None):
 
 
 class Net(nn.Module):
-    """``body(stem(prepare(x)))``, the body defined first, without strides: no layer is deeper than others."""
+    """``body(stem(prepare(x)))``. The body is defined first and has no strides: all layers have the same depth."""
 
     def __init__(self, prepare=lambda x: x, channels=3, wrap=lambda conv: conv):
         super().__init__()
@@ -57,7 +57,7 @@ PREPARE = {
 def test_what_reads_the_image_stays_whatever_is_done_to_the_image_first(case, size):
     prepare, channels = PREPARE[case]
     model = Net(prepare, channels)
-    # So that without a size, too, the image is known to have three channels.
+    # So that the image is known to have three channels even without a size.
     model.head = nn.Conv2d(16, 3, 1)
     model.mix = nn.Conv2d(3, 3, 1)
     assert converted(model, size) == {"body.0", "body.2"}
@@ -103,7 +103,7 @@ def test_pooled_images_are_images_and_features_are_not():
         def forward(self, x):
             half = nn.functional.avg_pool2d(x, 2)
             fine = nn.functional.max_pool2d(self.fine(x), 2)
-            # Of the image's shape alone, not of the image.
+            # This depends only on the image's shape, not on the image.
             grid = torch.zeros_like(half) + x.new_ones(half.shape)
             return self.joined(fine + self.coarse(input=half)) + self.like(grid).sum(1, keepdim=True)
 
@@ -198,7 +198,7 @@ def test_what_is_never_called_stays(size):
 
 
 class Caching(Net):
-    """Keeps what a forward pass makes: in an attribute, a list, a dict, and in place of a buffer."""
+    """Keeps tensors of its forward pass in an attribute, a list, a dict, and in place of a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -221,7 +221,7 @@ class Caching(Net):
 def test_a_network_that_keeps_tensors_runs_after_it_was_measured(verb, warm, size):
     model, x = Caching(), torch.randn(2, 3, 64, 64)
     if warm:
-        model(x)  # with gradients: what it keeps is no leaf, which deepcopy refuses
+        model(x)  # with gradients: the kept tensors are no leaves, which deepcopy refuses
     verb(model, input_size=size)
     assert model(x).device.type == "cpu"
     assert {t.device.type for t in (model.kept, *model.many, *model.named.values(), model.mean)} == {"cpu"}
@@ -291,7 +291,7 @@ def test_a_network_that_cannot_be_copied_is_converted_without_measures(size, cap
 
 
 class Made(TorchDispatchMode):
-    """Keeps where the data are of the tensors that operators return."""
+    """Keeps the addresses of the data of tensors that operators return."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What timm's users do with a network goes on working after the conversion."""
+"""Common uses of a timm network keep working after the conversion."""
 
 import copy
 import functools
@@ -48,7 +48,7 @@ def made(name, **kwargs):
 
 def plain_network(name, **kwargs):
     model = copy.deepcopy(made(name, **kwargs))
-    # The numbers drawn afterwards don't depend on who made the network.
+    # The random numbers drawn afterwards don't depend on who built the network.
     torch.manual_seed(0)
     return model
 
@@ -64,7 +64,7 @@ def is_offset(name):
 
 
 def gradients(model, x):
-    # What a forward pass drops at random is the same for every model.
+    # Random drops in a forward pass are the same for every model.
     torch.manual_seed(1)
     model.zero_grad()
     model(x).square().mean().backward()
@@ -93,7 +93,7 @@ def test_features_and_head_make_the_forward_pass(name):
     assert features.shape == plain.forward_features(x).shape
     assert torch.equal(model.forward_head(features), model(x))
     assert model.forward_head(features, pre_logits=True).shape == (2, plain.head_hidden_size)
-    # Offsets reach what comes out.
+    # The offsets affect the output.
     assert not torch.allclose(model(x), plain(x))
 
 
@@ -124,7 +124,7 @@ def test_features_only_network_is_converted_like_the_whole_one(name):
     assert model.feature_info.channels() == plain.feature_info.channels()
     whole = [re.sub(r"\W", "_", key) for key in deformable(inject_(timm.create_model(name, **MORE[name])))]
     cut = [re.sub(r"\W", "_", key) for key in deformable(model)]
-    # features_only drops the stages behind the last index.
+    # features_only drops the stages after the last index.
     assert cut == whole[: len(cut)]
     randomise_offsets(model)
     assert not torch.allclose(model(x)[-1], plain(x)[-1])
@@ -150,7 +150,7 @@ def test_classifier_can_be_reset(name):
 def test_gradient_checkpointing_changes_no_gradient(name):
     model = converted(name, drop_rate=0.0).train()
     for module in model.modules():
-        # A running statistic that is updated twice is none of ours, and the same input gives the same batch's.
+        # Running statistics that are updated twice are not ours; the same input gives the same batch statistics.
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     x = images()
@@ -224,7 +224,7 @@ def test_scheduler_gives_offsets_their_part_of_the_rate(name):
     step(model, optimizer)
     rates = []
     for key, parameter in model.named_parameters():
-        # SGD tells the rate: of each parameter the change over the gradient.
+        # With SGD the learning rate of each parameter is its change divided by its gradient.
         rate = 5e-3 * (0.1 if is_offset(key) else 1)
         torch.testing.assert_close(parameter.detach(), before[key] - rate * parameter.grad)
         rates.append(rate if parameter.grad.any() else 0)

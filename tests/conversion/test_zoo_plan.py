@@ -18,7 +18,7 @@ def tiny(**kwargs):
 
 
 class Plain(nn.Module):
-    """A network that timm doesn't know, and that takes images of 32x32 alone."""
+    """A network that timm doesn't know, and that takes only images of 32x32."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Saved networks: whatever is written loads again, and nothing in a folder chooses what else is read."""
+"""Saved networks: every saved folder loads again, and a folder can't choose other files to read."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_another_dtype_is_saved_and_loads_in_float32(dtype, tmp_path):
 
 
 def narrower(model):
-    """Take four filters out of a convolution, as pruning does, with all that belongs to them."""
+    """Remove four filters from a convolution, as pruning does, with all parameters that belong to them."""
     block = model.layer4[0]
     for layer, names in ((block.conv1, ["weight"]), (block.bn1, ["weight", "bias", "running_mean", "running_var"])):
         for name in names:
@@ -140,7 +140,7 @@ def test_arguments_that_nobody_recorded_are_asked_for(arguments, tmp_path):
     vars(model).pop("_model_args", None)
     with pytest.raises(ValueError, match=r"can't be rebuilt as 'resnet18' with .*model_args=\{\.\.\.\}"):
         zoo.save(model, tmp_path)
-    # All that went into create_model may be given.
+    # All arguments of create_model may be given.
     zoo.save(model, tmp_path, {"num_classes": 10, "pretrained": False, **arguments})
     assert_same(zoo.load(tmp_path), model, images())
     with pytest.raises(ValueError, match="unexpected keyword argument 'colour'"):
@@ -185,7 +185,7 @@ def test_channels_that_cannot_be_adapted_are_refused(tmp_path):
 
 
 def test_the_config_builds_the_network_as_other_libraries_do(tmp_path):
-    # transformers' TimmWrapperForImageClassification passes the number of classes beside model_args.
+    # transformers' TimmWrapperForImageClassification passes the number of classes in addition to model_args.
     model = saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert "num_classes" not in config["model_args"]
@@ -209,7 +209,7 @@ def test_both_files_can_be_read_by_the_same_people(tmp_path):
 
 
 class Bomb:
-    """What unpickling it makes: a file, which says that it was unpickled."""
+    """Unpickling it creates a file, which shows that it was unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

@@ -1,4 +1,4 @@
-"""What a config chooses in real networks, and what the predictors there cost."""
+"""The convolutions that a config selects in real networks, and the cost of their predictors."""
 
 import pytest
 import timm
@@ -58,7 +58,7 @@ def test_every_counts_blocks_within_a_stage():
     assert list(regnet) == [
         f"s{i}.b{j}.conv2.conv" for i, n in ((2, 5), (3, 13), (4, 1)) for j in range(1, n + 1, 2)
     ]
-    # Stages 3 and 4 are several groups of blocks of EfficientNet each.
+    # Stages 3 and 4 of EfficientNet have several groups of blocks each.
     mobile = chosen("efficientnet_b0", stages=(3,), every=2)
     assert list(mobile) == ["blocks.3.0.conv_dw", "blocks.3.2.conv_dw", "blocks.4.1.conv_dw"]
 
@@ -79,7 +79,7 @@ def test_predictors_are_separable_where_asked_or_depthwise_or_large():
     for layer in chosen("mobilenetv3_small_050", separable_predictor=False).values():
         assert layer.offset_depthwise_weight is None
         assert layer.offset_weight.shape[1:] == (layer.in_channels, *layer.kernel_size)
-    # Inception has dense 5x5 and 1x7 kernels beside 3x3 ones.
+    # Inception has dense 5x5, 1x7 and 3x3 kernels.
     for layer in chosen("inception_v3").values():
         assert layer.separable_predictor == (max(layer.kernel_size) > 3)
 

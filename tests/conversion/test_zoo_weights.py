@@ -1,4 +1,4 @@
-"""Weights of plain networks in converted ones, and what is no plain network's."""
+"""Loading a plain network's weights into a converted network, and weights that are not a plain network's."""
 
 import copy
 
@@ -127,7 +127,7 @@ def test_offsets_by_other_names_are_no_plain_networks(name, caplog):
     expected = [
         f"layer4.{b}.{c}.offset_{k}" for b in (0, 1) for c in ("conv1", "conv2") for k in ("weight", "bias")
     ]
-    # Under the very layer, the layer sees them.
+    # The weights are found under exactly this layer.
     assert missing == (expected if name is MMCV else [])
     assert "plain" not in caplog.text
 
@@ -137,7 +137,7 @@ def test_the_log_names_the_layers_by_where_they_are(caplog):
     nn.ModuleDict({"body": converted(stages=(4,))}).load_state_dict(nn.ModuleDict({"body": plain}).state_dict())
     assert "stay as they are in body.layer4.0.conv1, body.layer4.0.conv2, body.layer4.1.conv1" in caplog.text
     caplog.clear()
-    # A part of the layers converted, and a part of the weights a plain network's.
+    # Only some layers are converted, and only some weights are a plain network's.
     converted().load_state_dict(converted(stages=(4,)).state_dict())
     assert caplog.messages == [
         "the weights are a plain network's: the offsets stay as they are in "

@@ -1,4 +1,4 @@
-"""dcn-export: every target that CI has, from a checkpoint to a file that its own runtime runs; and the examples."""
+"""dcn-export: every target that CI has, from a checkpoint to a file in its own runtime; and the examples."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ RECIPE = {
         "channels": (8, 8, 16, 16),
         "num_classes": 7,
     },
-    # Two, of stride 2 and 1: each costs Inductor and the C++ compiler seconds.
+    # Two layers, of stride 2 and 1: each costs Inductor and the C++ compiler seconds.
     "dcn": {"include": ("layer3.0.conv1", "layer4.0.conv2")},
     "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "label_names": [f"class {i}" for i in range(7)]},
 }
@@ -77,7 +77,7 @@ def assert_works(row: Row, tolerance: float = 1e-3) -> None:
 
 
 def facts_of(target: str, file: str) -> dict[str, str]:
-    """Return what a file says of its network, as its runtime reads it."""
+    """Return the metadata of a file, as its runtime reads it."""
     known = dict.fromkeys(("input_size", "mean", "label_names"), "")
     if target == "onnx":
         return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map

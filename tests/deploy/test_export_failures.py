@@ -1,4 +1,4 @@
-"""dcn-export where something goes wrong: mistakes, hanging runtimes, kills; and what is left behind."""
+"""dcn-export with errors: mistakes, hanging runtimes, kills; and the files that are left."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def test_the_folder_of_the_runner_hides_no_module(tmp_path: Path, monkeypatch: p
     assert done.outputs[0].shape == (1, 12)
 
 
-# What is left behind
+# Files that are left
 
 
 def test_files_that_belong_together_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

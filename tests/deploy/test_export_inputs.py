@@ -1,4 +1,4 @@
-"""What exported files do with images that are not laid out as the example of the export was."""
+"""Exported files with images whose layout differs from the example of the export."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ pytestmark = [
 
 
 def awkward(example: Tensor) -> dict[str, Tensor]:
-    """Return images [N, C, H, W] as programs have them, most of which code for contiguous float32 would misread."""
+    """Return images [N, C, H, W] in common layouts; code for contiguous float32 would misread most of them."""
     n, c, h, w = example.shape
     return {
         "decoded pictures": example.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),

@@ -41,7 +41,7 @@ class Line:
 
 
 def code_of(text: str) -> list[tuple[str, str]]:
-    """Return the shell lines of a Markdown text, each with what it stands in."""
+    """Return the shell lines of a Markdown text, each with the paragraph or table row around it."""
     blocks = [(line, "") for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     rest = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     parts = re.split(r"\n\n|\n(?=\|)", rest)
@@ -67,7 +67,7 @@ def commands_in(file: Path) -> list[Line]:
 
 
 def split(command: str) -> tuple[str, ...]:
-    """Return the words from the first that names a program of ours; none where there is none."""
+    """Return the words from the first that names a program of ours; none if no word does."""
     if not re.match(r"(dcn-|python |torchrun |accelerate launch |timeout )", command.strip()):
         return ()
     words = [word for word in shlex.split(command, comments=True) if word != "..."]
@@ -112,7 +112,7 @@ class Accepted(Exception):
 
 
 def check_arguments(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a script's parser read the arguments; a script without parser takes none."""
+    """Let a script's parser read the arguments; a script without parser takes none."""
     file = REPOSITORY / name if name.endswith(".py") else file_of(name)
     if "argparse" not in file.read_text():
         assert not arguments
@@ -131,7 +131,7 @@ def check_arguments(name: str, arguments: list[str], monkeypatch: pytest.MonkeyP
 
 
 def compositions(arguments: list[str]) -> list[list[str]]:
-    """Return the arguments of each run of a sweep, or of the one run."""
+    """Return the arguments of each run of a sweep, or of the single run."""
     if not {"-m", "--multirun"} & set(arguments):
         return [arguments]
     parsed = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
@@ -155,7 +155,7 @@ def composed(
 
 
 def check_values(config: DictConfig, arguments: list[str]) -> None:
-    """Compare a config with the overrides that it was composed from, of each key with the last."""
+    """Compare a config with its overrides; the last override of a key counts."""
     overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a])
     for key, wanted in {o.key_or_group: o.value() for o in overrides}.items():
         value = OmegaConf.select(config, key)
@@ -174,7 +174,7 @@ def test_a_documented_command_is_accepted(
     try:
         for run in compositions([a for a in arguments if a != "--help"]):
             check_values(composed(name, run, monkeypatch, capsys), run)
-    except SystemExit as refused:  # the text may say so, with the very words
+    except SystemExit as refused:  # the text may quote this error, in exactly these words
         message = str(refused.code).splitlines()[0]
         assert f'"{message}"' in line.around, message + capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_there_are_lines_of_every_command_and_kind() -> None:
 def test_no_config_group_hides_a_key(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hydra takes ``key=value`` for a choice wherever a folder of that name lies beside the command's config."""
+    """Hydra reads ``key=value`` as a choice if a folder of that name is next to the command's config."""
     main = file_of(COMMANDS[name]).read_text()
     root, config = re.search(r'config_path="pkg://([\w.]+)", config_name="(\w+)"', main).groups()
     folder = REPOSITORY / root.removeprefix("zoo.").replace(".", "/")

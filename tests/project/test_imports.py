@@ -1,4 +1,4 @@
-"""The operator alone brings in torch alone, and what the documents call is there."""
+"""Importing the operator imports only torch, and the names in the documents exist."""
 
 import re
 import subprocess

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "source"  # the build leaves files beside the sources
+    copy = folder / "source"  # the build leaves files next to the sources
     left_out = shutil.ignore_patterns(
         ".*", "build", "*.egg-info", "benchmarks", "docs", "runs", "exports", "shared"
     )

@@ -1,4 +1,4 @@
-"""Checkpoints and weights to start from: what a header may say, what is refused, what is written."""
+"""Checkpoints and initial weights: what a header may contain, what is refused, what is written."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def with_header(folder: Path, header: Any) -> Path:
     ],
 )
 def test_a_header_chooses_nothing_to_load(arguments: dict[str, Any], named: str, tmp_path: Path) -> None:
-    """What it names is there, and harmless: it is refused by name, not because it is missing."""
+    """The named file exists and is harmless: it is refused because of its name, not because it is missing."""
     other = tmp_path / "other.safetensors"
     save_file(timm.create_model(**SMALL, num_classes=4).state_dict(), other)
     filled = json.loads(json.dumps({**SMALL, "num_classes": 4, **arguments}).replace("FILE", str(other)))

@@ -1,4 +1,4 @@
-"""The distortions of the digits: geometry, determinism, and what the papers say of them."""
+"""The distortions of the digits: geometry, determinism, and the statements of the papers."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_the_seed_alone_decides(name: str) -> None:
     assert first.shape == (8, 1, 42, 42)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    # Every image has a draw of its own.
+    # Every image has its own draw.
     same = distort(name, images[:1].repeat(8, 1, 1, 1), 42, generator())
     assert (same[1:] - same[:1]).abs().amax((1, 2, 3)).min() > 0.1
 

@@ -1,4 +1,4 @@
-"""dcn-evaluate and its corruptions: numbers that can be told by hand, files, errors."""
+"""dcn-evaluate and its corruptions: numbers that can be computed by hand, files, errors."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def composed(*overrides: str) -> Evaluate:
 
 
 def saved(folder: Path, recipe: dict[str, object] = RECIPE, answer: int | None = None) -> Path:
-    """Write a checkpoint; with ``answer``, of a network that always answers it."""
+    """Write a checkpoint; with ``answer``, of a network that always predicts this class."""
     model = checkpoint.build(recipe)
     if answer is not None:
         with torch.no_grad():
@@ -81,7 +81,7 @@ def test_noise_blur_and_contrast_do_what_they_are_called(photos: Tensor) -> None
     grey = torch.full((4, 3, 64, 64), 0.5)
     noisy = corrupt("gaussian_noise", grey, 2, torch.Generator().manual_seed(0))
     assert noisy.std().item() == pytest.approx(0.12, rel=0.02)
-    # Blurring keeps what is constant, and the mean; contrast keeps the mean.
+    # Blurring keeps constant images, and the mean; contrast keeps the mean.
     torch.testing.assert_close(corrupt("gaussian_blur", grey, 5, torch.Generator()), grey)
     low = corrupt("contrast", photos, 3, torch.Generator())
     torch.testing.assert_close(low.mean((2, 3)), photos.mean((2, 3)))
@@ -107,11 +107,11 @@ def test_a_network_that_always_answers_three_is_measured_so(tmp_path: Path) -> N
     assert confusion.sum() == 200
     assert confusion[:, 3].sum() == 200
     assert result.top1 == pytest.approx(100 * confusion[3, 3].item() / 200)
-    # Its four next answers are those of lowest index: 0, 1, 2 and 4, in ties.
+    # Its four next predictions are those of lowest index: 0, 1, 2 and 4, because of ties.
     assert 30 < result.top5 < 70
     assert worst_class(result.confusion) == (0, 0.0)
     assert list(result.corruptions) == ["contrast", "rotate"]
-    # Corruptions don't reach an answer that is always the same: right as often as threes among the first 100.
+    # Corruptions don't change a constant prediction: it is right as often as threes occur in the first 100.
     accuracies = {value for values in result.corruptions.values() for value in values}
     assert len(accuracies) == 1
     assert result.images_per_second > 0
@@ -191,7 +191,7 @@ def photos_of(root: Path, *classes: str, size: int = 64) -> Path:
 
 
 def of_photos(folder: Path, answer: int, classes: list[str] | None, size: int = 48) -> Path:
-    """Write the checkpoint of a network with three outputs that always gives one answer."""
+    """Write the checkpoint of a network with three outputs that always predicts one class."""
     recipe = {"create_model": {**RECIPE["create_model"], "in_chans": 3, "num_classes": 3}, "dcn": None}
     names = {} if classes is None else {"label_names": classes}
     recipe["pretrained_cfg"] = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3, **names}
@@ -254,7 +254,7 @@ def test_images_have_the_size_and_channels_that_the_network_was_trained_with(
     run(composed(f"checkpoint={first}", f"against=[{second}]", f"data.root={root}", *PHOTOS, *override), tmp_path)
     shapes = [tuple(images.shape[1:]) for images in seen[0].values()]
     assert shapes == [(3, size, size), (1, *((32, 32) if override else (40, 40)))]
-    # Class a, image 0 is black but for a blue of 7.
+    # Class a, image 0 is black except for a blue value of 7.
     assert seen[0]["plain"].amax().item() < 0 < seen[0]["plain"].amin().item() + 0.1 / 0.3 + 1e-3
 
 

@@ -114,7 +114,7 @@ def test_no_experiment_in_a_sweep_and_of_other_commands_is_answered(monkeypatch:
 
 
 def test_an_unknown_experiment_is_no_default_run() -> None:
-    """Where the check of the command line doesn't look."""
+    """The check of the command line doesn't see this case."""
     register()
     with (
         initialize_config_module("zoo.conf", version_base="1.3"),

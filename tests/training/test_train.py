@@ -20,7 +20,7 @@ from zoo.scripts.training.run import run
 from zoo import conf
 
 QUICK = ["data.max_batches=2", "data.eval_copies=1", "optim.epochs=2", "optim.warmup_epochs=0"]
-# What a config leaves to its user.
+# Values that a config leaves to its user.
 NAMED = {"timm": ["model.name=resnet34"]}
 # conf/deploy is no group: the folder of dcn-export's own config.
 GROUPS = sorted(p for p in Path(conf.__file__).parent.glob("*/*.yaml") if p.parent.name != "deploy")
@@ -94,7 +94,7 @@ def test_digits_are_new_every_epoch_for_training_and_the_same_for_evaluation() -
 def test_digits_stay_on_the_canvas() -> None:
     data = Data(name="mnist_rts", img_size=42, batch_size=100, rotation=0, scale=(1.0, 1.0))
     images, _ = next(iter(create_splits(data, {}, seed=0).evaluate))
-    # Undistorted digits have a margin of four pixels: what moves only within the canvas keeps its ink.
+    # Undistorted digits have a margin of four pixels: a distortion that stays on the canvas keeps all ink.
     ink = (images - images.amin()).sum((1, 2, 3))
     assert (images[:, :, :3].amax() - images.amin()) < 0.9 * (images.amax() - images.amin())
     assert ink.min() > 0

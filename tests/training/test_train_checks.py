@@ -21,7 +21,7 @@ QUICK = [
 
 @pytest.fixture(params=[False, True], ids=["run", "dry run"])
 def refused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Run with overrides, where nothing may be trained or written; return the error."""
+    """Run with overrides that must neither train nor write anything; return the error."""
 
     def fit(*_: object, **__: object) -> None:
         raise AssertionError("it trains")
@@ -117,7 +117,7 @@ def test_the_default_run_logs_no_line_for_each_layer(tmp_path: Path, caplog: pyt
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of the last step is finite, and what the step makes of the weights is not."""
+    """The loss of the last step is finite, but the weights after the step are not."""
 
     def poison(training: Any, *args: Any) -> Any:
         found = original(training, *args)

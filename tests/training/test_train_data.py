@@ -1,4 +1,4 @@
-"""dcn-train: what it reads, and what it says of data that can't be trained on."""
+"""dcn-train: the data that it reads, and its errors for data that can't be trained on."""
 
 import gc
 import io

@@ -41,7 +41,7 @@ def labels(root: Path) -> dict[str, str]:
 
 
 def test_the_folder_below_the_split_is_the_class(tmp_path: Path) -> None:
-    """Tiny-ImageNet has train/<class>/images/*; timm takes "images" for the one class."""
+    """Tiny-ImageNet has train/<class>/images/*; timm would read "images" as the only class."""
     for split in ("train", "validation"):
         write(*(tmp_path / split / name / "images" / "0.png" for name in ("n02", "n10", "n1")))
     assert classes(tmp_path) == ("n1", "n02", "n10")
@@ -107,7 +107,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
-# What stands in the file, by type and range; of each the darkest pixel is black and the lightest white.
+# Pixel values in a file, by type and range; in each the darkest pixel is black and the lightest white.
 RAMPS = {
     "16 bits": (RAMP * 65535).round().astype(np.uint16),
     "16 bits of 32": (RAMP * 65535).round().astype(np.int32),

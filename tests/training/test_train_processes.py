@@ -14,7 +14,7 @@ from zoo.scripts.config.command import compose_train
 from zoo.scripts.training import state
 from zoo.scripts.training.run import run
 
-# Without BatchNorm, whose statistics are those of each process.
+# Without BatchNorm, whose statistics are separate in each process.
 SMALL = [
     "model=timm", "model.name=test_convnext", "+model.kwargs.ls_init_value=1", "data.img_size=32",
     "data.max_batches=5", "data.batch_size=16", "data.eval_copies=1", "optim.opt=sgd", "optim.lr=0.05",
@@ -96,7 +96,7 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path: Path, alone: Path, monkey
     assert_same(tmp_path, alone)
 
 
-# accelerate gives FSDP2 to GPUs alone, by their name: what it does with it runs on CPUs too.
+# accelerate allows FSDP2 only on GPUs, by device name; its code runs on CPUs too.
 SHARDED = """
 import sys
 from pathlib import Path

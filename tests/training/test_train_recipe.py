@@ -54,7 +54,7 @@ def test_offsets_are_frozen_for_the_first_steps(tmp_path: Path, plain: dict[str,
     assert plain[OFFSET].norm() > 0
     later = trained(tmp_path, "optim.offset_warmup_steps=3")
     assert 0 < later[OFFSET].norm() < plain[OFFSET].norm()
-    # One step alone moved them: Adam's first is as long as the learning rate, everywhere.
+    # Only one step moved them: Adam's first step is as long as the learning rate, for every weight.
     assert later[OFFSET].abs().max() < 0.5 * plain[OFFSET].abs().max()
 
 
@@ -96,7 +96,7 @@ def test_offsets_are_seen_without_changing_the_output(compiled: bool) -> None:
     model(x)
     handle.remove()
     net = WithOffsets(model)
-    # The graph alone: what Inductor makes of it, test_compiled_training_equals_eager sees.
+    # Only the graph is compared; test_compiled_training_equals_eager tests Inductor's code.
     called = torch.compile(net, fullgraph=True, backend="aot_eager") if compiled else net
     output, sizes, squares = called(x)
     assert_close(output, expected, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""dcn-train: nothing is lost, whatever ends a run."""
+"""dcn-train: nothing is lost, however a run ends."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ QUICK = [
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """The metrics of every epoch, but for the time."""
+    """Return the metrics of every epoch, except the time."""
     rows = csv.DictReader((folder / "dcn" / "metrics.csv").read_text().splitlines())
     return [{key: float(value) for key, value in row.items() if key != "seconds"} for row in rows]
 
@@ -175,7 +175,7 @@ def test_what_differs_from_the_resumed_run_is_named(
     with pytest.raises(ValueError, match="the state of another network"):
         run(compose_train(*QUICK, "dcn.modulated=false", f"resume={uninterrupted}"), tmp_path)
     assert "dcn.modulated was True and is False" in caplog.text
-    # Its config is as it was: resume=auto finds it again.
+    # Its config is unchanged: resume=auto finds it again.
     assert resume.choose(compose_train(*QUICK, "resume=auto"), tmp_path, [uninterrupted]) == uninterrupted
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_state_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_flipped_bit_of_a_state_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.load looks at no check sum: it took 171 of 180 for good."""
+    """torch.load ignores checksums: it accepted 171 of 180 damaged files."""
     crash(tmp_path, monkeypatch, save=1)
     path = tmp_path / "dcn" / "state.pt"
     whole, expected = path.read_bytes(), state._read(path)
@@ -209,7 +209,7 @@ def test_a_flipped_bit_of_a_state_is_found(tmp_path: Path, monkeypatch: pytest.M
         damaged[at] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
         with suppress(ValueError):
-            # Else it is not of the content, such as the time of a part or its padding.
+            # Otherwise the bit is not part of the content, such as the time of a part or its padding.
             assert same(state._read(path), expected), at
     at = whole.index(state._read(write(path, whole))["model"]["conv1.weight"].numpy().tobytes())
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

@@ -77,7 +77,7 @@ def test_each_layer_is_shown_at_its_centre_in_pixels_of_the_image() -> None:
     assert (first.label, second.label) == ("0", "2")
     assert first.points.shape == (2, 9, 2)
     assert first.points.mean(1)[0].tolist() == [4.0, 4.0] == list(first.output)
-    # Of a map of half the size: pixel (2, 2) lies at 4.5, and an offset of 1 is 2 pixels of the image.
+    # On a map of half the size, pixel (2, 2) is at 4.5, and an offset of 1 is 2 pixels of the image.
     assert second.output == (4.5, 4.5)
     assert second.points.mean(1)[1].tolist() == [6.5, 4.5]
 
@@ -92,7 +92,7 @@ def test_samples_of_a_fresh_stack_are_the_grid_of_all_ways_through_it() -> None:
     assert points.shape == (2, 729, 2)
     torch.testing.assert_close(weights, torch.ones(2, 729))
     ways, counts = points[0].unique(dim=0, return_counts=True)
-    # 7 x 7 positions about the centre; as many ways to each as the convolution of three boxes says.
+    # 7 x 7 positions around the centre; the number of ways to each is given by the convolution of three boxes.
     assert len(ways) == 49
     box = torch.tensor([1, 3, 6, 7, 6, 3, 1])
     assert torch.equal(counts.view(7, 7), box[:, None] * box)
@@ -112,7 +112,7 @@ def test_samples_follow_offsets_and_masks() -> None:
 
 def test_samples_that_leave_the_map_end_there() -> None:
     points, _ = cascade(record(stack(2), torch.randn(1, 1, 5, 5)), "1", 2, (0.0, 0.0))
-    # At a corner 5 of 9 taps lie outside, and each stands for 9 samples.
+    # At a corner 5 of 9 taps are outside, and each counts for 9 samples.
     assert points.isnan().any(2).sum() == 5 * 9
 
 
