@@ -15,7 +15,7 @@ from typing import Any
 
 from dcn_ops.torch_internals.caches import digest_of, tag_caches, tag_caches_of_thread, tagged_caches
 
-IMPLEMENTATIONS = ("auto", "composition", "triton")
+IMPLEMENTATIONS = ("auto", "composition", "native", "triton")
 
 
 @dataclass(frozen=True, kw_only=True)

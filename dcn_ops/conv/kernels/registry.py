@@ -4,12 +4,12 @@ from functools import cache
 
 from torch import Tensor
 
-from dcn_ops.conv.kernels import columns, depthwise, gpu, inductor, tiny, traced
+from dcn_ops.conv.kernels import columns, cpu, depthwise, gpu, inductor, tiny, traced
 from dcn_ops.conv.kernels.kernel import Kernel
 from dcn_ops.conv.problem import Problem
 from dcn_ops.settings import current
 
-EAGER: tuple[Kernel, ...] = (gpu, tiny, depthwise, columns)
+EAGER: tuple[Kernel, ...] = (gpu, cpu, tiny, depthwise, columns)
 # Compiled, many small ATen kernels become a few, and calls cost nothing.
 TRACED: tuple[Kernel, ...] = (gpu, inductor, depthwise, traced)
 

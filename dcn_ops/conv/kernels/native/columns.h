@@ -1,0 +1,123 @@
+// Dense and grouped convolutions: the columns of a tile of output pixels, in the cache, times the filters.
+
+#pragma once
+
+#include "filters.h"
+#include "slices.h"
+#include "table.h"
+
+namespace columns {
+
+// How much packed filters may take, in floats: of larger ones some taps are packed at a time.
+constexpr int64_t MOST_FILTERS = 5 << 18;
+constexpr int64_t FORWARD_DEPTH = 768;       // columns of a product
+constexpr int64_t FORWARD_TILE = 64 << 10;   // floats: a quarter MiB of columns
+inline int64_t taps_at_a_time(const Problem& a, int64_t of_a_tap, int64_t most) {
+  return at_least(1, at_most(a.taps(), most / of_a_tap));
+}
+
+// Channels of a sample, interpolated.
+INLINE void interpolate(const float* image, const Sample& sample, int64_t channels, float* to) {
+  constexpr int L = LANES;
+  if (sample.is_outside()) {
+    std::memset(to, 0, channels * sizeof(float));
+    return;
+  }
+  const float *from_0 = image + sample.index[0], *from_1 = image + sample.index[1];
+  const float *from_2 = image + sample.index[2], *from_3 = image + sample.index[3];
+  const Floats<L> weight_0 = broadcast<L>(sample.weight[0]), weight_1 = broadcast<L>(sample.weight[1]);
+  const Floats<L> weight_2 = broadcast<L>(sample.weight[2]), weight_3 = broadcast<L>(sample.weight[3]);
+  const auto value = [&](auto load_at) __attribute__((always_inline)) {
+    Floats<L> value = weight_0 * load_at(from_0);
+    value += weight_1 * load_at(from_1);
+    value += weight_2 * load_at(from_2);
+    return value + weight_3 * load_at(from_3);
+  };
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) store<L>(to + c, value([&](const float* from) { return load<L>(from + c); }));
+  if (c == channels) return;
+  const int64_t last = channels - c;
+  store_first<L>(to + c, value([&](const float* from) { return load_first<L>(from + c, last); }), last);
+}
+
+// Of the table's pixels from `first` on the columns [pixels, taps, C].
+inline void gather(const Problem& a, const Table& table, Pixel pixel, int64_t pixels, const Taps& taps, float* to) {
+  const int64_t size = a.offset_group_channels();
+  for (int64_t i = 0; i < pixels; i++, pixel.advance(a)) {
+    const float* image = a.input + pixel.image * a.image_size();
+    for (int64_t k = 0; k < taps.count; k++)
+      for (int64_t group = 0; group < a.offset_groups; group++, to += size)
+        interpolate(image + group * size, table[table.number(i, group, taps.first + k)], size, to);
+  }
+}
+
+// What the forward shares among threads: packed filters of some taps, in blocks of the depth of a product.
+struct PackedFilters {
+  Cut cut;
+  Taps taps;
+  std::vector<Taps> blocks;
+  float* packed;
+
+  // Those of a group that belong to a block.
+  float* of(const Problem& a, const Taps& block, int64_t group) const {
+    const int64_t of_a_tap = a.group_channels() * cut.padded(a.group_filters());
+    return packed + (block.first * a.groups + group * block.count) * of_a_tap;
+  }
+};
+
+inline PackedFilters pack(const Problem& a, const Taps& taps, float* packed) {
+  PackedFilters result = {Cut(a.group_filters()), taps, {}, packed};
+  const int64_t count = divide_up(taps.count, taps_at_a_time(a, a.channels, FORWARD_DEPTH));
+  for (int64_t i = 0; i < count; i++) {
+    const Share share = share_of(taps.count, count, i);
+    result.blocks.push_back({share.begin, share.end - share.begin});
+  }
+  for (const Taps& block : result.blocks)
+    for (int64_t group = 0; group < a.groups; group++)
+      pack_filters(a, {taps.first + block.first, block.count}, group, result.of(a, block, group));
+  return result;
+}
+
+inline void add_tile(const Problem& a, const PackedFilters& filters, const Table& table, int64_t begin, int64_t end,
+                     float* columns) {
+  const int64_t pixels = end - begin, channels = a.group_channels();
+  float* out = a.output + begin * a.filters;
+  if (filters.taps.first == 0 && a.bias != nullptr)
+    for (int64_t i = 0; i < pixels; i++) std::memcpy(out + i * a.filters, a.bias, a.filters * sizeof(float));
+  for (const Taps& block : filters.blocks) {
+    gather(a, table, Pixel::at(a, begin), pixels, block, columns);
+    const bool add = a.bias != nullptr || filters.taps.first + block.first > 0;
+    const Depth depth = {block.count, channels, a.channels};
+    for (int64_t group = 0; group < a.groups; group++) {
+      const Panels panels = {filters.of(a, block, group), depth.size() * filters.cut.width, filters.cut.width};
+      product<Rows::APART>(filters.cut, pixels, a.group_filters(), depth, columns + group * channels,
+                           block.count * a.channels, panels, out + group * a.group_filters(), a.filters, add);
+    }
+  }
+}
+
+inline void forward(const Problem& a) {
+  Scratch shared;
+  const int64_t of_a_tap = a.channels * Cut(a.group_filters()).padded(a.group_filters()), pixels = a.batch * a.out_pixels();
+  const int64_t taps = taps_at_a_time(a, of_a_tap, MOST_FILTERS), threads = threads_for(a);
+  float* packed = shared.array<float>(taps * of_a_tap);
+  for (int64_t first = 0; first < a.taps(); first += taps) {
+    const PackedFilters filters = pack(a, {first, at_most(taps, a.taps() - first)}, packed);
+    const int64_t parts = at_most(threads, pixels);
+    in_parts(a, parts, [&](int64_t part) {
+      Scratch scratch;
+      const Share share = share_of(pixels, parts, part);
+      const int64_t most = filters.blocks.back().count, depth = most * a.channels, own = share.end - share.begin;
+      const int64_t step = at_most(own, divide_up(at_least(ROWS, at_most(FORWARD_TILE / depth, 96)), ROWS) * ROWS);
+      Table table(a, scratch, step, filters.taps.count, false);
+      float* columns = scratch.array<float>(step * depth);
+      for (int64_t begin = share.begin; begin < share.end; begin += step) {
+        const int64_t end = at_most(begin + step, share.end);
+        table.fill(begin, end, first, filters.taps.count);
+        add_tile(a, filters, table, begin, end, columns);
+      }
+    });
+  }
+}
+
+}  // namespace columns

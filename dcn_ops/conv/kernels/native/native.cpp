@@ -1,0 +1,37 @@
+// The library: deformable convolutions of float32 in channels_last, forward and backward.
+
+#include "columns.h"
+#include "columns_backward.h"
+#include "depthwise.h"
+#include "problem.h"
+
+namespace {
+
+bool is_depthwise(const Problem& a) { return a.groups == a.channels && a.filters == a.channels; }
+
+// 0, or 1 where memory ran out.
+template <class Function>
+int32_t run(const Function& function) {
+  try {
+    function();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t dcn_abi_version() { return ABI_VERSION; }
+
+int32_t dcn_forward(const Problem* problem) {
+  return run([&] { is_depthwise(*problem) ? depthwise::forward(*problem) : columns::forward(*problem); });
+}
+
+int32_t dcn_backward(const Problem* problem) {
+  return run([&] { is_depthwise(*problem) ? depthwise::backward(*problem) : columns::backward(*problem); });
+}
+
+}
