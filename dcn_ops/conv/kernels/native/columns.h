@@ -10,8 +10,11 @@ namespace columns {
 
 // How much packed filters may take, in floats: of larger ones some taps are packed at a time.
 constexpr int64_t MOST_FILTERS = 5 << 18;
-constexpr int64_t FORWARD_DEPTH = 768;       // columns of a product
-constexpr int64_t FORWARD_TILE = 64 << 10;   // floats: a quarter MiB of columns
+// Of the forward: taps times channels of a tile, at most, and their product with the pixels, a quarter MiB; pixels.
+// Several small groups read the same columns, and none has filters that would be read again for every tile.
+constexpr int64_t FORWARD_DEPTH = 768, FORWARD_DEPTH_OF_GROUPS = 2304;
+constexpr int64_t FORWARD_TILE = 64 << 10;
+constexpr int64_t FORWARD_PIXELS = 96;
 inline int64_t taps_at_a_time(const Problem& a, int64_t of_a_tap, int64_t most) {
   return at_least(1, at_most(a.taps(), most / of_a_tap));
 }
@@ -40,14 +43,16 @@ INLINE void interpolate(const float* image, const Sample& sample, int64_t channe
   store_first<L>(to + c, value([&](const float* from) { return load_first<L>(from + c, last); }), last);
 }
 
-// Of the table's pixels from `first` on the columns [pixels, taps, C].
+// The columns [pixels, taps, C] of the table's pixels, which start with `pixel`, for some of its taps.
 inline void gather(const Problem& a, const Table& table, Pixel pixel, int64_t pixels, const Taps& taps, float* to) {
   const int64_t size = a.offset_group_channels();
-  for (int64_t i = 0; i < pixels; i++, pixel.advance(a)) {
+  for (int64_t i = 0; i < pixels; i++, pixel.advance(a), to += taps.count * a.channels) {
     const float* image = a.input + pixel.image * a.image_size();
-    for (int64_t k = 0; k < taps.count; k++)
-      for (int64_t group = 0; group < a.offset_groups; group++, to += size)
-        interpolate(image + group * size, table[table.number(i, group, taps.first + k)], size, to);
+    for (int64_t group = 0; group < a.offset_groups; group++) {
+      const Sample* samples = &table[table.number(i, group, taps.first)];
+      for (int64_t k = 0; k < taps.count; k++)
+        interpolate(image + group * size, samples[k], size, to + k * a.channels + group * size);
+    }
   }
 }
 
@@ -67,7 +72,7 @@ struct PackedFilters {
 
 inline PackedFilters pack(const Problem& a, const Taps& taps, float* packed) {
   PackedFilters result = {Cut(a.group_filters()), taps, {}, packed};
-  const int64_t count = divide_up(taps.count, taps_at_a_time(a, a.channels, FORWARD_DEPTH));
+  const int64_t count = divide_up(taps.count, taps_at_a_time(a, a.channels, a.groups > 1 ? FORWARD_DEPTH_OF_GROUPS : FORWARD_DEPTH));
   for (int64_t i = 0; i < count; i++) {
     const Share share = share_of(taps.count, count, i);
     result.blocks.push_back({share.begin, share.end - share.begin});
@@ -108,7 +113,8 @@ inline void forward(const Problem& a) {
       Scratch scratch;
       const Share share = share_of(pixels, parts, part);
       const int64_t most = filters.blocks.back().count, depth = most * a.channels, own = share.end - share.begin;
-      const int64_t step = at_most(own, divide_up(at_least(ROWS, at_most(FORWARD_TILE / depth, 96)), ROWS) * ROWS);
+      const int64_t tiles = divide_up(own, at_least(ROWS, at_most(FORWARD_TILE / depth, FORWARD_PIXELS)));
+      const int64_t step = divide_up(divide_up(own, tiles), ROWS) * ROWS;
       Table table(a, scratch, step, filters.taps.count, false);
       float* columns = scratch.array<float>(step * depth);
       for (int64_t begin = share.begin; begin < share.end; begin += step) {

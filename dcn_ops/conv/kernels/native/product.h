@@ -37,15 +37,19 @@ void product_block(Depth depth, const float* a, int64_t distance, const float* b
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) total[i][v] = zeros<L>();
+  // A pointer for every three rows: more distances than fit in registers would be fetched again in every step.
+  constexpr int POINTERS = (M + 2) / 3;
+  const float* rows[POINTERS];
   for (int64_t run = 0; run < depth.outer; run++, a += depth.jump) {
-    const float* from = a;
-    for (int64_t k = 0; k < depth.inner; k++, from += step, b += b_distance) {
+#pragma GCC unroll 4
+    for (int i = 0; i < POINTERS; i++) rows[i] = a + 3 * i * row;
+    for (int64_t k = 0; k < depth.inner; k++, b += b_distance) {
       Floats<L> of_b[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) of_b[v] = load<L>(b + v * L);
 #pragma GCC unroll 12
       for (int i = 0; i < M; i++) {
-        const Floats<L> of_a = broadcast<L>(from[i * row]);
+        const Floats<L> of_a = broadcast<L>(rows[i / 3][i % 3 * row + k * step]);
 #pragma GCC unroll 2
         for (int v = 0; v < V; v++) total[i][v] += of_a * of_b[v];
       }

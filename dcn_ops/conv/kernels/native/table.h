@@ -26,7 +26,10 @@ class Table {
     samples_ = scratch.array<Sample>(size);
     y_ = scratch.zeros<float>(size);
     x_ = scratch.zeros<float>(size);
-    mask_ = scratch.zeros<float>(size);
+    mask_ = scratch.array<float>(size);
+    for (int64_t i = 0; i < size; i++) mask_[i] = 1;
+    grid_y_ = scratch.array<float>(taps);
+    grid_x_ = scratch.array<float>(taps);
     if (!gradients) return;
     dots_ = scratch.array<float>(4 * size);
     exists_ = scratch.array<int32_t>(size);
@@ -39,6 +42,10 @@ class Table {
     taps_ = taps;
     begin_ = begin;
     count_ = (end - begin) * problem_.offset_groups * taps;
+    for (int64_t tap = 0; tap < taps; tap++) {
+      grid_y_[tap] = (float)((first + tap) / problem_.kernel_width * problem_.dilation_y);
+      grid_x_[tap] = (float)((first + tap) % problem_.kernel_width * problem_.dilation_x);
+    }
     locate(begin, end);
     if (dots_ == nullptr) {
       weigh<false>();
@@ -73,38 +80,36 @@ class Table {
   // The positions of the samples, in pixels of the input, and the mask.
   void locate(int64_t begin, int64_t end) {
     const Problem& a = problem_;
+    const int64_t *s = a.offset_strides, *t = a.mask_strides;
     Pixel pixel = Pixel::at(a, begin);
     float *y = y_, *x = x_, *mask = mask_;
     for (int64_t i = begin; i < end; i++, pixel.advance(a)) {
-      const int64_t* s = a.offset_strides;
       const float* offset = a.offset + pixel.image * s[0] + pixel.y * s[2] + pixel.x * s[3];
       const float base_y = (float)(pixel.y * a.stride_y - a.padding_y);
       const float base_x = (float)(pixel.x * a.stride_x - a.padding_x);
-      for (int64_t group = 0; group < a.offset_groups; group++) {
-        const float* of_group = offset + (group * a.taps() + first_) * 2 * s[1];
-        int64_t row = first_ / a.kernel_width, column = first_ % a.kernel_width;
-        for (int64_t tap = 0; tap < taps_; tap++) {
-          *y++ = of_group[2 * tap * s[1]] + (base_y + (float)(row * a.dilation_y));
-          *x++ = of_group[(2 * tap + 1) * s[1]] + (base_x + (float)(column * a.dilation_x));
-          if (++column == a.kernel_width) column = 0, row++;
-        }
+      for (int64_t group = 0; group < a.offset_groups; group++, y += taps_, x += taps_) {
+        const float* from = offset + (group * a.taps() + first_) * 2 * s[1];
+        if (s[1] == 1)
+          add_grid(from, 1, base_y, base_x, y, x);
+        else
+          add_grid(from, s[1], base_y, base_x, y, x);
       }
-      mask = copy_mask(pixel, mask);
+      if (a.mask == nullptr) continue;
+      const float* of_mask = a.mask + pixel.image * t[0] + pixel.y * t[2] + pixel.x * t[3];
+      for (int64_t group = 0; group < a.offset_groups; group++, mask += taps_) {
+        const float* from = of_mask + (group * a.taps() + first_) * t[1];
+        for (int64_t tap = 0; tap < taps_; tap++) mask[tap] = from[tap * t[1]];
+      }
     }
   }
 
-  float* copy_mask(const Pixel& pixel, float* to) const {
-    const int64_t* s = problem_.mask_strides;
-    for (int64_t group = 0; group < problem_.offset_groups; group++, to += taps_) {
-      if (problem_.mask == nullptr) {
-        for (int64_t tap = 0; tap < taps_; tap++) to[tap] = 1;
-        continue;
-      }
-      const int64_t channel = group * problem_.taps() + first_;
-      const float* from = problem_.mask + pixel.image * s[0] + channel * s[1] + pixel.y * s[2] + pixel.x * s[3];
-      for (int64_t tap = 0; tap < taps_; tap++) to[tap] = from[tap * s[1]];
+  inline __attribute__((always_inline)) void add_grid(const float* __restrict offset, int64_t stride, float base_y,
+                                                      float base_x, float* __restrict y, float* __restrict x) const {
+    const float *__restrict grid_y = grid_y_, *__restrict grid_x = grid_x_;
+    for (int64_t tap = 0; tap < taps_; tap++) {
+      y[tap] = offset[2 * tap * stride] + (base_y + grid_y[tap]);
+      x[tap] = offset[(2 * tap + 1) * stride] + (base_x + grid_x[tap]);
     }
-    return to;
   }
 
   // The neighbours and their weights, eight samples at a time, from the positions. For gradients keep which neighbours
@@ -179,7 +184,7 @@ class Table {
 
   const Problem& problem_;
   Sample* samples_;
-  float *y_, *x_, *mask_;
+  float *y_, *x_, *mask_, *grid_y_, *grid_x_;
   float* dots_ = nullptr;
   int32_t* exists_ = nullptr;
   int64_t taps_, first_ = 0, begin_ = 0, count_ = 0;
