@@ -28,29 +28,28 @@ struct Samples {
   }
 };
 
-// What the backward reads and writes at a sample.
+// What the backward reads and writes for a tap of a tile.
 struct Gradients {
-  const float *image, *of_column;
+  const float *image, *of_columns;  // of_columns: [pixels, C]
   float* grad_image;
-  const Samples& samples;
-  int64_t pixel;
+  Samples samples;
 };
 
 // Of some channels: adds to the gradient of the image and to the products that those of offset and mask are made of,
 // and writes the sample.
 template <bool IMAGE, bool SAMPLES, bool PARTIAL>
-INLINE void channels_backward(const Gradients& at, int64_t c, int64_t count, const Sample& sample,
-                              const Floats<LANES> weight[4], Floats<LANES> dots[4]) {
+INLINE void channels_backward(const Gradients& at, const float* of_column, float* to, int64_t c, int64_t count,
+                              const Sample& sample, const Floats<LANES> weight[4], Floats<LANES> products[4]) {
   constexpr int L = LANES;
-  const Floats<L> grad = load_up_to<L, PARTIAL>(at.of_column + c, count);
+  const Floats<L> grad = load_up_to<L, PARTIAL>(of_column + c, count);
   Floats<L> value = zeros<L>();
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
     const Floats<L> neighbour = load_up_to<L, PARTIAL>(at.image + sample.index[j] + c, count);
-    dots[j] += grad * neighbour;
+    products[j] += grad * neighbour;
     if (SAMPLES) value += weight[j] * neighbour;
   }
-  if (SAMPLES) store_up_to<L, PARTIAL>(at.samples.at(at.pixel, c), value, count);
+  if (SAMPLES) store_up_to<L, PARTIAL>(to, value, count);
   if (!IMAGE) return;
   // One after the other: at the border two neighbours are the same pixel.
 #pragma GCC unroll 4
@@ -60,34 +59,47 @@ INLINE void channels_backward(const Gradients& at, int64_t c, int64_t count, con
   }
 }
 
-template <bool IMAGE, bool SAMPLES>
-void sample_backward(const Gradients& at, const Share& channels, const Sample& sample, float* dots) {
-  constexpr int L = LANES;
-  Floats<L> weight[4], sums[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    weight[j] = broadcast<L>(sample.weight[j]);
-    sums[j] = zeros<L>();
-  }
-  int64_t c = channels.begin;
-  for (; c + L <= channels.end; c += L) channels_backward<IMAGE, SAMPLES, false>(at, c, L, sample, weight, sums);
-  if (c < channels.end)
-    channels_backward<IMAGE, SAMPLES, true>(at, c, channels.end - c, sample, weight, sums);
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) dots[j] += sum<L>(sums[j]);
-}
-
-typedef void (*SampleBackward)(const Gradients&, const Share&, const Sample&, float*);
-
-inline SampleBackward sample_backward_of(const Problem& a) {
-  if (a.grad_input == nullptr)
-    return a.grad_weight == nullptr ? sample_backward<false, false> : sample_backward<false, true>;
-  return a.grad_weight == nullptr ? sample_backward<true, false> : sample_backward<true, true>;
-}
-
 inline void clear_sample(const Samples& samples, int64_t pixel, const Share& channels) {
   for (int64_t c = channels.begin; c < channels.end; c += LANES)
     std::memset(samples.at(pixel, c), 0, at_most(LANES, channels.end - c) * sizeof(float));
+}
+
+// The channels of a segment, for all pixels of the tile; `tap` is counted in the table.
+template <bool IMAGE, bool SAMPLES>
+void segment_backward(const Problem& a, const Gradients& at, const Segment& segment, Table& table, int64_t tap,
+                      int64_t pixels) {
+  constexpr int L = LANES;
+  const int64_t begin = segment.channels.begin, end = segment.channels.end, whole = begin + (end - begin) / L * L;
+  for (int64_t i = 0; i < pixels; i++) {
+    const int64_t number = table.number(i, segment.group, tap);
+    const Sample& sample = table[number];
+    if (sample.is_outside()) {
+      if (SAMPLES) clear_sample(at.samples, i, segment.channels);
+      continue;
+    }
+    const float* of_column = at.of_columns + i * a.channels;
+    Floats<L> weight[4], products[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      weight[j] = broadcast<L>(sample.weight[j]);
+      products[j] = zeros<L>();
+    }
+    for (int64_t c = begin; c < whole; c += L)
+      channels_backward<IMAGE, SAMPLES, false>(at, of_column, at.samples.at(i, c), c, L, sample, weight, products);
+    if (whole < end)
+      channels_backward<IMAGE, SAMPLES, true>(at, of_column, at.samples.at(i, whole), whole, end - whole, sample,
+                                              weight, products);
+    float* dots = table.dots(number);
+    store<4>(dots, load<4>(dots) + sums<L>(products));
+  }
+}
+
+typedef void (*SegmentBackward)(const Problem&, const Gradients&, const Segment&, Table&, int64_t, int64_t);
+
+inline SegmentBackward segment_backward_of(const Problem& a) {
+  if (a.grad_input == nullptr)
+    return a.grad_weight == nullptr ? segment_backward<false, false> : segment_backward<false, true>;
+  return a.grad_weight == nullptr ? segment_backward<true, false> : segment_backward<true, true>;
 }
 
 // The gradients of the images and channels of a part, for a block of taps, tile by tile.
@@ -158,21 +170,11 @@ class PartBackward {
   }
 
   void add_samples(int64_t image, int64_t tap, int64_t pixels) {
-    const SampleBackward sample_backward = sample_backward_of(a_);
-    const Samples samples(a_, cut_, samples_, pixels);
     const int64_t start = image * a_.image_size();
-    float* grad_image = a_.grad_input == nullptr ? nullptr : a_.grad_input + start;
-    for (int64_t i = 0; i < pixels; i++) {
-      const Gradients at = {a_.input + start, grad_columns_ + i * a_.channels, grad_image, samples, i};
-      for (const Segment& segment : part_.segments) {
-        const int64_t number = table_.number(i, segment.group, tap);
-        const Sample& sample = table_[number];
-        if (!sample.is_outside())
-          sample_backward(at, segment.channels, sample, table_.dots(number));
-        else if (a_.grad_weight != nullptr)
-          clear_sample(samples, i, segment.channels);
-      }
-    }
+    const Gradients at = {a_.input + start, grad_columns_, a_.grad_input == nullptr ? nullptr : a_.grad_input + start,
+                          Samples(a_, cut_, samples_, pixels)};
+    const SegmentBackward segment_backward = segment_backward_of(a_);
+    for (const Segment& segment : part_.segments) segment_backward(a_, at, segment, table_, tap, pixels);
   }
 
   void add_filters(int64_t tap, int64_t pixels) {

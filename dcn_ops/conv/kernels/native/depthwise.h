@@ -160,35 +160,41 @@ INLINE void channels_backward(const Gradients& at, int64_t c, int64_t count, con
   }
 }
 
+// The channels of an output pixel, of one offset group: `samples` and `dots` are those of its taps.
 template <bool IMAGE, bool FILTERS>
-void sample_backward(const Gradients& at, int64_t channels, const Sample& sample, float* dots) {
+void pixel_backward(const Problem& a, Gradients at, int64_t channels, const Sample* samples, float* dots) {
   constexpr int L = LANES;
-  Floats<L> weight[4], sums[4];
+  const int64_t taps = a.taps(), whole = channels / L * L;
+  for (int64_t k = 0; k < taps; k++, dots += 4, at.filters += a.channels, at.grad_filters += a.channels) {
+    const Sample& sample = samples[k];
+    if (sample.is_outside()) continue;
+    Floats<L> weight[4], products[4];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    weight[j] = broadcast<L>(sample.weight[j]);
-    sums[j] = zeros<L>();
+    for (int j = 0; j < 4; j++) {
+      weight[j] = broadcast<L>(sample.weight[j]);
+      products[j] = zeros<L>();
+    }
+    for (int64_t c = 0; c < whole; c += L)
+      channels_backward<IMAGE, FILTERS, false>(at, c, L, sample, weight, products);
+    if (whole < channels)
+      channels_backward<IMAGE, FILTERS, true>(at, whole, channels - whole, sample, weight, products);
+    store<4>(dots, load<4>(dots) + sums<L>(products));
   }
-  int64_t c = 0;
-  for (; c + L <= channels; c += L) channels_backward<IMAGE, FILTERS, false>(at, c, L, sample, weight, sums);
-  if (c < channels) channels_backward<IMAGE, FILTERS, true>(at, c, channels - c, sample, weight, sums);
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) dots[j] += sum<L>(sums[j]);
 }
 
-typedef void (*SampleBackward)(const Gradients&, int64_t, const Sample&, float*);
+typedef void (*PixelBackward)(const Problem&, Gradients, int64_t, const Sample*, float*);
 
-inline SampleBackward sample_backward_of(const Problem& a) {
+inline PixelBackward pixel_backward_of(const Problem& a) {
   if (a.grad_input == nullptr)
-    return a.grad_weight == nullptr ? sample_backward<false, false> : sample_backward<false, true>;
-  return a.grad_weight == nullptr ? sample_backward<true, false> : sample_backward<true, true>;
+    return a.grad_weight == nullptr ? pixel_backward<false, false> : pixel_backward<false, true>;
+  return a.grad_weight == nullptr ? pixel_backward<true, false> : pixel_backward<true, true>;
 }
 
 // The gradients of the images and channels of a part. Those of the filters, [K, C], are added to `grad_filters`.
 inline void backward_of_part(const Problem& a, const Part& part, const float* filters, float* grad_filters) {
   Scratch scratch;
   const int64_t taps = a.taps(), pixels = a.out_pixels(), step = at_most(pixels_at_a_time(a), pixels);
-  const SampleBackward sample_backward = sample_backward_of(a);
+  const PixelBackward pixel_backward = pixel_backward_of(a);
   Table table(a, scratch, step, taps, true);
   // Thousands of terms are added up in steps, so that fewer round each sum.
   float* of_step = scratch.array<float>(taps * a.channels);
@@ -203,13 +209,9 @@ inline void backward_of_part(const Problem& a, const Part& part, const float* fi
       for (int64_t i = begin; i < end; i++)
         for (const Segment& segment : part.segments) {
           const int64_t c = segment.channels.begin, first = table.number(i - begin, segment.group, 0);
-          Gradients at = {image + c, filters + c, a.grad + i * a.channels + c,
-                          grad_image == nullptr ? nullptr : grad_image + c, of_step + c};
-          for (int64_t k = 0; k < taps; k++, at.filters += a.channels, at.grad_filters += a.channels) {
-            const Sample& sample = table[first + k];
-            if (!sample.is_outside())
-              sample_backward(at, segment.channels.end - c, sample, table.dots(first + k));
-          }
+          const Gradients at = {image + c, filters + c, a.grad + i * a.channels + c,
+                                grad_image == nullptr ? nullptr : grad_image + c, of_step + c};
+          pixel_backward(a, at, segment.channels.end - c, &table[first], table.dots(first));
         }
       table.write_gradients(part.grad_offset, part.grad_mask);
       for (int64_t k = 0; k < taps; k++)

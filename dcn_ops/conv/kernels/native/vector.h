@@ -123,23 +123,31 @@ INLINE Floats<L> keep(Floats<L> vector, Ints<L> mask) {
   return (Floats<L>)((Ints<L>)vector & mask);
 }
 
-template <int L>
-INLINE float sum(Floats<L> vector) {
-  if constexpr (L == 1) {
-    return vector[0];
-  } else {
-    Floats<L / 2> halves[2];
-    __builtin_memcpy(halves, &vector, sizeof vector);
-    if constexpr (L == 2) return halves[0][0] + halves[1][0];
-    else return sum<L / 2>(halves[0] + halves[1]);
-  }
-}
-
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype((a) < (b)){__VA_ARGS__})
 #endif
+
+// The sum of the lanes of each of four vectors.
+template <int L>
+INLINE Floats<4> sums(const Floats<L> vector[4]) {
+  if constexpr (L > 4) {
+    Floats<L / 2> folded[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      Floats<L / 2> halves[2];
+      __builtin_memcpy(halves, vector + i, sizeof halves);
+      folded[i] = halves[0] + halves[1];
+    }
+    return sums<L / 2>(folded);
+  } else {
+    const Floats<4>* v = vector;
+    const Floats<4> first = SHUFFLE(v[0], v[1], 0, 4, 1, 5) + SHUFFLE(v[0], v[1], 2, 6, 3, 7);
+    const Floats<4> second = SHUFFLE(v[2], v[3], 0, 4, 1, 5) + SHUFFLE(v[2], v[3], 2, 6, 3, 7);
+    return SHUFFLE(first, second, 0, 1, 4, 5) + SHUFFLE(first, second, 2, 3, 6, 7);
+  }
+}
 
 // Rows become columns.
 INLINE void transpose(Floats<8> row[8]) {
