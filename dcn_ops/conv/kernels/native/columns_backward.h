@@ -39,13 +39,14 @@ struct Gradients {
 // and writes the sample.
 template <bool IMAGE, bool SAMPLES, bool PARTIAL>
 INLINE void channels_backward(const Gradients& at, const float* of_column, float* to, int64_t c, int64_t count,
-                              const Sample& sample, const Floats<LANES> weight[4], Floats<LANES> products[4]) {
+                              const int64_t index[4], const Floats<LANES> weight[4],
+                              Floats<LANES> products[4]) {
   constexpr int L = LANES;
   const Floats<L> grad = load_up_to<L, PARTIAL>(of_column + c, count);
   Floats<L> value = zeros<L>();
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
-    const Floats<L> neighbour = load_up_to<L, PARTIAL>(at.image + sample.index[j] + c, count);
+    const Floats<L> neighbour = load_up_to<L, PARTIAL>(at.image + index[j] + c, count);
     products[j] += grad * neighbour;
     if (SAMPLES) value += weight[j] * neighbour;
   }
@@ -54,7 +55,7 @@ INLINE void channels_backward(const Gradients& at, const float* of_column, float
   // One after the other: at the border two neighbours are the same pixel.
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
-    float* to = at.grad_image + sample.index[j] + c;
+    float* to = at.grad_image + index[j] + c;
     store_up_to<L, PARTIAL>(to, load_up_to<L, PARTIAL>(to, count) + weight[j] * grad, count);
   }
 }
@@ -66,7 +67,7 @@ inline void clear_sample(const Samples& samples, int64_t pixel, const Share& cha
 
 // The channels of a segment, for all pixels of the tile; `tap` is counted in the table.
 template <bool IMAGE, bool SAMPLES>
-void segment_backward(const Problem& a, const Gradients& at, const Segment& segment, Table& table, int64_t tap,
+void segment_backward(const Problem& a, const Gradients at, const Segment& segment, Table& table, int64_t tap,
                       int64_t pixels) {
   constexpr int L = LANES;
   const int64_t begin = segment.channels.begin, end = segment.channels.end, whole = begin + (end - begin) / L * L;
@@ -78,23 +79,26 @@ void segment_backward(const Problem& a, const Gradients& at, const Segment& segm
       continue;
     }
     const float* of_column = at.of_columns + i * a.channels;
+    // A store of floats may change the sample, for all the compiler knows: not so a copy.
+    int64_t index[4];
     Floats<L> weight[4], products[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
+      index[j] = sample.index[j];
       weight[j] = broadcast<L>(sample.weight[j]);
       products[j] = zeros<L>();
     }
     for (int64_t c = begin; c < whole; c += L)
-      channels_backward<IMAGE, SAMPLES, false>(at, of_column, at.samples.at(i, c), c, L, sample, weight, products);
+      channels_backward<IMAGE, SAMPLES, false>(at, of_column, at.samples.at(i, c), c, L, index, weight, products);
     if (whole < end)
-      channels_backward<IMAGE, SAMPLES, true>(at, of_column, at.samples.at(i, whole), whole, end - whole, sample,
+      channels_backward<IMAGE, SAMPLES, true>(at, of_column, at.samples.at(i, whole), whole, end - whole, index,
                                               weight, products);
     float* dots = table.dots(number);
     store<4>(dots, load<4>(dots) + sums<L>(products));
   }
 }
 
-typedef void (*SegmentBackward)(const Problem&, const Gradients&, const Segment&, Table&, int64_t, int64_t);
+typedef void (*SegmentBackward)(const Problem&, Gradients, const Segment&, Table&, int64_t, int64_t);
 
 inline SegmentBackward segment_backward_of(const Problem& a) {
   if (a.grad_input == nullptr)

@@ -135,16 +135,16 @@ struct Gradients {
 // The channels of a sample: the gradients of image and filter, and the products that those of offset and mask are
 // made of.
 template <bool IMAGE, bool FILTERS, bool PARTIAL>
-INLINE void channels_backward(const Gradients& at, int64_t c, int64_t count, const Sample& sample,
-                              const Floats<LANES> weight[4], Floats<LANES> dots[4]) {
+INLINE void channels_backward(const Gradients& at, int64_t c, int64_t count, const int64_t index[4],
+                              const Floats<LANES> weight[4], Floats<LANES> products[4]) {
   constexpr int L = LANES;
   const Floats<L> grad = load_up_to<L, PARTIAL>(at.grad + c, count);
   const Floats<L> of_sample = grad * load_up_to<L, PARTIAL>(at.filters + c, count);
   Floats<L> value = zeros<L>();
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
-    const Floats<L> neighbour = load_up_to<L, PARTIAL>(at.image + sample.index[j] + c, count);
-    dots[j] += of_sample * neighbour;
+    const Floats<L> neighbour = load_up_to<L, PARTIAL>(at.image + index[j] + c, count);
+    products[j] += of_sample * neighbour;
     if (FILTERS) value += weight[j] * neighbour;
   }
   if (FILTERS) {
@@ -155,7 +155,7 @@ INLINE void channels_backward(const Gradients& at, int64_t c, int64_t count, con
   // One after the other: at the border two neighbours are the same pixel.
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
-    float* to = at.grad_image + sample.index[j] + c;
+    float* to = at.grad_image + index[j] + c;
     store_up_to<L, PARTIAL>(to, load_up_to<L, PARTIAL>(to, count) + weight[j] * of_sample, count);
   }
 }
@@ -168,16 +168,19 @@ void pixel_backward(const Problem& a, Gradients at, int64_t channels, const Samp
   for (int64_t k = 0; k < taps; k++, dots += 4, at.filters += a.channels, at.grad_filters += a.channels) {
     const Sample& sample = samples[k];
     if (sample.is_outside()) continue;
+    // A store of floats may change the sample, for all the compiler knows: not so a copy.
+    int64_t index[4];
     Floats<L> weight[4], products[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
+      index[j] = sample.index[j];
       weight[j] = broadcast<L>(sample.weight[j]);
       products[j] = zeros<L>();
     }
     for (int64_t c = 0; c < whole; c += L)
-      channels_backward<IMAGE, FILTERS, false>(at, c, L, sample, weight, products);
+      channels_backward<IMAGE, FILTERS, false>(at, c, L, index, weight, products);
     if (whole < channels)
-      channels_backward<IMAGE, FILTERS, true>(at, whole, channels - whole, sample, weight, products);
+      channels_backward<IMAGE, FILTERS, true>(at, whole, channels - whole, index, weight, products);
     store<4>(dots, load<4>(dots) + sums<L>(products));
   }
 }
