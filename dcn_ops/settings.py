@@ -4,6 +4,7 @@
 block of this thread.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -105,9 +106,10 @@ def set_implementation(name: str, *, autotune: bool = False) -> None:
     """Choose the implementation of every later call, and of what is compiled later.
 
     Args:
-        name: ``"auto"``: Triton kernels on GPUs for float32, float16 and bfloat16, else a composition of ATen
-            kernels; ``"composition"``: that alone; ``"triton"``: those kernels, and ValueError where they can't
-            run. Under ``torch.use_deterministic_algorithms(True)`` the gradient of the input is always the
+        name: ``"auto"``: for float32, float16 and bfloat16, Triton kernels on GPUs and a native kernel on CPUs,
+            which a C++ compiler of the machine builds once; else a composition of ATen kernels; ``"composition"``:
+            that alone; ``"triton"`` or ``"native"``: those kernels, and ValueError where they can't run. Under
+            ``torch.use_deterministic_algorithms(True)`` the gradient of the input on GPUs is always the
             composition's, since the kernels add it up in an order that changes.
         autotune: Time several tiles of the Triton kernels on the first call with new numbers of channels, filters
             and taps, seconds each, instead of taking those of a table. Triton's disk cache keeps the results.
@@ -154,7 +156,9 @@ def tag_compile_caches() -> None:
 
 def _tag(settings: Settings) -> str:
     chosen = [f"{f.name}={value}" for f in fields(settings) if (value := getattr(settings, f.name)) != f.default]
-    return ",".join([_sources(), *chosen])
+    # Where there may be a native kernel, the compiler does not see into the operator.
+    native = [] if os.environ.get("DCN_OPS_NATIVE") != "0" else ["native=off"]
+    return ",".join([_sources(), *native, *chosen])
 
 
 @cache

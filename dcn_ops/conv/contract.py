@@ -15,7 +15,7 @@ from torch import Tensor
 from dcn_ops.conv import reference, vmap
 from dcn_ops.conv.check import check_gradient
 from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.kernels.registry import choose
+from dcn_ops.conv.kernels.registry import calls_native, choose
 from dcn_ops.conv.problem import make_problem
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.settings import changes, current, restored, tag_compile_caches
@@ -75,18 +75,25 @@ _library.impl("deform_conv2d_backward", _backward, "CompositeExplicitAutograd")
 def _stays_whole(*args: Any) -> bool:
     """Tell whether the compiler gets the operator as one node, which runs as it does eagerly.
 
-    That is what the caller wants, somebody registered a kernel for a device, or sizes are symbols. With symbols
-    Inductor would take minutes to simplify the index formulas, and work of an unknown size could not be cut into
-    pieces. A package that is compiled ahead of time has no such choice: it runs where this library isn't installed.
+    That is what the caller wants, somebody registered a kernel for a device, sizes are symbols, or it takes the
+    native kernel, which is faster than the compiler's loops. With symbols Inductor would take minutes to simplify
+    the index formulas, and work of an unknown size could not be cut into pieces. A package that is compiled ahead
+    of time has no such choice: it runs where this library isn't installed.
     """
     if current().whole_operators or has_foreign_kernel("cpu") or has_foreign_kernel("cuda"):
         return True
+    if is_ahead_of_time():
+        return False
     sizes = (arg.shape if isinstance(arg, Tensor) else arg if isinstance(arg, Sequence) else [arg] for arg in args)
-    return any(isinstance(size, torch.SymInt) for size in chain(*sizes)) and not is_ahead_of_time()
+    return any(isinstance(size, torch.SymInt) for size in chain(*sizes)) or calls_native(make_problem(*args))
+
+
+def _backward_stays_whole(grad: Tensor, *args: Any) -> bool:
+    return _stays_whole(*args[:-1])
 
 
 trace_through("dcn_ops::deform_conv2d", partial(_forward, traced=True), _stays_whole, _library)
-trace_through("dcn_ops::deform_conv2d_backward", partial(_backward, traced=True), _stays_whole, _library)
+trace_through("dcn_ops::deform_conv2d_backward", partial(_backward, traced=True), _backward_stays_whole, _library)
 tag_compile_caches()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dcn_ops.conv.check import as_pair, check_tensors, count_groups
 from dcn_ops.conv.contract import has_foreign_kernel
-from dcn_ops.conv.kernels.registry import allowed, in_order
+from dcn_ops.conv.kernels.registry import allowed, calls_native, in_order
 from dcn_ops.conv.problem import make_problem
 from dcn_ops.settings import current
 
@@ -63,7 +63,8 @@ def explain(
     problem = make_problem(input, offset, weight, bias, mask, *pairs, *count_groups(input, offset, weight))
     if has_foreign_kernel(input.device):
         return Explanation(taken="a kernel that another library registered")
-    implementation, traced = current().implementation, compiled and not current().whole_operators
+    implementation = current().implementation
+    traced = compiled and not (current().whole_operators or calls_native(problem))
     taken, refused = None, {}
     for kernel in in_order(traced):
         reason: str | None = f"the implementation is set to {implementation!r}"

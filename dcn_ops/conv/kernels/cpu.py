@@ -1,88 +1,125 @@
 """The native kernel, for CPUs: C++ without columns in memory, built with the first call that takes it."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.kernels.native.library import ARGUMENTS, Library, library
+from dcn_ops.conv.kernels.native.library import library
 from dcn_ops.sampling.geometry import empty_channels_last
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 
-_NO_MASK = (0, 0, 0, 0)
+_HALF = (torch.bfloat16, torch.float16)
+# How many bytes the float32 copies of half-precision images take, at most where an image is not larger.
+_MOST_COPIED = 2**22
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take float32 on the CPU, where the library is built or can be."""
+    """Take float32, float16 and bfloat16 on the CPU, where the library is built or can be."""
     input = problem.input
     if input.device.type != "cpu":
         return f"the native kernel needs the CPU, got input.device={input.device}"
-    if input.dtype != torch.float32:
-        return f"the native kernel takes float32, got input.dtype={input.dtype}"
-    if input.numel() == 0:
+    if input.dtype != torch.float32 and input.dtype not in _HALF:
+        return f"the native kernel takes float32, float16 and bfloat16, got input.dtype={input.dtype}"
+    n, channels, height, width = input.shape
+    if n == 0:
         return f"the native kernel needs an image, got input.shape={list(input.shape)}"
-    if input[0].numel() >= 2**31:
-        return f"the native kernel takes images of fewer than 2**31 numbers, got input.shape={list(input.shape)}"
+    if channels * height * width >= 2**31:
+        return f"the native kernel takes images of fewer than 2**31 values, got input.shape={list(input.shape)}"
     found = library()
     return f"there is no native kernel: {found}" if isinstance(found, str) else None
 
 
 def forward(problem: Problem) -> Tensor:
     """Return [N, O, Ho, Wo] in channels_last."""
-    native = library()
-    assert isinstance(native, Library)
-    input, offset, weight, bias, mask, _ = problem
-    n, _, ho, wo = offset.shape
-    out = empty_channels_last(input, (n, weight.shape[0], ho, wo))
-    input = input.contiguous(memory_format=torch.channels_last)
-    weight = weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    arguments = (*_sizes(problem), native.parallel_for, *map(_address, (input, offset, weight, bias, mask, out)))
-    _run(native.forward, *arguments, 0, 0, 0, 0, 0)
+    if problem.input.dtype == torch.float32:
+        return _forward(problem)
+    input, offset, weight = problem[:3]
+    out = empty_channels_last(input, (input.shape[0], weight.shape[0], *offset.shape[2:]))
+    for images, part in _widened(problem):
+        out[images] = _forward(part)
     return out
 
 
 def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out."""
-    native = library()
-    assert isinstance(native, Library)
+    if problem.input.dtype == torch.float32:
+        return _backward(grad, problem, needs)
     input, offset, weight, _, mask, _ = problem
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    image = input.contiguous(memory_format=torch.channels_last)
+    of_maps = [
+        None if tensor is None or not needed else empty_channels_last(tensor)
+        for tensor, needed in ((input, needs[0]), (offset, needs[1]), (mask, needs[4]))
+    ]
+    of_weight = torch.zeros(weight.shape) if needs[2] else None
+    for images, part in _widened(problem):
+        wide = _backward(grad[images].float(), part, [*needs[:3], False, needs[4]])
+        for whole, some in zip(of_maps, (wide[0], wide[1], wide[4]), strict=True):
+            if whole is not None and some is not None:
+                whole[images] = some
+        if of_weight is not None and wide[2] is not None:
+            of_weight += wide[2]
+    of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(weight.dtype) if needs[3] else None
+    return of_maps[0], of_maps[1], None if of_weight is None else of_weight.to(weight.dtype), of_bias, of_maps[2]
+
+
+def _widened(problem: Problem) -> Iterator[tuple[slice, Problem]]:
+    """Give some images at a time, with the float32 problem of those alone."""
+    input, offset, weight, bias, mask, conv = problem
+    filters, bias = weight.float(), None if bias is None else bias.float()
+    n, channels, height, width = input.shape
+    of_image = 4 * max(channels * height * width, weight.shape[0] * offset.shape[2] * offset.shape[3])
+    count = max(torch.get_num_threads(), _MOST_COPIED // of_image)
+    for first in range(0, n, count):
+        images = slice(first, first + count)
+        maps = offset[images].float(), None if mask is None else mask[images].float()
+        yield images, Problem(input[images].float(), maps[0], filters, bias, maps[1], conv)
+
+
+def _forward(problem: Problem) -> Tensor:
+    native, (input, offset, weight, bias, mask, _) = library(), problem
+    assert not isinstance(native, str)
+    out = empty_channels_last(input, (input.shape[0], weight.shape[0], *offset.shape[2:]))
+    image, filters = input.contiguous(memory_format=torch.channels_last), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    native.forward(*_sizes(problem), *map(_address, (image, offset, filters, bias, mask, out)))
+    return out
+
+
+def _backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
+    native, (input, offset, weight, _, mask, _) = library(), problem
+    assert not isinstance(native, str)
+    grad, image = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (grad, input))
     filters = weight.contiguous()
     of_input = empty_channels_last(input) if needs[0] else None
     of_offset = empty_channels_last(offset) if needs[1] else None
-    of_weight = filters.new_empty(filters.shape) if needs[2] else None
+    of_weight = weight.new_empty(weight.shape) if needs[2] else None
     of_bias = grad.sum((0, 2, 3)) if needs[3] else None
-    of_mask = empty_channels_last(mask) if needs[4] and mask is not None else None
+    of_mask = None if mask is None or not needs[4] else empty_channels_last(mask)
     if needs[0] or needs[1] or needs[2] or needs[4]:
-        tensors = (image, offset, filters, None, mask, None, grad, of_input, of_offset, of_weight, of_mask)
-        _run(native.backward, *_sizes(problem), native.parallel_for, *map(_address, tensors))
+        arguments = image, offset, filters, None, mask, None, grad, of_input, of_offset, of_weight, of_mask
+        native.backward(*_sizes(problem), *map(_address, arguments))
     return of_input, of_offset, of_weight, of_bias, of_mask
 
 
 def _sizes(problem: Problem) -> tuple[int, ...]:
-    input, offset, weight, _, mask, conv = problem
+    input, offset, weight, _, mask, (kernel, stride, padding, dilation, groups, offset_groups) = problem
     return (
         *input.shape,
         weight.shape[0],
         *offset.shape[2:],
-        *conv.kernel,
-        *conv.stride,
-        *conv.padding,
-        *conv.dilation,
-        conv.groups,
-        conv.offset_groups,
+        *kernel,
+        *stride,
+        *padding,
+        *dilation,
+        groups,
+        offset_groups,
         *offset.stride(),
-        *(_NO_MASK if mask is None else mask.stride()),
+        *((0, 0, 0, 0) if mask is None else mask.stride()),
         torch.get_num_threads(),
     )
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _run(function, *arguments: int) -> None:
-    if function(ARGUMENTS.pack(*arguments)) != 0:
-        raise MemoryError("the native kernel of a deformable convolution found no memory")

@@ -10,7 +10,7 @@ from dcn_ops.conv.problem import Problem
 from dcn_ops.settings import current
 
 EAGER: tuple[Kernel, ...] = (gpu, cpu, tiny, depthwise, columns)
-# Compiled, many small ATen kernels become a few, and calls cost nothing.
+# Compiled, many small ATen kernels become a few, and calls cost nothing. The native kernel can't be traced.
 TRACED: tuple[Kernel, ...] = (gpu, inductor, depthwise, traced)
 
 
@@ -34,6 +34,11 @@ def choose(
         if refusal is None:
             return kernel
     raise ValueError(f'{refusal}, or call dcn_ops.set_implementation("auto")')
+
+
+def calls_native(problem: Problem) -> bool:
+    """Tell whether an eager call takes the native kernel; a compiler's tensors, without data, will do."""
+    return cpu in allowed(current().implementation, False) and cpu.refuses(problem) is None
 
 
 @cache

@@ -9,15 +9,17 @@ import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent
-# NaN and infinity count. Errors of mathematical functions and floating-point exceptions don't, and a product and a sum
-# may round once.
+# NaN and infinity count. Errors of mathematical functions and floating-point exceptions don't, and a product and
+# a sum may round once.
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+_OTHER_FOLDER = "set XDG_CACHE_HOME to a folder of yours on another file system"
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -41,8 +43,17 @@ def find_compiler() -> str:
 
 
 def library_path(compiler: str) -> Path:
-    """Return where the library lies, or will lie, that this compiler makes of the sources for this machine."""
-    return _folder() / f"native-{_key(compiler)}.so"
+    """Return where the library lies, or will lie, that this compiler makes of the sources for this machine.
+
+    Raises:
+        UnavailableError: Where the folder can't be made or can't be trusted.
+    """
+    folder = _folder()
+    try:
+        _check_folder(folder)
+        return folder / f"native-{_key(compiler)}.so"
+    except OSError as error:
+        raise UnavailableError(f"{folder} can't be used ({error}); {_OTHER_FOLDER}") from error
 
 
 def is_whole(library: Path) -> bool:
@@ -54,27 +65,28 @@ def is_whole(library: Path) -> bool:
     return _digest(content[:-_DIGEST_SIZE]) == content[-_DIGEST_SIZE:]
 
 
-def build(compiler: str, library: Path) -> None:
-    """Compile the sources; processes may do so at the same time.
+@contextmanager
+def built(compiler: str, library: Path) -> Iterator[Path]:
+    """Compile the sources; the library gets its name, for later processes, where the ``with`` block has no error.
+
+    Processes may do so at the same time.
 
     Raises:
         UnavailableError: Where the compiler fails or the folder can't be written.
     """
-    _log.info("building %s, once for this machine", library)
+    _log.info("building the native kernel, once for this machine: %s", library)
     try:
-        _check_folder(library.parent)
         descriptor, name = tempfile.mkstemp(suffix=".so", prefix=".building-", dir=library.parent)
         os.close(descriptor)
         try:
             _compile(compiler, Path(name))
+            yield Path(name)
             os.replace(name, library)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(name)
     except OSError as error:
-        raise UnavailableError(
-            f"{library.parent} can't be used ({error}); set XDG_CACHE_HOME to a folder of yours"
-        ) from error
+        raise UnavailableError(f"{library.parent} can't be written ({error}); {_OTHER_FOLDER}") from error
 
 
 def _compile(compiler: str, target: Path) -> None:
@@ -99,7 +111,7 @@ def _folder() -> Path:
     try:
         return (Path(cache) if cache else Path.home() / ".cache") / "dcn_ops"
     except RuntimeError as error:
-        raise UnavailableError(f"there is no home folder ({error}); set XDG_CACHE_HOME to a folder of yours") from error
+        raise UnavailableError(f"there is no home folder ({error}); {_OTHER_FOLDER}") from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -107,13 +119,13 @@ def _check_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UnavailableError(f"others may write into {folder}; chmod 700 it, or set XDG_CACHE_HOME to a folder of yours")
+        raise UnavailableError(f"others may write into {folder}; chmod 700 it, or {_OTHER_FOLDER}")
     if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-        raise UnavailableError(f"nothing in {folder} may be executed; set XDG_CACHE_HOME to a folder that may")
+        raise UnavailableError(f"nothing in {folder} may be executed; {_OTHER_FOLDER}")
 
 
 def _key(compiler: str) -> str:
-    """Hash what the library depends on. The compiler by what stands in its folder: to ask its version takes longer."""
+    """Hash what the library depends on; of the compiler its file, since to ask its version takes longer."""
     path = Path(compiler).resolve()
     status = path.stat()
     machine = (sys.platform, platform.machine(), *platform.libc_ver(), _instruction_set())
