@@ -23,7 +23,7 @@ inline int64_t taps_at_a_time(const Problem& a, int64_t of_a_tap, int64_t most) 
 INLINE void interpolate(const float* image, const Sample& sample, int64_t channels, float* to) {
   constexpr int L = LANES;
   if (sample.is_outside()) {
-    std::memset(to, 0, channels * sizeof(float));
+    for (int64_t c = 0; c < channels; c++) to[c] = sample.value_outside();
     return;
   }
   const float *from_0 = image + sample.index[0], *from_1 = image + sample.index[1];

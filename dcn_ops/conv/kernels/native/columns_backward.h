@@ -60,9 +60,8 @@ INLINE void channels_backward(const Gradients& at, const float* of_column, float
   }
 }
 
-inline void clear_sample(const Samples& samples, int64_t pixel, const Share& channels) {
-  for (int64_t c = channels.begin; c < channels.end; c += LANES)
-    std::memset(samples.at(pixel, c), 0, at_most(LANES, channels.end - c) * sizeof(float));
+inline void set_sample(const Samples& samples, int64_t pixel, const Share& channels, float value) {
+  for (int64_t c = channels.begin; c < channels.end; c++) *samples.at(pixel, c) = value;
 }
 
 // The channels of a segment, for all pixels of the tile; `tap` is counted in the table.
@@ -75,7 +74,7 @@ void segment_backward(const Problem& a, const Gradients at, const Segment& segme
     const int64_t number = table.number(i, segment.group, tap);
     const Sample& sample = table[number];
     if (sample.is_outside()) {
-      if (SAMPLES) clear_sample(at.samples, i, segment.channels);
+      if (SAMPLES) set_sample(at.samples, i, segment.channels, sample.value_outside());
       continue;
     }
     const float* of_column = at.of_columns + i * a.channels;

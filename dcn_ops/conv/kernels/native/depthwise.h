@@ -42,7 +42,12 @@ void output_block(const float* image, const Sample* samples, int64_t taps, const
   for (int v = 0; v < V; v++) total[v] = bias == nullptr ? zeros<L>() : load_of(bias, v);
   for (int64_t k = 0; k < taps; k++, filters += channels) {
     const Sample& sample = samples[k];
-    if (sample.is_outside()) continue;
+    if (sample.is_outside()) {
+      if (sample.value_outside() == 0) continue;
+#pragma GCC unroll 12
+      for (int v = 0; v < V; v++) total[v] += broadcast<L>(sample.value_outside());
+      continue;
+    }
     const float *from_0 = image + sample.index[0], *from_1 = image + sample.index[1];
     const float *from_2 = image + sample.index[2], *from_3 = image + sample.index[3];
     const Floats<L> weight_0 = broadcast<L>(sample.weight[0]), weight_1 = broadcast<L>(sample.weight[1]);
@@ -167,7 +172,11 @@ void pixel_backward(const Problem& a, Gradients at, int64_t channels, const Samp
   const int64_t taps = a.taps(), whole = channels / L * L;
   for (int64_t k = 0; k < taps; k++, dots += 4, at.filters += a.channels, at.grad_filters += a.channels) {
     const Sample& sample = samples[k];
-    if (sample.is_outside()) continue;
+    if (sample.is_outside()) {
+      if (FILTERS && sample.value_outside() != 0)
+        for (int64_t c = 0; c < channels; c++) at.grad_filters[c] += sample.value_outside();
+      continue;
+    }
     // A store of floats may change the sample, for all the compiler knows: not so a copy.
     int64_t index[4];
     Floats<L> weight[4], products[4];

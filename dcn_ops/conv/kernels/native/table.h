@@ -9,12 +9,14 @@
 
 // The four neighbours of a sample: (top, left), (top, right), (bottom, left), (bottom, right). One beyond the border is
 // its neighbour within, with weight 0: that one is read anyway, so that a pixel that is not finite reaches no sample
-// that does not touch it. A sample that lies outside has `index[0] < 0` and is skipped.
+// that does not touch it. A sample that lies outside has `index[0] < 0`: it touches no pixel.
 struct alignas(32) Sample {
   int32_t index[4];  // of the first channel, from the start of the image
   float weight[4];   // the mask multiplied in
 
   bool is_outside() const { return index[0] < 0; }
+  // What is sampled outside: 0 times the mask, which may not be finite.
+  float value_outside() const { return weight[0]; }
 };
 
 class Table {
@@ -119,7 +121,7 @@ class Table {
     typedef Floats<L> F;
     typedef Ints<L> I;
     const F height = broadcast<L>((float)problem_.height), width = broadcast<L>((float)problem_.width);
-    const F one = broadcast<L>(1), zero = zeros<L>();
+    const F one = broadcast<L>(1);
     const I none = {}, last_row = none + (int32_t)(problem_.height - 1), last_column = none + (int32_t)(problem_.width - 1);
     const int32_t row_size = (int32_t)(problem_.width * problem_.channels), pixel_size = (int32_t)problem_.channels;
     for (int64_t i = 0; i < count_; i += L) {
@@ -137,10 +139,8 @@ class Table {
       // The row -1 is read at 0, the row H at H - 1, and columns likewise.
       const I row_top = (top & (top >= none)) * row_size, row_bottom = (top - (top < last_row)) * row_size;
       const I column_left = (left & (left >= none)) * pixel_size, column_right = (left - (left < last_column)) * pixel_size;
-      // A mask that is not finite makes even the zeros outside NaN: such a sample is not skipped.
-      const I skipped = ~inside & (mask * zero == zero);
       F record[L] = {
-          (F)((row_top + column_left) | skipped),
+          (F)((row_top + column_left) | ~inside),
           (F)(row_top + column_right),
           (F)(row_bottom + column_left),
           (F)(row_bottom + column_right),
