@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import dcn_ops
 from dcn_ops.conv.kernels import tiny
+from dcn_ops.conv.kernels.native.library import library
 from dcn_ops.testing import CASES, Case
 
 torch.set_num_threads(1)
@@ -39,7 +40,14 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-@pytest.fixture(params=["cpu", "tiny"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the operator take one of the two, whatever the size."""
+@pytest.fixture(params=["cpu", "tiny", "native"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the operator take one of the three, whatever the size; the native kernel wherever it doesn't refuse."""
+    if request.param == "native":
+        if isinstance(reason := library(), str):
+            pytest.skip(f"no native kernel: {reason}")
+        yield
+        return
     monkeypatch.setattr(tiny, "MAX_WORK", {"cpu": -1, "tiny": 2**62}[request.param])
+    with dcn_ops.settings(implementation="composition"):
+        yield

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import dcn_ops
-from dcn_ops.conv.kernels import columns, depthwise, inductor, tiny, traced
+from dcn_ops.conv.kernels import columns, cpu, depthwise, inductor, tiny, traced
+from dcn_ops.conv.kernels.kernel import Kernel
+from dcn_ops.conv.kernels.native import library
 from dcn_ops.testing import CASES, Case, make_inputs
 
 LARGE = Case(batch=2, channels=6, filters=6, size=(60, 60))
@@ -19,6 +21,12 @@ EXPECTED = {  # the case, whether it is compiled, and what it takes
     "depthwise 5x5": (replace(LARGE, groups=6, kernel=(5, 5), padding=(2, 2)), False, depthwise),
     "depthwise compiled": (replace(LARGE, groups=6), True, inductor),
 }
+NATIVE = {"small": (CASES["plain"], False), "depthwise compiled": (replace(LARGE, groups=6), True)}
+
+
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_found", "there is no compiler")
 
 
 def explained(case: Case, compiled: bool = False) -> dcn_ops.Explanation:
@@ -29,10 +37,23 @@ def explained(case: Case, compiled: bool = False) -> dcn_ops.Explanation:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.usefixtures("no_native")
 def test_what_is_explained_is_what_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, compiled, kernel = EXPECTED[name]
+    assert_explained_is_run(*EXPECTED[name], monkeypatch)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_kernel_comes_first_where_there_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(reason := library.library(), str):
+        pytest.skip(f"no native kernel: {reason}")
+    assert_explained_is_run(*NATIVE[name], cpu, monkeypatch)
+    assert explained(LARGE).refused["tiny"] == "it takes images of a few pixels"
+    assert explained(LARGE).refused["columns"] == "native comes first"
+
+
+def assert_explained_is_run(case: Case, compiled: bool, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    for module in (columns, depthwise, inductor, tiny, traced):
+    for module in (columns, cpu, depthwise, inductor, tiny, traced):
         original = module.forward
         monkeypatch.setattr(module, "forward", lambda problem, m=module, f=original: called.append(m) or f(problem))
     operator: Callable = torch.ops.dcn_ops.deform_conv2d
@@ -44,10 +65,12 @@ def test_what_is_explained_is_what_runs(name: str, monkeypatch: pytest.MonkeyPat
     assert set(called) == {kernel}  # a compiler traces more than once
 
 
+@pytest.mark.usefixtures("no_native")
 def test_the_others_have_a_reason() -> None:
     explanation = explained(LARGE)
     assert explanation.refused == {
         "triton": "Triton kernels need a GPU, got input.device=cpu; move the tensors with .cuda()",
+        "native": "there is no native kernel: there is no compiler",
         "tiny": "it takes images of a few pixels",
         "depthwise": "it takes depthwise convolutions",
     }
@@ -56,6 +79,7 @@ def test_the_others_have_a_reason() -> None:
     assert explained(CASES["plain"]).refused["columns"] == "tiny comes first"
 
 
+@pytest.mark.usefixtures("no_native")
 def test_the_settings_count() -> None:
     with dcn_ops.settings(implementation="composition"):
         assert explained(LARGE).refused["triton"] == "the implementation is set to 'composition'"

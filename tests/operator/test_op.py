@@ -1,4 +1,4 @@
-"""The two CPU implementations against the reference, torch's own convolution and torchvision's operator."""
+"""The CPU implementations against the reference, torch's own convolution and torchvision's operator."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ ALL = CASES["all"]
 
 
 pytestmark = pytest.mark.usefixtures("implementation")
-# Of one of the two alone.
+# Of one of them alone.
 of_cpu = pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
 
 

@@ -32,14 +32,19 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @contextmanager
 def implementation(chunk_bytes: int | None) -> Iterator[None]:
-    """Have the operator take columns or depthwise, with chunks of that size, or for None tiny."""
-    changes = {} if chunk_bytes is None else {"workspace_limit": pieces.CHUNKS * chunk_bytes}
+    """Have the operator take columns or depthwise with chunks of that size, for None tiny, for -1 native."""
+    if chunk_bytes == -1:  # wherever it doesn't refuse
+        yield
+        return
+    changes: dict[str, Any] = {"implementation": "composition"}
+    if chunk_bytes is not None:
+        changes["workspace_limit"] = pieces.CHUNKS * chunk_bytes
     with pytest.MonkeyPatch.context() as patch, dcn_ops.settings(**changes):
         patch.setattr(tiny, "MAX_WORK", 2**62 if chunk_bytes is None else -1)
         yield
 
 
-IMPLEMENTATIONS = st.none() | st.sampled_from([0, 500, 5_000, 50_000, 2**24])
+IMPLEMENTATIONS = st.none() | st.sampled_from([-1, 0, 500, 5_000, 50_000, 2**24])
 
 
 def pairs(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -308,7 +313,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
-@pytest.mark.parametrize("chunk_bytes", [None, 2**15], ids=["tiny", "cpu"])
+@pytest.mark.parametrize("chunk_bytes", [None, 2**15, -1], ids=["tiny", "cpu", "native"])
 def test_calls_leave_nothing_in_memory(chunk_bytes: int | None) -> None:
     # Every tensor takes 4 KiB or more: one left by each call would add up to 4 MB. None is so large that the
     # allocator, which keeps the small, would give it back.

@@ -31,11 +31,11 @@ def in_a_thread(function):
         return pool.submit(function).result()
 
 
-def test_the_choice_is_what_was_set_and_one_of_three() -> None:
+def test_the_choice_is_what_was_set_and_one_of_four() -> None:
     assert dcn_ops.implementation() == "auto"
     dcn_ops.set_implementation("composition")
     with pytest.raises(
-        ValueError, match="expected an implementation among auto, composition, triton, got name='tritn'"
+        ValueError, match="expected an implementation among auto, composition, native, triton, got name='tritn'"
     ):
         dcn_ops.set_implementation("tritn")
     assert dcn_ops.implementation() == "composition"

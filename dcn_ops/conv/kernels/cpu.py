@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.kernels.native.library import library
+from dcn_ops.conv.problem import Problem
 from dcn_ops.sampling.geometry import empty_channels_last
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True

@@ -51,7 +51,7 @@ void product_block(Depth depth, const float* a, int64_t distance, const float* b
       for (int i = 0; i < M; i++) {
         const Floats<L> of_a = broadcast<L>(rows[i / 3][i % 3 * row + k * step]);
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) total[i][v] += of_a * of_b[v];
+        for (int v = 0; v < V; v++) total[i][v] = multiply_add<L>(of_a, of_b[v], total[i][v]);
       }
     }
   }

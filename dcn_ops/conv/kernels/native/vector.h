@@ -101,6 +101,20 @@ inline __attribute__((always_inline)) void store_first<8>(float* to, Floats<8> v
 
 #endif
 
+// a * b + c, rounded once where the machine can. Compilers do that by themselves, but gcc not in every loop: then the
+// results would depend on which loop computes a row.
+template <int L>
+INLINE Floats<L> multiply_add(Floats<L> a, Floats<L> b, Floats<L> c) {
+#if defined(__AVX512F__)
+  if constexpr (L == 16) return (Floats<L>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+#if defined(__FMA__)
+  if constexpr (L == 8) return (Floats<L>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (L == 4) return (Floats<L>)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#endif
+  return a * b + c;
+}
+
 // A whole vector where PARTIAL is false, else the first `count` lanes.
 
 template <int L, bool PARTIAL>
