@@ -16,18 +16,10 @@ from dcn_ops import DeformConv2d
 from zoo.calibrate import Predicted, calibrate
 from zoo.check import check_network
 from zoo.config import Folding
-from zoo.convert import LAYER_ARGUMENTS
 from zoo.fusing import allow_fusing
 from zoo.report import folding_table, show
 
 logger = logging.getLogger(__name__)
-
-# The attributes of DeformConv2d that a convolution lacks; _compiled_call_impl would still call the layer.
-_ATTRIBUTES = {
-    *LAYER_ARGUMENTS,
-    *("_offset_channels", "_pads_first", "_padding_hw", "_compiled_call_impl"),
-}
-_PARAMETERS = {"offset_depthwise_weight", "offset_weight", "offset_bias"}
 
 
 def fold_(model: nn.Module, batches: Iterable[Any], tolerance: float = 1e-3) -> Folding:
@@ -60,7 +52,7 @@ def fold_(model: nn.Module, batches: Iterable[Any], tolerance: float = 1e-3) -> 
     seen = calibrate(model, layers, batches)
     tied = _tied(model)
     reasons = {layer: _reason(layer, seen[layer], tolerance, tied) for layer in layers}
-    plain = {layer: to_plain(layer) for layer, reason in reasons.items() if reason is None}
+    plain = {layer: layer.to_conv2d() for layer, reason in reasons.items() if reason is None}
     scales = {layer: _scale(layer, seen[layer], tied) for layer in plain}
     before = _parameters(model)
     for layer, conv in plain.items():
@@ -158,16 +150,6 @@ def _scale(layer: DeformConv2d, seen: Predicted, tied: set[nn.Parameter]) -> Ten
     by_channel = mask.view(-1, *layer.kernel_size).repeat_interleave(width, 0)  # [C, kh, kw]
     by_group = by_channel.view(groups, -1, *layer.kernel_size)  # [groups, C / groups, kh, kw]
     return by_group.repeat_interleave(layer.out_channels // groups, 0)
-
-
-def to_plain(layer: DeformConv2d) -> nn.Conv2d:
-    """Return the convolution that a layer was made from, with the same Parameter objects, hooks and mode."""
-    cls = type(layer).converts
-    conv = cls.__new__(cls)
-    # The same dicts of hooks, not copies, so that handles can still remove their hooks.
-    conv.__dict__ = {name: value for name, value in vars(layer).items() if name not in _ATTRIBUTES}
-    conv._parameters = {name: p for name, p in layer._parameters.items() if name not in _PARAMETERS}
-    return conv
 
 
 def _parameters(module: nn.Module) -> int:

@@ -10,9 +10,11 @@ from torch.nn.utils.parametrize import is_parametrized
 
 import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
 from dcn_ops.conv.check import as_pair, check_maps
-from dcn_ops.conv.predictor import OffsetPredictor
+from dcn_ops.conv.predictor import ATTRIBUTES, PARAMETERS, OffsetPredictor
 from dcn_ops.sampling.geometry import Conv
 
+# What the layer itself has on top of a convolution; _compiled_call_impl would go on calling the layer.
+_OWN = {*ATTRIBUTES, "_pads_first", "_padding_hw", "_compiled_call_impl"}
 _OF_PADDING = ("padding", "padding_mode", "dilation", "kernel_size")
 
 
@@ -122,6 +124,17 @@ class DeformConv2d(OffsetPredictor):
         layer._set_padding()
         layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
         return layer
+
+    def to_conv2d(self) -> nn.Conv2d:
+        """Return the convolution that ``from_conv2d`` would take over: the very Parameters, hooks and mode.
+
+        The predictor is dropped, so the outputs stay the same only while all offsets are 0 and all masks 1.
+        """
+        conv = self.converts.__new__(self.converts)
+        # The very dicts of the hooks, not copies, so that their handles still remove them.
+        conv.__dict__ = {name: value for name, value in vars(self).items() if name not in _OWN}
+        conv._parameters = {name: p for name, p in self._parameters.items() if name not in PARAMETERS}
+        return conv
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; those of the convolution count from the next call on, as in ``nn.Conv2d``."""

@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from dcn_ops.conv.check import as_integer
 
+PARAMETERS = ("offset_depthwise_weight", "offset_weight", "offset_bias")
+# What a layer has on top of a convolution.
+ATTRIBUTES = (
+    *("offset_groups", "modulated", "offset_bound", "separable_predictor", "predict_offsets"),
+    "_offset_channels",
+)
+
 
 class OffsetPredictor(nn.Conv2d):
     """A convolution that predicts, from its padded input, where it would sample and how much samples weigh.
@@ -46,7 +53,7 @@ class OffsetPredictor(nn.Conv2d):
         self.separable_predictor = separable_predictor
         self.predict_offsets = predict_offsets
         self._offset_channels = 2 * offset_groups * self.kernel_size[0] * self.kernel_size[1]
-        for name in ("offset_depthwise_weight", "offset_weight", "offset_bias"):
+        for name in PARAMETERS:
             self.register_parameter(name, None)
         if predict_offsets:
             self._add_predictor(self._offset_channels * 3 // 2 if modulated else self._offset_channels)

@@ -14,7 +14,6 @@ from torch import nn
 
 import zoo
 from dcn_ops import DeformConv2d
-from zoo.fold import to_plain
 
 from ..storage import checkpoint
 
@@ -102,7 +101,7 @@ def plain(model: nn.Module) -> nn.Module | None:
     model = copy.deepcopy(model)
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, DeformConv2d):
-            model.set_submodule(name, to_plain(layer))
+            model.set_submodule(name, layer.to_conv2d())
     return model
 
 

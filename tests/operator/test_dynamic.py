@@ -12,7 +12,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import dcn_ops
 from dcn_ops.testing import Case, make_inputs
-from zoo.fold import to_plain
 
 op = torch.ops.dcn_ops.deform_conv2d
 # Heights, widths and batches, none of which is another.
@@ -40,7 +39,7 @@ def network() -> nn.Module:
 
 def plain(net: nn.Module) -> nn.Module:
     """Return the network with the convolution of every layer in its place."""
-    modules = (to_plain(m) if isinstance(m, dcn_ops.DeformConv2d) else copy.deepcopy(m) for m in net)
+    modules = (m.to_conv2d() if isinstance(m, dcn_ops.DeformConv2d) else copy.deepcopy(m) for m in net)
     return nn.Sequential(*modules).train(net.training)
 
 

@@ -185,6 +185,21 @@ def test_from_conv2d_takes_over_parameters_hooks_and_mode(image: Tensor) -> None
     assert calls == [DeformConv2d]
 
 
+def test_to_conv2d_is_the_way_back(image: Tensor) -> None:
+    conv = nn.Conv2d(4, 6, 3, padding="same", dilation=2, groups=2, dtype=image.dtype).eval()
+    calls = []
+    conv.register_forward_hook(lambda *_: calls.append(1))
+    layer = DeformConv2d.from_conv2d(conv, offset_groups=2, separable_predictor=True)
+    back = layer.to_conv2d()
+    assert type(back) is nn.Conv2d
+    assert not back.training
+    assert vars(back).keys() == vars(conv).keys()
+    assert back.weight is conv.weight
+    assert list(back.state_dict()) == ["weight", "bias"]
+    torch.testing.assert_close(back(image), conv(image), rtol=0, atol=0)
+    assert len(calls) == 2
+
+
 def test_from_conv2d_leaves_the_convolution_as_it_was(image: Tensor) -> None:
     conv = nn.Conv2d(4, 8, 3)
     before, description = copy.deepcopy(conv.__dict__).keys(), repr(conv)
