@@ -19,7 +19,7 @@ from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.problem import Problem
 from dcn_ops.sampling.bags import padded_rows, scatter, unpadded
 from dcn_ops.sampling.geometry import BORDER, Conv, Padded, wide_dtype
-from dcn_ops.sampling.pieces import chunk_bytes, cut
+from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.sampling.table import sample_backward
 from dcn_ops.torch_internals.compiler import stored
 
@@ -177,8 +177,10 @@ def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, c
     layout, taps = _layout(input, conv), conv.taps
     padded = layout._replace(pixel=1).rows
     row, weights = _by_group(table.row, conv), [_by_group(w, conv) for w in table.weights()]
+    size = padded * input.shape[1] * grad_rows.dtype.itemsize  # of a tap's copies
+    some_taps = cut(taps, size, chunk_bytes()) if is_known(size) else [(k, k + 1) for k in range(taps)]
     total = None
-    for k0, k1 in cut(taps, padded * input.shape[1] * grad_rows.dtype.itemsize, chunk_bytes()):
+    for k0, k1 in some_taps:
         of_tap = torch.arange(k1 - k0, dtype=row.dtype, device=row.device) * layout.rows
         entries = torch.stack([row[:, :, k0:k1] + of_tap + s for s in layout.neighbours], -1).flatten()
         entry_weights = torch.stack([w[:, :, k0:k1] for w in weights], -1).flatten()
