@@ -1,5 +1,6 @@
-"""Deformable convolution as a ``torch.library`` operator, in pure Python."""
+"""Deformable convolution and aggregation as ``torch.library`` operators, in pure Python."""
 
+from dcn_ops.aggregate.functional import dcnv3, dcnv4
 from dcn_ops.conv.explain import Explanation, explain
 from dcn_ops.conv.functional import deform_conv2d
 from dcn_ops.conv.layer import DeformConv2d
@@ -13,6 +14,8 @@ __all__ = [
     "DeformConv2d",
     "Explanation",
     "__version__",
+    "dcnv3",
+    "dcnv4",
     "decompositions",
     "deform_conv2d",
     "explain",

@@ -4,15 +4,13 @@ The operator's own check asks sizes, dtypes, devices and layouts alone, so that 
 """
 
 import math
-import operator
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function
 
+from dcn_ops.arguments import as_pair
 from dcn_ops.sampling.geometry import Conv, Pair
 
 
@@ -56,38 +54,6 @@ def _check_rank(name: str, tensor: "_Kind | Tensor", rank: int) -> None:
 def _check_weight(weight: "_Kind | Tensor") -> None:
     if weight.numel() == 0:
         raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
-
-
-def as_integer(name: str, value: object) -> int:
-    """Return an integer of Python, NumPy or a symbol of torch's, for the argument ``name``.
-
-    Raises:
-        TypeError: For anything else; True is no number here.
-    """
-    if not isinstance(value, bool):
-        if isinstance(value, int | torch.SymInt):
-            return value  # type: ignore[return-value]
-        with suppress(TypeError):
-            return operator.index(value)  # type: ignore[arg-type]
-    raise TypeError(f"expected {name} to be an integer, got {name}={value!r}")
-
-
-def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
-    """Return one integer, or a sequence of one or two, as ``torch.nn.functional.conv2d`` takes them: a list of two.
-
-    Raises:
-        ValueError: For anything else.
-    """
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
-        return [value[0], value[1]]  # nearly always
-    values = list(value) if isinstance(value, Sequence) else [value]
-    try:
-        integers = [as_integer(name, v) for v in values]
-    except TypeError:
-        integers = []
-    if len(integers) not in (1, 2):
-        raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={value!r}")
-    return [integers[0], integers[-1]]
 
 
 def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:

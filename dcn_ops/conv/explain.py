@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dcn_ops.conv.check import as_pair, check_tensors, count_groups
+from dcn_ops.arguments import as_pair
+from dcn_ops.conv.check import check_tensors, count_groups
 from dcn_ops.conv.contract import has_foreign_kernel
 from dcn_ops.conv.kernels.registry import allowed, calls_native, in_order
 from dcn_ops.conv.problem import make_problem

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
-from dcn_ops.conv.check import as_pair, check_tensors, count_groups
+from dcn_ops.arguments import as_pair
+from dcn_ops.conv.check import check_tensors, count_groups
 
 
 def deform_conv2d(

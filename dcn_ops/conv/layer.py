@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
-from dcn_ops.conv.check import as_pair, check_maps
+from dcn_ops.arguments import as_pair
+from dcn_ops.conv.check import check_maps
 from dcn_ops.conv.predictor import ATTRIBUTES, PARAMETERS, OffsetPredictor
 from dcn_ops.sampling.geometry import Conv
 

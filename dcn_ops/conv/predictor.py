@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcn_ops.conv.check import as_integer
+from dcn_ops.arguments import as_integer
 
 PARAMETERS = ("offset_depthwise_weight", "offset_weight", "offset_bias")
 # What a layer has on top of a convolution.

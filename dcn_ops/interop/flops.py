@@ -1,7 +1,8 @@
 """FLOP formulas for ``torch.utils.flop_counter``, two FLOPs to a multiply-add.
 
-Counted: the contraction, and four corners for every element of the columns. A module of its own, to
-be imported by who counts (``zoo`` does): torch's flop counter imports triton, and the operator must not.
+Counted: the contraction, and four corners for every element of the columns, or of the samples that an aggregation
+sums. A module of its own, to be imported by who counts (``zoo`` does): torch's flop counter imports triton, and the
+operator must not.
 """
 
 import math
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
+import dcn_ops.aggregate.contract
+import dcn_ops.conv.contract  # noqa: F401  (they register the operators)
 
 
 @register_flop_formula(torch.ops.dcn_ops.deform_conv2d)
@@ -28,3 +30,40 @@ def _backward_flops(
     contraction = math.prod(weight) * (of_weight + (of_input or of_offset or of_mask))
     corners = 4 * input[1] * weight[2] * weight[3] * (of_weight + of_input + (of_offset or of_mask))
     return 2 * positions * (contraction + corners)
+
+
+@register_flop_formula(torch.ops.dcn_ops.deform_aggregate)
+def _aggregate_flops(
+    input: Any,
+    offset: Any,
+    mask: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *_: Any,
+    out_shape: Any = None,
+    **__: Any,
+) -> int:
+    return 2 * 4 * math.prod(out_shape) * (mask[3] // groups)
+
+
+@register_flop_formula(torch.ops.dcn_ops.deform_aggregate_backward)
+def _aggregate_backward_flops(
+    grad: Any,
+    input: Any,
+    offset: Any,
+    mask: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+    needs: Any,
+    **_: Any,
+) -> int:
+    of_input, of_offset, of_mask = needs
+    return 2 * 4 * math.prod(grad) * (mask[3] // groups) * (of_input + (of_offset or of_mask))

@@ -50,11 +50,11 @@ def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int =
     return _sum_by_row(grad, weight, *sort_rows(row, rows), rows, samples)
 
 
-def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor) -> None:
+def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> None:
     """Add the gradient of the rows, [R, D], to ``total``: in memory of the rows between the first and the last."""
     by_row, entry = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
-    total[first : first + count] += _sum_by_row(grad, weight, by_row.sub_(first), entry, count, 1)
+    total[first : first + count] += _sum_by_row(grad, weight, by_row.sub_(first), entry, count, samples)
 
 
 def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:

@@ -52,7 +52,7 @@ def make_table(
     if mask is not None:
         mask = mask.to(dtype).unflatten(1, taps).permute(order).contiguous()
     row = _row(upper, left, size, conv, order, tap_rows)
-    return Table(row, _weight(y, x, mask), y, x, mask, order)
+    return Table(row, corner_weights(y, x, mask), y, x, mask, order)
 
 
 def _axis(displacement: Tensor, grid: Tensor, size: int, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -90,12 +90,18 @@ def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, 
     if tap_rows:
         tap = torch.arange(conv.taps, dtype=integer, device=device).view(1, 1, *conv.kernel, 1, 1)
         row.add_(tap.mul_(tap_rows).permute(order).contiguous())
+    return corner_rows(row, padded)
+
+
+def corner_rows(row: Tensor, padded: Padded) -> Tensor:  # -> [S * 4]
+    """Return the rows of the four neighbours from the upper left one's."""
     row = row.flatten()  # Vectors are stacked four times as fast as what has more dimensions.
     below = row + padded.line
     return torch.stack((row, row + padded.pixel, below, below + padded.pixel), -1).flatten()
 
 
-def _weight(y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:  # -> [S * 4]
+def corner_weights(y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:  # -> [S * 4]
+    """Return the weights of the four neighbours, from the distances from the upper left one."""
     lower, right = y.flatten(), x.flatten()
     upper, left = 1 - lower, 1 - right
     if mask is not None:

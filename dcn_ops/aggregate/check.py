@@ -1,0 +1,177 @@
+"""The argument check of the operator, called by its real and its fake kernels."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function
+
+from dcn_ops.aggregate.window import Window
+from dcn_ops.sampling.geometry import Pair
+
+_LAYOUT = {
+    "input": "[N, H, W, C]",
+    "offset": "[N, Ho, Wo, groups * taps * 2]",
+    "mask": "[N, Ho, Wo, groups * taps]",
+    "offset_mask": "[N, Ho, Wo, channels]",
+}
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for what is no dense tensor, ValueError for a wrong rank."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"expected {name} to be dense, got {name}.layout={tensor.layout}; use {name}.to_dense()")
+    if tensor.dim() != 4:
+        hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 else ""
+        raise ValueError(f"expected {name} of shape {_LAYOUT[name]}, got {_shape(name, tensor)}{hint}")
+
+
+def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int) -> None:
+    """Raise for arguments of the public functions that the operator itself doesn't have.
+
+    Raises:
+        ValueError: For groups and channels a group that don't make the input's channels.
+        TypeError: For a bool in the place of im2col_step: that is a remove_center.
+    """
+    if _is_traced(input):
+        return
+    check_tensor("input", input)
+    if isinstance(im2col_step, bool):
+        raise TypeError(
+            f"expected an integer, which is ignored, got {im2col_step=}; pass remove_center by its name"
+        )
+    if input.shape[3] != group * group_channels:
+        raise ValueError(
+            f"expected input with group * group_channels = {group} * {group_channels} channels in its last "
+            f"dimension, got {_shape('input', input)}"
+        )
+
+
+def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
+    """Raise TypeError for what is no tensor, ValueError for too few channels for its offsets and masks."""
+    if _is_traced(offset_mask):
+        return
+    check_tensor("offset_mask", offset_mask)
+    if group < 1 or taps < 1 or offset_mask.shape[3] < 3 * group * taps:
+        raise ValueError(
+            f"expected offset_mask with at least 3 * group * taps = 3 * {group} * {taps} channels in its last "
+            f"dimension, got {_shape('offset_mask', offset_mask)}"
+        )
+
+
+def check_arguments(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Window:
+    """Return the numbers of the aggregation, or raise an error that names the argument and the mend.
+
+    Raises:
+        ValueError: For a rank, shape, number or device that doesn't fit the others.
+        TypeError: For a dtype that is not floating or that doesn't fit the input's.
+    """
+    for name, tensor in (("input", input), ("offset", offset), ("mask", mask)):
+        check_tensor(name, tensor)
+    for name, pair, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        _check_pair(name, pair, least)
+    if not math.isfinite(offset_scale):
+        raise ValueError(f"expected a finite offset_scale, got {offset_scale=}")
+    window = Window(
+        tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups, offset_scale, bool(remove_center)
+    )
+    _check_taps(window)
+    _check_shapes(input, offset, mask, window)
+    _check_kind(input, offset, mask)
+    return window
+
+
+def check_gradient(grad: Tensor, input: Tensor, window: Window) -> None:
+    """Raise ValueError or TypeError for a gradient that doesn't fit the output."""
+    expected = [input.shape[0], *window.output_size(input.shape[1:3]), input.shape[3]]
+    if list(grad.shape) != expected:
+        raise ValueError(f"expected grad of the output's shape {expected}, got {_shape('grad', grad)}")
+    if grad.dtype != input.dtype:
+        raise TypeError(f"expected grad of the input's dtype {input.dtype}, got {grad.dtype=}")
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Tell whether sizes are no numbers now; the operator runs with numbers, and checks them."""
+    return torch.jit.is_tracing() or has_torch_function((tensor,))  # type: ignore[attr-defined]
+
+
+def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
+    if len(pair) != 2 or pair[0] < least or pair[1] < least:
+        raise ValueError(f"expected {name} of two integers >= {least}, got {name}={tuple(pair)}")
+
+
+def _check_taps(window: Window) -> None:
+    kernel = list(window.kernel)
+    if window.remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
+        raise ValueError(
+            f"expected an odd kernel with remove_center, got {kernel=}: it has no centre; pass remove_center=False"
+        )
+    if window.taps < 1:
+        raise ValueError(f"expected a tap beside the centre, got {kernel=}; pass remove_center=False")
+
+
+def _check_shapes(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> None:
+    batch, height, width, channels = input.shape
+    if window.groups < 1 or channels % window.groups:
+        raise ValueError(
+            f"expected groups={window.groups} to divide the channels, the last dimension, "
+            f"got {_shape('input', input)}"
+        )
+    if height == 0 or width == 0 or channels == 0:
+        raise ValueError(f"expected an image with pixels and channels, got {_shape('input', input)}")
+    size = window.output_size((height, width))
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(
+            f"the output would be empty, {list(size)}: the kernel {list(window.kernel)} with "
+            f"dilation={list(window.dilation)} and padding={list(window.padding)} doesn't fit "
+            f"{_shape('input', input)}; pad more or use a larger input"
+        )
+    for name, tensor, each in (("offset", offset, 2), ("mask", mask, 1)):
+        expected = [batch, *size, window.groups * window.taps * each]
+        if list(tensor.shape) != expected:
+            raise ValueError(
+                f"expected {name} of shape {expected}, {_LAYOUT[name]} with groups={window.groups} and "
+                f"{window.taps} taps, got {_shape(name, tensor)}"
+            )
+
+
+def _check_kind(input: Tensor, offset: Tensor, mask: Tensor) -> None:
+    dtype = input.dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise TypeError(f"expected input of dtype float16, bfloat16, float32 or float64, got {dtype}")
+    # Positions and masks may be wider than half-precision features, as under autocast.
+    allowed = (dtype, torch.float32) if dtype.itemsize == 2 else (dtype,)
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        if tensor.dtype not in allowed:
+            raise TypeError(
+                f"expected {name} of dtype {' or '.join(map(str, allowed))}, as the input's, "
+                f"got {name}.dtype={tensor.dtype}; convert it with {name}.to(input.dtype)"
+            )
+        if tensor.device != input.device:
+            raise ValueError(
+                f"expected {name} on the input's device {input.device}, got {name}.device={tensor.device}; "
+                f"move it with {name}.to(input.device)"
+            )
+
+
+def _shape(name: str, tensor: Tensor) -> str:
+    return f"{name}.shape={list(tensor.shape)}"

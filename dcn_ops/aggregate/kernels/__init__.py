@@ -1,0 +1,1 @@
+"""Implementations of deform_aggregate, and which one a call takes."""
