@@ -50,6 +50,16 @@ def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int)
         )
 
 
+def check_image(input: Tensor, channels: int) -> None:
+    """Raise TypeError or ValueError for an input that is no channels-last image of so many channels."""
+    if torch.jit.is_scripting() or _is_traced(input):  # type: ignore[attr-defined]
+        return
+    check_tensor("input", input)
+    if input.shape[3] != channels:
+        first = "; for [N, C, H, W] wrap the layer in dcn_ops.ChannelsFirst" if input.shape[1] == channels else ""
+        raise ValueError(f"expected input of shape [N, H, W, {channels}], got {_shape('input', input)}{first}")
+
+
 def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
     """Raise TypeError for what is no tensor, ValueError for too few channels for its offsets and masks."""
     if _is_traced(offset_mask):
