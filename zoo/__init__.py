@@ -1,6 +1,7 @@
 """Deformable convolutions for timm networks: ``inject_`` converts a network, ``plan`` shows what it would do."""
 
 import dcn_ops.interop.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
+import zoo.networks.internimage  # noqa: F401  (registers the networks with timm)
 from zoo import optim
 from zoo.batchnorm import fuse_batch_norm_
 from zoo.config import DCNConfig, Folding, Injection

@@ -1,0 +1,1 @@
+"""Networks made of deformable aggregations, in timm's registry: InternImage and FlashInternImage."""
