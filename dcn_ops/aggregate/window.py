@@ -46,9 +46,11 @@ class Window(NamedTuple):
         Returns:
             y of shape [rows, K] and x of shape [Wo, K], in pixels of the input.
         """
-        tap = torch.arange(self.taps, dtype=dtype, device=device)
         if self.remove_center:
-            tap = tap + (tap >= self.taps // 2)
+            around = (0, self.taps // 2), (self.taps // 2 + 1, self.taps + 1)
+            tap = torch.cat([torch.arange(*ends, dtype=dtype, device=device) for ends in around])
+        else:
+            tap = torch.arange(self.taps, dtype=dtype, device=device)
         # Taps go down the columns of the kernel: the transpose of deform_conv2d's order.
         column = torch.div(tap, self.kernel[0], rounding_mode="floor")
         row = tap - column * self.kernel[0]

@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
+import dcn_ops.aggregate.contract
+import dcn_ops.conv.contract  # noqa: F401  (they register the operators)
+from dcn_ops.aggregate.check import check_arguments as check_aggregate
 from dcn_ops.conv.problem import make_problem
-from dcn_ops.interop import portable
+from dcn_ops.interop import aggregate, portable
 from dcn_ops.settings import settings
 
 
 def decompositions(sampling: str = "grid_sample", *, finite: bool = False) -> dict[Any, Callable[..., Tensor]]:
-    """Return a decomposition table of the operator into core ATen: bilinear samples and a 1x1 convolution.
+    """Return a decomposition table of the operators into core ATen: bilinear samples, and their convolution or sum.
 
     ``exported.run_decompositions(dcn_ops.decompositions())`` turns a ``torch.export`` program, which holds the
-    operator whole, into one that runs where this library is not installed. For inference: exported programs have no
-    backward.
+    operators whole, into one that runs where this library is not installed. For inference: exported programs have
+    no backward.
 
     Args:
         sampling: "grid_sample" samples by ``grid_sampler_2d``; positions lose some 1e-7 of the image's size by the
@@ -35,6 +37,7 @@ def decompositions(sampling: str = "grid_sample", *, finite: bool = False) -> di
         raise ValueError(f"expected sampling to be one of {', '.join(portable.SAMPLING)}, got {sampling=}")
     return {
         torch.ops.dcn_ops.deform_conv2d.default: partial(decompose, sampling=sampling, finite=finite),
+        torch.ops.dcn_ops.deform_aggregate.default: partial(decompose_aggregate, sampling=sampling, finite=finite),
         torch.ops.aten.alias.default: _same,  # what a slice over everything becomes, which pnnx lacks
     }
 
@@ -46,6 +49,19 @@ def _same(tensor: Tensor) -> Tensor:
 def decompose(*arguments: Any, sampling: str = "grid_sample", finite: bool = False) -> Tensor:
     """Compute the operator, its arguments in its own order, by core ATen."""
     return portable.forward(make_problem(*arguments), sampling, finite)
+
+
+def decompose_aggregate(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    *numbers: Any,
+    sampling: str = "grid_sample",
+    finite: bool = False,
+) -> Tensor:
+    """Compute deform_aggregate, its arguments in its own order, by core ATen."""
+    window = check_aggregate(input, offset, mask, *numbers)
+    return aggregate.forward(input, offset, mask, window, sampling, finite)
 
 
 @contextmanager

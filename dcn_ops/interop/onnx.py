@@ -1,4 +1,7 @@
-"""The operator in ONNX: ``DeformConv`` from opset 19 on, ``GridSample`` and a 1x1 convolution below.
+"""The operators in ONNX.
+
+deform_conv2d is ``DeformConv`` from opset 19 on, ``GridSample`` and a 1x1 convolution below. deform_aggregate is
+``GridSample`` and a sum, by the exporter of ``dynamo=True`` alone.
 
 Importing this module imports neither ``torch.onnx`` nor ``onnxscript``: both exporters meet the translations when
 they are first used.
@@ -9,8 +12,8 @@ from typing import Any
 
 import torch
 
-from dcn_ops.interop.export import decompose
-from dcn_ops.torch_internals.onnx import after_import, translate_to_onnx
+from dcn_ops.interop.export import decompose, decompose_aggregate
+from dcn_ops.torch_internals.onnx import after_import, decompose_in_onnx, translate_to_onnx
 
 # The first with https://onnx.ai/onnx/operators/onnx__DeformConv.html; ONNX Runtime runs it from 1.25 on.
 OPSET = 19
@@ -87,4 +90,5 @@ def _register_symbolic(onnx: ModuleType) -> None:
 
 
 translate_to_onnx(torch.ops.dcn_ops.deform_conv2d.default, _translate, OPSET, below=decompose)
+decompose_in_onnx(torch.ops.dcn_ops.deform_aggregate.default, decompose_aggregate)
 after_import("torch.onnx", _register_symbolic)

@@ -36,12 +36,16 @@ def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, 
     y, x = position.unbind(2)
     y, x = y.clamp(-2, h + 1), x.clamp(-2, w + 1)  # so much is outside, where samples are 0
 
-    sample = _grid_sample if sampling == "grid_sample" else _gather
-    samples = sample(input.to(dtype).reshape(n * g, c // g, h, w), y, x)
+    samples = sample(input.to(dtype).reshape(n * g, c // g, h, w), y, x, sampling)
     if mask is not None:
         samples = samples * mask.to(dtype).reshape(n * g, 1, k, ho * wo)
     columns = samples.to(input.dtype).reshape(n, c * k, ho, wo)
     return F.conv2d(columns, weight.reshape(weight.shape[0], -1, 1, 1), bias, groups=conv.groups)
+
+
+def sample(image: Tensor, y: Tensor, x: Tensor, sampling: str) -> Tensor:
+    """Sample image [B, C/G, H, W] at y, x [B, K, P] and return [B, C/G, K, P]."""
+    return _grid_sample(image, y, x) if sampling == "grid_sample" else _gather(image, y, x)
 
 
 def _grid_sample(image: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -22,28 +22,41 @@ _ONNX_TRANSLATIONS = "torch.onnx._internal.exporter._torchlib.ops"
 def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, below: Callable[..., Any]) -> None:
     """Give ``torch.onnx.export(dynamo=True)`` a translation from ``opset`` on, a decomposition below."""
 
+    def add() -> None:
+        from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
+
+        onnx_impl(op, trace_only=True, opset_introduced=opset)(translation)
+        _decompose(op, below)
+
+    _when_imported(op, add)
+
+
+def decompose_in_onnx(op: Any, decomposition: Callable[..., Any]) -> None:
+    """Have ``torch.onnx.export(dynamo=True)`` decompose an operator that ONNX doesn't have."""
+    _when_imported(op, lambda: _decompose(op, decomposition))
+
+
+def _decompose(op: Any, decomposition: Callable[..., Any]) -> None:
+    # What the registry lacks at the requested opset is decomposed by a table that the exporter makes of torch's
+    # own. Not into torch's own: fake tensors with symbolic sizes would follow it and get other strides, and
+    # where CI is set in the environment, Inductor takes no whole operator that stands there.
+    from torch.onnx._internal.exporter import _decomp
+
+    make_table = _decomp.create_onnx_friendly_decomposition_table
+
+    def with_ours(registered: Any) -> dict[Any, Any]:
+        ours = {} if op in registered else {op: decomposition}
+        return {**ours, **make_table(registered)}
+
+    _decomp.create_onnx_friendly_decomposition_table = with_ours  # type: ignore[assignment]
+
+
+def _when_imported(op: Any, add: Callable[[], None]) -> None:
     def register(_: ModuleType) -> None:
         try:
             add()
         except (ImportError, AttributeError, TypeError) as error:  # the import of torch's own must not fail by this
             _log.warning("%s has no translation to ONNX with this torch (%s); decompose it first", op, error)
-
-    def add() -> None:
-        from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
-
-        onnx_impl(op, trace_only=True, opset_introduced=opset)(translation)
-        # What the registry lacks at the requested opset is decomposed by a table that the exporter makes of torch's
-        # own. Not into torch's own: fake tensors with symbolic sizes would follow it and get other strides, and
-        # where CI is set in the environment, Inductor takes no whole operator that stands there.
-        from torch.onnx._internal.exporter import _decomp
-
-        make_table = _decomp.create_onnx_friendly_decomposition_table
-
-        def with_ours(registered: Any) -> dict[Any, Any]:
-            ours = {} if op in registered else {op: below}
-            return {**ours, **make_table(registered)}
-
-        _decomp.create_onnx_friendly_decomposition_table = with_ours  # type: ignore[assignment]
 
     after_import(_ONNX_TRANSLATIONS, register)
 
@@ -52,13 +65,19 @@ def after_import(name: str, function: Callable[[ModuleType], None]) -> None:
     """Call ``function`` with a module once that is imported: now, or whenever somebody imports it."""
     if name in sys.modules:
         function(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, function))
+        return
+    waiting = (finder for finder in sys.meta_path if isinstance(finder, _AfterImport) and finder.name == name)
+    finder = next(waiting, None)
+    if finder is None:  # one for each name: two would ask each other
+        finder = _AfterImport(name)
+        sys.meta_path.insert(0, finder)
+    finder.functions.append(function)
 
 
 class _AfterImport(MetaPathFinder):
-    def __init__(self, name: str, function: Callable[[ModuleType], None]) -> None:
-        self.name, self.function = name, function
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.functions: list[Callable[[ModuleType], None]] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != self.name:
@@ -71,7 +90,8 @@ class _AfterImport(MetaPathFinder):
             def exec_module(module: ModuleType) -> None:
                 execute(module)
                 sys.meta_path.remove(self)
-                self.function(module)
+                for function in self.functions:
+                    function(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
