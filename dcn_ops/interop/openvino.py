@@ -1,21 +1,27 @@
-"""The operator in OpenVINO: what ``openvino.convert_model`` needs to read it from torch and from ONNX.
+"""The operators in OpenVINO: what ``openvino.convert_model`` needs to read them from torch and from ONNX.
 
 Importing this module doesn't import OpenVINO.
 """
 
+import math
 from typing import Any
 
+import torch
+
+from dcn_ops.aggregate.window import Window
 from dcn_ops.sampling.geometry import Conv
 
-NAMES = ("dcn_ops::deform_conv2d", "dcn_ops.deform_conv2d.default")  # of TorchScript and of torch.export
+# Of TorchScript and of torch.export.
+NAMES = ("dcn_ops::deform_conv2d", "dcn_ops.deform_conv2d.default")
+AGGREGATES = ("dcn_ops::deform_aggregate", "dcn_ops.deform_aggregate.default")
 
 
 def extension() -> list[Any]:
     """Return extensions for ``openvino.convert_model(..., extension=dcn_ops.openvino.extension())``.
 
-    They convert the operator in a module, in a traced or exported program and, as ``DeformConv``, in an ONNX file:
+    They convert deform_conv2d in a module, in a traced or exported program and, as ``DeformConv``, in an ONNX file:
     to OpenVINO's DeformableConvolution or, where there are ``groups``, with which that is 70 times slower than it
-    should be, to GridSample and a grouped 1x1 convolution.
+    should be, to GridSample and a grouped 1x1 convolution. deform_aggregate becomes GridSample and a sum.
 
     Raises:
         ImportError: Where OpenVINO is not installed.
@@ -24,6 +30,7 @@ def extension() -> list[Any]:
 
     return [
         *(pytorch.ConversionExtension(name, _convert_torch) for name in NAMES),
+        *(pytorch.ConversionExtension(name, _convert_aggregate) for name in AGGREGATES),
         onnx.ConversionExtension("DeformConv", _convert_onnx),
     ]
 
@@ -117,7 +124,59 @@ def _position(offset: Any, axis: int, conv: Conv, input: Any) -> Any:
     taps = np.arange(conv.kernel[axis], dtype=np.float32) * conv.dilation[axis] - conv.padding[axis]
     taps = np.repeat(taps, conv.kernel[1]) if axis == 0 else np.tile(taps, conv.kernel[0])  # [K]
     position = ops.add(ops.add(ops.convert(offset, "f32"), steps), taps[:, None, None])
-    size = _sizes(input, 2 + axis, "f32")
+    return _scaled(position, _sizes(input, 2 + axis, "f32"))
+
+
+def _convert_aggregate(node: Any) -> list[Any]:
+    """As ``dcn_ops/interop/aggregate.py`` has it; all sizes but channels may be dynamic."""
+    from openvino import opset15 as ops
+
+    input, offset, mask = (node.get_input(i) for i in range(3))
+    kernel, stride, padding, dilation = (list(node.get_values_from_const_input(i)) for i in range(3, 7))
+    groups, scale, remove_center = (node.get_values_from_const_input(i) for i in range(7, 10))
+    window = Window(kernel, stride, padding, dilation, int(groups), float(scale), bool(remove_center))
+    k, rows, cols = window.taps, _sizes(offset, 1, "i64"), _sizes(offset, 2, "i64")
+    channels = list(input.get_partial_shape())[3].get_length()
+    # [N, Ho, Wo, G, K * 2] -> two of [N * G, Ho, Wo, K]
+    offsets = ops.split(_by_group(offset, rows, cols, window, k, 2), 4, 2)
+    x, y = (ops.squeeze(offsets.output(i), [4]) for i in (0, 1))
+    x, y = (_tap_position(offset, axis, window, input) for offset, axis in ((x, 1), (y, 0)))
+    flat = _times(cols, k)
+    grid = ops.concat([_reshape(p, -1, rows, flat, 1) for p in (x, y)], 3)
+    sizes = (_sizes(input, 1, "i64"), _sizes(input, 2, "i64"))
+    image = _reshape(ops.transpose(input, [0, 3, 1, 2]), -1, channels // window.groups, *sizes)
+    samples = ops.grid_sample(image, grid, {"align_corners": False, "mode": "bilinear", "padding_mode": "zeros"})
+    weights = _reshape(_by_group(mask, rows, cols, window, k), -1, 1, rows, flat)
+    weighted = _reshape(ops.multiply(samples, weights), 0, 0, rows, cols, k)
+    sums = _reshape(ops.reduce_sum(weighted, [4]), -1, channels, rows, cols)
+    return ops.transpose(sums, [0, 2, 3, 1]).outputs()
+
+
+def _by_group(maps: Any, rows: Any, cols: Any, window: Window, *last: int) -> Any:
+    """Return maps [N, Ho, Wo, G * ..] as [N * G, Ho, Wo, *last]."""
+    from openvino import opset15 as ops
+
+    by_group = ops.transpose(_reshape(maps, -1, rows, cols, window.groups, math.prod(last)), [0, 3, 1, 2, 4])
+    return _reshape(by_group, -1, rows, cols, *last)
+
+
+def _tap_position(offset: Any, axis: int, window: Window, input: Any) -> Any:
+    """Return positions [N * G, Ho, Wo, K] scaled to [-1, 1]."""
+    import numpy as np
+    from openvino import opset15 as ops
+
+    out = ops.squeeze(_sizes(offset, 1 + axis, "i64"), [0])
+    steps = ops.multiply(ops.range(np.int64(0), out, np.int64(1), "f32"), np.float32(window.stride[axis]))
+    steps = ops.reshape(steps, [-1, 1, 1] if axis == 0 else [1, -1, 1], special_zero=False)
+    taps = window.grid((0, 1), 1, torch.float32, torch.device("cpu"))[axis][0].numpy()  # [K]
+    scaled = ops.multiply(ops.convert(offset, "f32"), np.float32(window.offset_scale))
+    return _scaled(ops.add(ops.add(scaled, steps), taps), _sizes(input, 1 + axis, "f32"))
+
+
+def _scaled(position: Any, size: Any) -> Any:
+    import numpy as np
+    from openvino import opset15 as ops
+
     # What is not a number or far away lies outside, where samples are 0.
     position = ops.select(ops.is_nan(position), np.float32(-2), position)
     position = ops.minimum(ops.maximum(position, np.float32(-2)), ops.add(size, np.float32(1)))

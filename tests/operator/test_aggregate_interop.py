@@ -109,6 +109,20 @@ def test_openvino_runs_a_decomposed_layer(kind: str) -> None:
     assert_close(compiled(images.numpy())[0], model(images))
 
 
+@layers
+@torch.no_grad()
+def test_openvino_reads_the_operator_of_any_size_and_type(kind: str) -> None:
+    model, extension = layer(kind), dcn_ops.openvino.extension()
+    program = torch.export.export(model, (torch.randn(SIZES[0]),), dynamic_shapes=(DYNAMIC,))
+    traced = torch.jit.trace(model, torch.randn(SIZES[0]), check_trace=False)
+    for source, shape in ((program, None), (traced, [-1, 8, -1, -1])):
+        converted = openvino.convert_model(source, extension=extension, input=shape)
+        compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for size in SIZES:
+            images = torch.randn(size)
+            assert_close(compiled(images.numpy())[0], model(images))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["internimage_tiny", "flash_internimage_base"])
 @torch.no_grad()
