@@ -139,7 +139,7 @@ def test_a_run_starts_from_converted_weights_of_other_classes(num_classes: int, 
     kept = {key for key in model if num_classes == 4 or not key.startswith("fc.")}
     assert kept >= {"layer4.0.conv1.offset_weight", "conv1.weight"}
     assert all(torch.equal(source.state_dict()[key], model[key]) for key in kept)
-    with pytest.raises(ValueError, match=r"has layer4\.0\.conv1\.offset_bias, .*variants=\[dcn\]"):
+    with pytest.raises(ValueError, match=r"has the unexpected layer4\.0\.conv1\.offset_bias, .*variants=\[dcn\]"):
         checkpoint.build(recipe(), start=path)
     with pytest.raises(ValueError, match=r"has the unexpected layer4\.0\.conv1\.offset_bias, "):
         checkpoint.build(recipe({"include": ["layer4.0.conv2"]}), start=path)

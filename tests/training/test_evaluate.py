@@ -171,7 +171,7 @@ def test_what_is_not_there_is_answered(
     ("key", "value", "answer"),
     [
         ("num_classes", 7, "'dcn' has 7 classes, but the data have 10: set data="),
-        ("in_chans", 3, "'dcn' reads 3 channels, and the data have 1: set data="),
+        ("in_chans", 3, "'dcn' reads 3 channels, the data have 1: set data="),
     ],
 )
 def test_a_network_that_does_not_fit_the_data_is_refused(key: str, value: int, answer: str, tmp_path: Path) -> None:

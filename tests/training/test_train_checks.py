@@ -65,7 +65,7 @@ def refused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         (["optim.offset_warmup_steps=4"], "leaves no step for the offsets to learn in this run of 4"),
         (["optim.freeze=[nothing]"], "matches no module"),
         (["optim.epochs=0"], "config.epochs=0"),
-        (["optim.sched=none"], "follows the step"),
+        (["optim.sched=none"], "depends only on the step"),
         (["optim.opt=admw"], "admw"),
         (["variants=[]"], "each once, got variants=[]"),
         (["variants=[dcn,dcn]"], "each once"),

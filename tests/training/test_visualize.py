@@ -264,7 +264,7 @@ def test_images_of_other_channels_are_refused(path: Path, tmp_path: Path) -> Non
     config = composed(f"checkpoint={path}")
     recipe = {**RECIPE, "create_model": {**RECIPE["create_model"], "in_chans": 3}}
     checkpoint.save(checkpoint.build(recipe), recipe, path)
-    with pytest.raises(ValueError, match="reads 3 channels, and the data have 1: set data="):
+    with pytest.raises(ValueError, match="reads 3 channels, the data have 1: set data="):
         run(config, tmp_path)
 
 
