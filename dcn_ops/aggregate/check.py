@@ -52,7 +52,7 @@ def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int)
 
 def check_image(input: Tensor, channels: int) -> None:
     """Raise TypeError or ValueError for an input that is no channels-last image of so many channels."""
-    if torch.jit.is_scripting() or _is_traced(input):  # type: ignore[attr-defined]
+    if _is_traced(input):
         return
     check_tensor("input", input)
     if input.shape[3] != channels:

@@ -235,6 +235,19 @@ def test_no_weights_are_downloaded_unasked_and_the_config_says_where_they_are() 
     assert set(timm.list_models("*internimage*")) == {*COUNTS, *LARGE}
 
 
+@every_family
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_traced_and_exported_networks_take_other_images(name: str, arguments: dict) -> None:
+    model, images, others = built(name, arguments), torch.randn(2, 3, 64, 96), torch.randn(3, 3, 96, 64)
+    with torch.no_grad():
+        expected = model(others)
+        torch.testing.assert_close(torch.jit.trace(model, images)(others), expected)
+        sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+        program = torch.export.export(model, (images,), dynamic_shapes=(sizes,))
+        torch.testing.assert_close(program.module()(others), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tiny", "flash_base"])
 def test_compiled_network_is_the_network(family: str) -> None:
