@@ -121,12 +121,32 @@ void product_of(int64_t rows, int64_t columns, Depth depth, const float* a, int6
 }
 
 template <Rows LAYOUT>
-void product(const Cut& cut, int64_t rows, int64_t columns, Depth depth, const float* a, int64_t distance,
-             const Panels& b, float* c, int64_t c_distance, bool add) {
+void product_part(const Cut& cut, int64_t rows, int64_t columns, Depth depth, const float* a, int64_t distance,
+                  const Panels& b, float* c, int64_t c_distance, bool add) {
   if (cut.lanes == LANES)
     product_of<LANES, LAYOUT>(rows, columns, depth, a, distance, b, c, c_distance, add);
   else
     product_of<at_least(LANES / 2, 4), LAYOUT>(rows, columns, depth, a, distance, b, c, c_distance, add);
+}
+
+// Sums of a few hundred terms, which then are added up: that rounds less than one long sum, and a panel of b stays in
+// the first cache.
+constexpr int64_t MOST_TERMS = 256;
+
+template <Rows LAYOUT>
+void product(const Cut& cut, int64_t rows, int64_t columns, Depth depth, const float* a, int64_t distance,
+             const Panels& b, float* c, int64_t c_distance, bool add) {
+  if constexpr (LAYOUT == Rows::PACKED) {
+    product_part<LAYOUT>(cut, rows, columns, depth, a, distance, b, c, c_distance, add);
+    return;
+  }
+  const int64_t runs = at_least(1, MOST_TERMS / depth.inner), terms = divide_up(depth.inner, divide_up(depth.inner, MOST_TERMS));
+  for (int64_t run = 0; run < depth.outer; run += runs)
+    for (int64_t k = 0; k < depth.inner; k += terms, add = true) {
+      const Depth part = {at_most(runs, depth.outer - run), at_most(terms, depth.inner - k), depth.jump};
+      const Panels of_b = {b.start + (run * depth.inner + k) * b.row, b.panel, b.row};
+      product_part<LAYOUT>(cut, rows, columns, part, a + run * depth.jump + k, distance, of_b, c, c_distance, add);
+    }
 }
 
 // a[depth, rows], of rows of `distance`, transposed and packed: blocks of as many rows as `product_panel` takes.
