@@ -17,7 +17,7 @@ inline void pack_filters(const Problem& a, const Taps& taps, int64_t group, floa
   const int64_t width = Cut(filters).width;
   // Rows of weights go through a buffer: read one beside the other, filters of a power of two of channels would meet
   // in the same sets of the cache.
-  constexpr int64_t CHANNELS = 16;
+  constexpr int64_t CHANNELS = 32;
   Scratch scratch;
   const int64_t row = at_most(CHANNELS, channels) * all + 1;
   float* buffer = scratch.array<float>(2 * LANES * row);
