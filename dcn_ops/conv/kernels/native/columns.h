@@ -8,10 +8,10 @@
 
 namespace columns {
 
-// How much packed filters may take, in floats: of larger ones some taps are packed at a time.
+// How much packed filters may take, in floats: of larger ones some taps are packed at a time. The backward has
+// gradients of as many beside them.
 constexpr int64_t MOST_FILTERS = 5 << 18;
-// Of the forward: taps times channels of a tile, at most, and their product with the pixels, a quarter MiB; pixels.
-// Several small groups read the same columns, and none has filters that would be read again for every tile.
+// Of the forward's tiles, at most: taps times channels; their product with the pixels, a quarter MiB; and pixels.
 constexpr int64_t FORWARD_DEPTH = 768, FORWARD_DEPTH_OF_GROUPS = 2304;
 constexpr int64_t FORWARD_TILE = 64 << 10;
 constexpr int64_t FORWARD_PIXELS = 96;
@@ -56,31 +56,16 @@ inline void gather(const Problem& a, const Table& table, Pixel pixel, int64_t pi
   }
 }
 
-// What the forward shares among threads: packed filters of some taps, in blocks of the depth of a product.
-struct PackedFilters {
-  Cut cut;
-  Taps taps;
+// A product's block of taps: several small groups read the same columns, and have few filters to read again.
+inline std::vector<Taps> blocks_of(const Problem& a, int64_t taps) {
+  const int64_t depth = a.groups > 1 ? FORWARD_DEPTH_OF_GROUPS : FORWARD_DEPTH;
+  const int64_t count = divide_up(taps, taps_at_a_time(a, a.channels, depth));
   std::vector<Taps> blocks;
-  float* packed;
-
-  // Those of a group that belong to a block.
-  float* of(const Problem& a, const Taps& block, int64_t group) const {
-    const int64_t of_a_tap = a.group_channels() * cut.padded(a.group_filters());
-    return packed + (block.first * a.groups + group * block.count) * of_a_tap;
-  }
-};
-
-inline PackedFilters pack(const Problem& a, const Taps& taps, float* packed) {
-  PackedFilters result = {Cut(a.group_filters()), taps, {}, packed};
-  const int64_t count = divide_up(taps.count, taps_at_a_time(a, a.channels, a.groups > 1 ? FORWARD_DEPTH_OF_GROUPS : FORWARD_DEPTH));
   for (int64_t i = 0; i < count; i++) {
-    const Share share = share_of(taps.count, count, i);
-    result.blocks.push_back({share.begin, share.end - share.begin});
+    const Share share = share_of(taps, count, i);
+    blocks.push_back({share.begin, share.end - share.begin});
   }
-  for (const Taps& block : result.blocks)
-    for (int64_t group = 0; group < a.groups; group++)
-      pack_filters(a, {taps.first + block.first, block.count}, group, result.of(a, block, group));
-  return result;
+  return blocks;
 }
 
 inline void add_tile(const Problem& a, const PackedFilters& filters, const Table& table, int64_t begin, int64_t end,
@@ -103,11 +88,14 @@ inline void add_tile(const Problem& a, const PackedFilters& filters, const Table
 
 inline void forward(const Problem& a) {
   Scratch shared;
-  const int64_t of_a_tap = a.channels * Cut(a.group_filters()).padded(a.group_filters()), pixels = a.batch * a.out_pixels();
+  const Cut cut(a.group_filters());
+  const int64_t of_a_tap = a.channels * cut.padded(a.group_filters()), pixels = a.batch * a.out_pixels();
   const int64_t taps = taps_at_a_time(a, of_a_tap, MOST_FILTERS), threads = threads_for(a);
   float* packed = shared.array<float>(taps * of_a_tap);
   for (int64_t first = 0; first < a.taps(); first += taps) {
-    const PackedFilters filters = pack(a, {first, at_most(taps, a.taps() - first)}, packed);
+    const Taps some = {first, at_most(taps, a.taps() - first)};
+    const PackedFilters filters = {cut, some, blocks_of(a, some.count), packed};
+    pack_filters(a, filters, threads);
     const int64_t parts = at_most(threads, pixels);
     in_parts(a, parts, [&](int64_t part) {
       Scratch scratch;

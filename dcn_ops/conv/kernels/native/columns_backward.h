@@ -7,7 +7,7 @@
 
 namespace columns {
 
-// The samples of a tap, [pixels, C]; or, so that the product reads them in a row, in panels [C / width, pixels, width].
+// The samples of a tap, [pixels, C]; or, so that the product reads them in a row, panels [C / width, pixels, width].
 struct Samples {
   float* values;
   int64_t mask, pixels, row;
@@ -209,15 +209,14 @@ inline void backward(const Problem& a) {
   const int64_t most = taps_at_a_time(a, of_a_tap, MOST_FILTERS), size = a.filters * a.group_channels();
   const bool large = size * most > 1 << 19;
   const int64_t grain = a.groups == 1 || a.group_channels() % cut.width == 0 ? cut.width : a.group_channels();
-  Parts parts(a, shared, threads_for(a), grain, large);
+  const int64_t threads = threads_for(a);
+  Parts parts(a, shared, threads, grain, large);
   float* filters = shared.array<float>(most * of_a_tap);
   float* grad_filters = shared.array<float>(parts.image_parts() * most * size);
   for (int64_t first = 0; first < a.taps(); first += most) {
     const Taps taps = {first, at_most(most, a.taps() - first)};
     std::memset(grad_filters, 0, parts.image_parts() * taps.count * size * sizeof(float));
-    in_parts(a, a.groups, [&](int64_t group) {
-      pack_filters_transposed(a, taps, group, of_a_tap, filters + group * of_a_group);
-    });
+    pack_filters_transposed(a, taps, threads, of_a_tap, filters);
     in_parts(a, parts.count(), [&](int64_t i) {
       const Part part = parts.part(i);
       float* own = grad_filters + part.image_part * taps.count * size;

@@ -66,7 +66,8 @@ void output_block(const float* image, const Sample* samples, int64_t taps, const
   store_up_to<L, PARTIAL>(out + (V - 1) * L, total[V - 1], last);
 }
 
-typedef void (*OutputBlock)(const float*, const Sample*, int64_t, const float*, int64_t, const float*, float*, int64_t);
+typedef void (*OutputBlock)(const float*, const Sample*, int64_t, const float*, int64_t, const float*, float*,
+                            int64_t);
 
 constexpr int MOST = 12;  // vectors in registers
 
@@ -94,7 +95,8 @@ struct Blocks {
       const Share share = share_of(vectors, count, i);
       const bool partial = last != 0 && share.end == vectors;
       const int64_t size = share.end - share.begin;
-      blocks.push_back({share.begin * LANES, last, partial ? output_block_of<true>(size) : output_block_of<false>(size)});
+      const OutputBlock output = partial ? output_block_of<true>(size) : output_block_of<false>(size);
+      blocks.push_back({share.begin * LANES, last, output});
     }
   }
 };

@@ -1,7 +1,7 @@
 // Products of matrices: a register kernel, and the packing of its operands.
 //
-// c[rows, columns] (+)= a[rows, depth] * b[depth, columns]. The kernel keeps a block of c in registers, ROWS x 2 vectors,
-// and reads b in panels of that width.
+// c[rows, columns] (+)= a[rows, depth] * b[depth, columns]. The kernel keeps a block of c in registers, ROWS x 2
+// vectors, and reads b in panels of that width.
 
 #pragma once
 
@@ -108,8 +108,8 @@ struct Panels {
 };
 
 template <int L, Rows LAYOUT>
-void product_of(int64_t rows, int64_t columns, Depth depth, const float* a, int64_t distance, const Panels& b, float* c,
-                int64_t c_distance, bool add) {
+void product_of(int64_t rows, int64_t columns, Depth depth, const float* a, int64_t distance, const Panels& b,
+                float* c, int64_t c_distance, bool add) {
   const float* from = b.start;
   for (int64_t j = 0; j < columns; j += 2 * L, from += b.panel, c += 2 * L) {
     const int64_t left = columns - j;

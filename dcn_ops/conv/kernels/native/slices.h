@@ -35,7 +35,7 @@ class Parts {
       image_parts_ = at_most(problem.batch, threads);
       slices_ = at_most(threads / image_parts_, grains);
     }
-    const int64_t maps = (slices_ - 1) * problem.batch * problem.out_pixels() * problem.offset_groups * problem.taps();
+    const int64_t maps = (slices_ - 1) * map_size();
     if (maps == 0) return;
     if (problem.grad_offset != nullptr) more_offset_ = scratch.array<float>(2 * maps);
     if (problem.grad_mask != nullptr) more_mask_ = scratch.array<float>(maps);

@@ -2,13 +2,11 @@
 
 #pragma once
 
-#include <cmath>
-
 #include "parallel.h"
 #include "vector.h"
 
-// The four neighbours of a sample: (top, left), (top, right), (bottom, left), (bottom, right). One beyond the border is
-// its neighbour within, with weight 0: that one is read anyway, so that a pixel that is not finite reaches no sample
+// The four neighbours of a sample: (top, left), (top, right), (bottom, left), (bottom, right). One beyond the border
+// is its neighbour within, with weight 0: that one is read anyway, so that a pixel that is not finite reaches no sample
 // that does not touch it. A sample that lies outside has `index[0] < 0`: it touches no pixel.
 struct alignas(32) Sample {
   int32_t index[4];  // of the first channel, from the start of the image
@@ -114,15 +112,16 @@ class Table {
     }
   }
 
-  // The neighbours and their weights, eight samples at a time, from the positions. For gradients keep which neighbours
-  // exist, and in place of positions the distances from the top left neighbour.
+  // The neighbours and their weights, eight samples at a time, from the positions. For gradients keep which
+  // neighbours exist, and in place of positions the distances from the top left neighbour.
   template <bool GRADIENTS>
   void weigh() {
     typedef Floats<L> F;
     typedef Ints<L> I;
     const F height = broadcast<L>((float)problem_.height), width = broadcast<L>((float)problem_.width);
     const F one = broadcast<L>(1);
-    const I none = {}, last_row = none + (int32_t)(problem_.height - 1), last_column = none + (int32_t)(problem_.width - 1);
+    const I none = {}, last_row = none + (int32_t)(problem_.height - 1);
+    const I last_column = none + (int32_t)(problem_.width - 1);
     const int32_t row_size = (int32_t)(problem_.width * problem_.channels), pixel_size = (int32_t)problem_.channels;
     for (int64_t i = 0; i < count_; i += L) {
       F y = load<L>(y_ + i), x = load<L>(x_ + i), mask = load<L>(mask_ + i);
@@ -138,7 +137,8 @@ class Table {
       const F weight_left = keep<L>(one - beside, has_left), weight_right = keep<L>(beside, has_right);
       // The row -1 is read at 0, the row H at H - 1, and columns likewise.
       const I row_top = (top & (top >= none)) * row_size, row_bottom = (top - (top < last_row)) * row_size;
-      const I column_left = (left & (left >= none)) * pixel_size, column_right = (left - (left < last_column)) * pixel_size;
+      const I column_left = (left & (left >= none)) * pixel_size;
+      const I column_right = (left - (left < last_column)) * pixel_size;
       F record[L] = {
           (F)((row_top + column_left) | ~inside),
           (F)(row_top + column_right),
