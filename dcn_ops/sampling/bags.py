@@ -10,6 +10,8 @@ zeros, so that nothing is clamped or masked but the position itself, and the fou
 Legend: H x W input size, C channels, D channels a row; n counts the images at hand, R rows, S samples.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,11 +52,30 @@ def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int =
     return _sum_by_row(grad, weight, *sort_rows(row, rows), rows, samples)
 
 
-def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> None:
+def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor) -> None:
     """Add the gradient of the rows, [R, D], to ``total``: in memory of the rows between the first and the last."""
     by_row, entry = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
-    total[first : first + count] += _sum_by_row(grad, weight, by_row.sub_(first), entry, count, samples)
+    total[first : first + count] += _sum_by_row(grad, weight, by_row.sub_(first), entry, count, 1)
+
+
+def scatter_corners(
+    total: Tensor, grad: Tensor, row: Tensor, weight: Tensor, steps: Sequence[int], samples: int = 1
+) -> None:
+    """Add the gradient of the rows, [R, D], to ``total``, from a table's upper left rows and all its weights.
+
+    One sort of a quarter as many entries serves the four neighbours, which lie ``steps`` after the upper left one.
+    """
+    by_row, order = sort_rows(row, total.shape[0])
+    first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
+    firsts = _firsts(by_row.sub_(first), count)
+    bag, weights = order.to(row.dtype), weight.view(-1, 4).index_select(0, order)
+    del by_row, order
+    bag.div_(samples, rounding_mode="floor")
+    for neighbour, step in enumerate(steps):
+        weight = weights[:, neighbour].contiguous()
+        part = _bag(grad, bag, firsts, False, _SUM, False, weight, True)[0]
+        total[first + step : first + step + count] += part
 
 
 def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:
@@ -89,7 +110,8 @@ def _firsts(by_row: Tensor, rows: int) -> Tensor:
 
 def weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -> Tensor:
     """Return the gradient of the weights, [S * 4], from that of the sums, [B, D]."""
-    entry = torch.arange(row.shape[0], dtype=row.dtype, device=row.device)
-    firsts = entry[:: 4 * samples].contiguous()
-    bag = entry.div_(4 * samples, rounding_mode="floor")
+    # Written out rather than divided: integer division takes ten times as long.
+    bag = torch.arange(grad.shape[0], dtype=row.dtype, device=row.device)
+    firsts = bag * (4 * samples)
+    bag = bag[:, None].expand(-1, 4 * samples).reshape(-1).contiguous()  # of one sum, reshape gives a view
     return _bag_weight_backward(grad, rows, row, firsts, bag, _SUM)

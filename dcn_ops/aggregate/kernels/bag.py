@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcn_ops.aggregate.kernels.kernel import Gradients, Problem
 from dcn_ops.aggregate.window import Window
-from dcn_ops.sampling.bags import gather, padded_rows, scatter, scatter_onto, unpadded, weight_backward
+from dcn_ops.sampling.bags import gather, padded_rows, scatter_corners, unpadded, weight_backward
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, chunk_bytes, cut
 from dcn_ops.sampling.table import corner_rows, corner_weights, sample_backward
@@ -30,7 +30,8 @@ _SORT_BYTES = 160  # of a sample, with the gradient of the image: the order of i
 class _Table(NamedTuple):
     """What the samples read, four neighbours each: top left, top right, bottom left, bottom right."""
 
-    row: Tensor  # [S * 4] integers in [0, R)
+    first: Tensor  # [S] integers in [0, R), the top left ones
+    row: Tensor  # [S * 4]
     weight: Tensor  # [S * 4], the mask multiplied in
     y: Tensor  # [S], distance from the upper neighbours
     x: Tensor  # [S], distance from the left neighbours
@@ -72,11 +73,10 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
                 of_weight = weight_backward(sums, rows, table.row, window.taps)
                 _put(grad_offset, grad_mask, of_weight, table, chunk, window)
                 del of_weight
-            if need_input and len(chunks) == 1:
-                total = scatter(sums, table.row, table.weight, rows.shape[0], window.taps)
-            elif need_input:
+            if need_input:
                 total = torch.zeros_like(rows) if total is None else total
-                scatter_onto(total, sums, table.row, table.weight, window.taps)
+                steps = Padded.of(1, input.shape[1:3], window.groups).neighbours
+                scatter_corners(total, sums, table.first, table.weight, steps, window.taps)
             del table
         if grad_input is not None and total is not None:
             images, (height, width) = chunk.n1 - chunk.n0, input.shape[1:3]
@@ -135,8 +135,9 @@ def _table(chunk: Chunk, offset: Tensor, mask: Tensor, input: Tensor, window: Wi
     left, x = _axis(displacement[..., 0], grid_x[None, :, None].expand(shape), size[1], window)
     upper, y = _axis(displacement[..., 1], grid_y[:, None, None].expand(shape), size[0], window)
     weights = _of(chunk, mask).to(dtype).reshape(-1)
-    row = _row(upper, left, size, window)
-    return _Table(row, corner_weights(y, x, weights), y.flatten(), x.flatten(), weights)
+    first = _row(upper, left, size, window)
+    row = corner_rows(first, Padded.of(1, size, window.groups))
+    return _Table(first, row, corner_weights(y, x, weights), y.flatten(), x.flatten(), weights)
 
 
 def _axis(displacement: Tensor, grid: Tensor, size: int, window: Window) -> tuple[Tensor, Tensor]:
@@ -149,7 +150,7 @@ def _axis(displacement: Tensor, grid: Tensor, size: int, window: Window) -> tupl
 
 
 def _row(upper: Tensor, left: Tensor, size: Pair, window: Window) -> Tensor:
-    """Return the rows of the neighbours, [S * 4], whose upper left ones are at ``upper`` and ``left``."""
+    """Return the rows, [S], of the upper left neighbours, which are at ``upper`` and ``left``."""
     images, device = upper.shape[0], upper.device
     padded = Padded.of(images, size, window.groups)
     integer = padded.index_dtype(4 * upper.numel())
@@ -158,4 +159,4 @@ def _row(upper: Tensor, left: Tensor, size: Pair, window: Window) -> Tensor:
     if window.groups > 1:
         group = torch.arange(window.groups, dtype=integer, device=device).repeat_interleave(window.taps)
         row = row.view(-1, group.shape[0]).add_(group)
-    return corner_rows(row, padded)
+    return row.view(-1)
