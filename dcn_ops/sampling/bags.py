@@ -10,7 +10,7 @@ zeros, so that nothing is clamped or masked but the position itself, and the fou
 Legend: H x W input size, C channels, D channels a row; n counts the images at hand, R rows, S samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +68,24 @@ def scatter_corners(
     """
     by_row, order = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
-    firsts = _firsts(by_row.sub_(first), count)
-    bag, weights = order.to(row.dtype), weight.view(-1, 4).index_select(0, order)
-    del by_row, order
-    bag.div_(samples, rounding_mode="floor")
-    for neighbour, step in enumerate(steps):
-        weight = weights[:, neighbour].contiguous()
-        part = _bag(grad, bag, firsts, False, _SUM, False, weight, True)[0]
+    parts = _sum_by_corner(grad, weight, by_row.sub_(first), order, count, samples)
+    for step, part in zip(steps, parts, strict=True):
         total[first + step : first + step + count] += part
+
+
+def scatter_parts(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> list[Tensor]:
+    """Return what the four neighbours add to the gradient of the rows, each [R, D], at the upper left one's row."""
+    return list(_sum_by_corner(grad, weight, *sort_rows(row, rows), rows, samples))
+
+
+def _sum_by_corner(
+    grad: Tensor, weight: Tensor, by_row: Tensor, order: Tensor, rows: int, samples: int
+) -> Iterator[Tensor]:
+    firsts = _firsts(by_row, rows)
+    bag = order.to(by_row.dtype).div(samples, rounding_mode="floor")
+    weights = weight.view(-1, 4).index_select(0, order)
+    for neighbour in range(4):
+        yield _bag(grad, bag, firsts, False, _SUM, False, weights[:, neighbour].contiguous(), True)[0]
 
 
 def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:

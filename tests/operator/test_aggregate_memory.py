@@ -9,7 +9,7 @@ import pytest
 from aggregates import Case
 
 import dcn_ops
-from dcn_ops.sampling.bags import padded_count
+from dcn_ops.sampling.geometry import Padded
 
 LARGE = {
     "few_channels": Case(batch=1, channels=16, size=(300, 300), groups=4),
@@ -56,6 +56,6 @@ def test_a_call_takes_a_quarter_of_the_workspace_limit(name: str) -> None:
     command = [sys.executable, "-c", f"import sys; sys.path.append({tests!r})\n{MEASURE}", repr(case)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | GIVES_BACK)
     forward, backward = map(int, done.stdout.split())
-    image = padded_count(case.batch, case.size) * case.channels * 4
+    image = Padded.of(case.batch, case.size).rows * case.channels * 4
     assert forward <= image + dcn_ops.workspace_limit() // 4
     assert backward <= 2 * image + dcn_ops.workspace_limit() // 4

@@ -11,11 +11,12 @@ positions, P = Ho * Wo * G * K samples an image, R rows of D channels in the pad
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dcn_ops.aggregate.kernels.kernel import Gradients, Problem
 from dcn_ops.aggregate.window import Window
-from dcn_ops.sampling.bags import padded_rows, scatter, unpadded
+from dcn_ops.sampling.bags import padded_rows, scatter_parts, unpadded
 from dcn_ops.sampling.geometry import BORDER, Padded, wide_dtype
 from dcn_ops.sampling.table import sample_backward
 from dcn_ops.torch_internals.compiler import stored
@@ -75,9 +76,13 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         grad_mask = of_mask.reshape(mask.shape).to(mask.dtype).contiguous() if need_mask else None
     if need_input:
         padded = _padded(input, window)
-        rows = torch.stack([table.row + step for step in padded.neighbours], -1).flatten()
         weights = torch.stack(table.weights(), -1).flatten()
-        total = scatter(grad_rows.flatten(0, 1), rows, weights, padded.rows, window.taps).view(-1, input.shape[3])
+        parts = scatter_parts(grad_rows.flatten(0, 1), table.row.flatten(), weights, padded.rows, window.taps)
+        shifted = [
+            F.pad(part[: padded.rows - step], (0, 0, step, 0))
+            for step, part in zip(padded.neighbours, parts, strict=True)
+        ]
+        total = (shifted[0] + shifted[1] + shifted[2] + shifted[3]).view(-1, input.shape[3])
         grad_input = unpadded(total, input.shape[0], input.shape[1:3]).to(input.dtype).contiguous()
     return grad_input, grad_offset, grad_mask
 
