@@ -52,7 +52,8 @@ def make_table(
     if mask is not None:
         mask = mask.to(dtype).unflatten(1, taps).permute(order).contiguous()
     row = _row(upper, left, size, conv, order, tap_rows)
-    return Table(row, corner_weights(y, x, mask), y, x, mask, order)
+    weight = torch.stack(corner_weights(y, x, mask), -1).flatten()
+    return Table(row, weight, y, x, mask, order)
 
 
 def _axis(displacement: Tensor, grid: Tensor, size: int, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -100,13 +101,13 @@ def corner_rows(row: Tensor, padded: Padded) -> Tensor:  # -> [S * 4]
     return torch.stack((row, row + padded.pixel, below, below + padded.pixel), -1).flatten()
 
 
-def corner_weights(y: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:  # -> [S * 4]
+def corner_weights(y: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:  # -> four of [S]
     """Return the weights of the four neighbours, from the distances from the upper left one."""
     lower, right = y.flatten(), x.flatten()
     upper, left = 1 - lower, 1 - right
     if mask is not None:
         upper, lower = upper.mul_(mask.flatten()), lower * mask.flatten()
-    return torch.stack((upper * left, upper * right, lower * left, lower * right), -1).flatten()
+    return upper * left, upper * right, lower * left, lower * right
 
 
 def table_backward(of_weight: Tensor, table: Table) -> tuple[Tensor, Tensor]:
