@@ -66,7 +66,8 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_output_and_gradients_are_the_references(name: str, dtype: torch.dtype) -> None:
     case = SHAPES[name]
     inputs = make_inputs(case, dtype)
-    assert_within_budget(run(op, inputs, **case.integers), *oracle(inputs, case.conv, dtype))
+    with dcn_ops.settings(implementation="auto"):  # some CPUs multiply half precision faster
+        assert_within_budget(run(op, inputs, **case.integers), *oracle(inputs, case.conv, dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -82,7 +83,7 @@ def test_layouts_do_not_show(name: str, layout: str) -> None:
 def test_threads_share_the_work(name: str, threads: Callable[[int], None]) -> None:
     case = SHAPES[name]
     # So much work that it is shared, of one image too.
-    for batch, size in ((1, (60, 61)), (5, (31, 30))):
+    for batch, size in ((1, (40, 41)), (5, (21, 20))):
         shared = replace(case, batch=batch, size=size)
         inputs = make_inputs(shared)
         threads(1)
@@ -177,6 +178,28 @@ def test_what_it_refuses_has_a_reason() -> None:
         op(*inputs, **Case().integers)
     elsewhere = Problem(*inputs.map(lambda t: t.to("meta", torch.float32)), Case().conv)
     assert cpu.refuses(elsewhere) == "the native kernel needs the CPU, got input.device=meta"
+
+
+def test_half_precision_is_left_to_cpus_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SHAPES["two groups"]
+    large, small = (make_inputs(c, torch.bfloat16) for c in (replace(case, groups=1), case))
+    for fast in (False, True):
+        monkeypatch.setattr(cpu, "has_fast_half", lambda _, fast=fast: fast)
+        assert bool(cpu.refuses(Problem(*large, replace(case, groups=1).conv))) == fast
+        assert not cpu.refuses(Problem(*small, case.conv))
+    assert not cpu.refuses(Problem(*make_inputs(replace(case, groups=1)), replace(case, groups=1).conv))
+
+
+@pytest.mark.parametrize("name", ["depthwise, odd", "dense, odd"])
+def test_without_torchs_threads_one_does_the_work(
+    name: str, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(SHAPES[name], batch=3, size=(40, 40))
+    inputs = make_inputs(case)
+    threads(3)
+    several = run(op, inputs, **case.integers)
+    monkeypatch.setattr(library(), "_parallel_for", 0)
+    assert all(map(torch.equal, several.values(), run(op, inputs, **case.integers).values()))
 
 
 # Under the compiler

@@ -9,10 +9,13 @@ from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.kernels.native.library import library
 from dcn_ops.conv.problem import Problem
 from dcn_ops.sampling.geometry import empty_channels_last
+from dcn_ops.torch_internals.cpu import has_fast_half
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 
 _HALF = (torch.bfloat16, torch.float16)
+# Channels of a filter from which on the product takes most of the time.
+_MANY = 128
 # How many bytes the float32 copies of half-precision images take, at most where an image is not larger.
 _MOST_COPIED = 2**22
 
@@ -24,6 +27,8 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
         return f"the native kernel needs the CPU, got input.device={input.device}"
     if input.dtype != torch.float32 and input.dtype not in _HALF:
         return f"the native kernel takes float32, float16 and bfloat16, got input.dtype={input.dtype}"
+    if problem.weight.shape[1] >= _MANY and input.dtype in _HALF and has_fast_half(input.dtype):
+        return f"the native kernel multiplies in float32, and this CPU faster in {input.dtype}"
     n, channels, height, width = input.shape
     if n == 0:
         return f"the native kernel needs an image, got input.shape={list(input.shape)}"
