@@ -222,3 +222,10 @@ def test_the_compiler_gets_one_node(implementation: str, whole: bool) -> None:
     ours = {op.default, torch.ops.dcn_ops.deform_conv2d_backward.default}
     assert [len(targets & ours) for targets in graphs] == [whole, whole]
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
+
+
+def test_the_compiler_says_why_what_must_be_native_is_not() -> None:
+    inputs = make_inputs(Case(), torch.float64)
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match="takes float32, float16 and bfloat16"):
+        torch.compile(op, fullgraph=True, backend="aot_eager")(*inputs, **Case().integers)

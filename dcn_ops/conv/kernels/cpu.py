@@ -16,7 +16,7 @@ NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 _HALF = (torch.bfloat16, torch.float16)
 # Channels of a filter from which on the product takes most of the time.
 _MANY = 128
-# How many bytes the float32 copies of half-precision images take, at most where an image is not larger.
+# How many bytes the float32 copies of half-precision images take at a time; more where threads need more images.
 _MOST_COPIED = 2**22
 
 

@@ -28,7 +28,7 @@ def choose(
     Raises:
         ValueError: Where the one that ``set_implementation`` asks for refuses the call.
     """
-    refusal = None
+    refusal: str | None = "a package that is compiled ahead of time can't call the native kernel"
     for kernel in allowed(current().implementation, traced, deterministic):
         refusal = kernel.refuses(problem, grad)
         if refusal is None:
@@ -37,8 +37,9 @@ def choose(
 
 
 def calls_native(problem: Problem) -> bool:
-    """Tell whether an eager call takes the native kernel; a compiler's tensors, without data, will do."""
-    return cpu in allowed(current().implementation, False) and cpu.refuses(problem) is None
+    """Tell whether an eager call takes the native kernel, or must; a compiler's tensors, without data, will do."""
+    implementation = current().implementation
+    return implementation == "native" or (cpu in allowed(implementation, False) and cpu.refuses(problem) is None)
 
 
 @cache

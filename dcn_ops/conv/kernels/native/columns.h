@@ -15,6 +15,7 @@ constexpr int64_t MOST_FILTERS = 5 << 18;
 constexpr int64_t FORWARD_DEPTH = 768, FORWARD_DEPTH_OF_GROUPS = 2304;
 constexpr int64_t FORWARD_TILE = 64 << 10;
 constexpr int64_t FORWARD_PIXELS = 96;
+
 inline int64_t taps_at_a_time(const Problem& a, int64_t of_a_tap, int64_t most) {
   return at_least(1, at_most(a.taps(), most / of_a_tap));
 }
