@@ -9,6 +9,7 @@ from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.kernels.native.library import library
 from dcn_ops.conv.problem import Problem
 from dcn_ops.sampling.geometry import empty_channels_last
+from dcn_ops.settings import current
 from dcn_ops.torch_internals.cpu import has_fast_half
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
@@ -16,6 +17,8 @@ NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 _HALF = (torch.bfloat16, torch.float16)
 # Channels of a filter from which on the product takes most of the time.
 _MANY = 128
+# Output pixels of filters of so many elements, for which the composition's one product is faster.
+_FEW_PIXELS, _LARGE_FILTERS = 64, 2**21
 # How many bytes the float32 copies of half-precision images take at a time; more where threads need more images.
 _MOST_COPIED = 2**22
 
@@ -30,6 +33,9 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
     if problem.weight.shape[1] >= _MANY and input.dtype in _HALF and has_fast_half(input.dtype):
         return f"the native kernel multiplies in float32, and this CPU faster in {input.dtype}"
     n, channels, height, width = input.shape
+    pixels, asked = n * problem.offset.shape[2] * problem.offset.shape[3], current().implementation == "native"
+    if pixels <= _FEW_PIXELS and problem.weight.numel() >= _LARGE_FILTERS and not asked:
+        return "the composition is faster for large filters that meet few pixels"
     if n == 0:
         return f"the native kernel needs an image, got input.shape={list(input.shape)}"
     if channels * height * width >= 2**31:
