@@ -13,7 +13,7 @@ from hypothesis import settings
 
 import dcn_ops
 from dcn_ops.conv.kernels import tiny
-from dcn_ops.conv.kernels.native.library import library
+from dcn_ops.conv.kernels.native import library as native_library
 from dcn_ops.testing import CASES, Case
 
 torch.set_num_threads(1)
@@ -35,6 +35,12 @@ def limit_workspace() -> Iterator[Callable[[int], None]]:
         yield lambda size: stack.enter_context(dcn_ops.settings(workspace_limit=size))
 
 
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the operator do without its native kernel, as without a C++ compiler."""
+    monkeypatch.setattr(native_library, "_found", "there is no compiler")
+
+
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
@@ -44,7 +50,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have the operator take one of the three, whatever the size; the native kernel wherever it doesn't refuse."""
     if request.param == "native":
-        if isinstance(reason := library(), str):
+        if isinstance(reason := native_library.library(), str):
             pytest.skip(f"no native kernel: {reason}")
         yield
         return

@@ -58,7 +58,8 @@ def draw(*size: int) -> Tensor:
 # Compile caches
 
 TRAIN = """
-import json, sys
+import json, os, sys
+os.environ["DCN_OPS_NATIVE"] = "0"  # What the compiler makes of the composition is what the caches hold.
 from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
@@ -162,6 +163,7 @@ def test_other_settings_are_another_entry_of_the_caches(settings: dict[str, obje
     torch.testing.assert_close(results, eager)
 
 
+@pytest.mark.usefixtures("no_native")
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_backend_gets_the_operator_whole_if_it_asks(whole: bool) -> None:
     graphs = []

@@ -24,11 +24,6 @@ EXPECTED = {  # the case, whether it is compiled, and what it takes
 NATIVE = {"small": (CASES["plain"], False), "depthwise compiled": (replace(LARGE, groups=6), True)}
 
 
-@pytest.fixture
-def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_found", "there is no compiler")
-
-
 def explained(case: Case, compiled: bool = False) -> dcn_ops.Explanation:
     input, offset, weight, bias, mask = make_inputs(case)
     return dcn_ops.explain(
