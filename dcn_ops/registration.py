@@ -26,25 +26,43 @@ from dcn_ops.torch_internals.dispatch import (
 Kernel = Callable[..., Any]
 
 
-def register_traces(name: str, forward: Kernel, backward: Kernel, library: torch.library.Library) -> None:
+def register_traces(
+    name: str,
+    forward: Kernel,
+    backward: Kernel,
+    library: torch.library.Library,
+    prefers_whole: Callable[..., bool] = lambda *_: False,
+) -> None:
     """Let the compiler see the aten of an operator and its backward, which Inductor fuses.
 
-    It gets them whole instead where the caller wants that, where somebody registered a kernel for a device, or
-    where sizes are symbols: Inductor would take minutes to simplify the index formulas, and work of an unknown size
-    could not be cut into pieces. A package that is compiled ahead of time has no such choice: it runs without this
-    library.
+    It gets them whole instead where the caller wants that, where somebody registered a kernel for a device, where
+    sizes are symbols, or where ``prefers_whole`` says so of the operator's arguments. With symbols Inductor would
+    take minutes to simplify the index formulas, and work of an unknown size could not be cut into pieces. A package
+    that is compiled ahead of time gets aten even then: it runs where this library isn't installed.
     """
-    stays_whole = partial(_stays_whole, name)
-    trace_through(f"dcn_ops::{name}", forward, stays_whole, library)
-    trace_through(f"dcn_ops::{name}_backward", backward, stays_whole, library)
+
+    def of_backward(grad: Tensor, *args: Any) -> bool:
+        return prefers_whole(*args[:-1])
+
+    trace_through(f"dcn_ops::{name}", forward, partial(_stays_whole, name, prefers_whole), library)
+    trace_through(f"dcn_ops::{name}_backward", backward, partial(_stays_whole, name, of_backward), library)
 
 
-def _stays_whole(name: str, *args: Any) -> bool:
-    ops = [getattr(torch.ops.dcn_ops, each).default for each in (name, f"{name}_backward")]
-    if current().whole_operators or any(has_device_kernel(op, kind) for op in ops for kind in ("cpu", "cuda")):
+def _stays_whole(name: str, prefers_whole: Callable[..., bool], *args: Any) -> bool:
+    if current().whole_operators or has_foreign_kernel(name, "cpu") or has_foreign_kernel(name, "cuda"):
         return True
+    if is_ahead_of_time():
+        return False
     sizes = (arg.shape if isinstance(arg, Tensor) else arg if isinstance(arg, Sequence) else [arg] for arg in args)
-    return any(isinstance(size, torch.SymInt) for size in chain(*sizes)) and not is_ahead_of_time()
+    return any(isinstance(size, torch.SymInt) for size in chain(*sizes)) or prefers_whole(*args)
+
+
+def has_foreign_kernel(name: str, device: torch.device | str) -> bool:
+    """Tell whether another library registered a kernel of the operator or its backward for a device."""
+    kind, ops = torch.device(device).type, torch.ops.dcn_ops
+    return has_device_kernel(getattr(ops, name).default, kind) or has_device_kernel(
+        getattr(ops, f"{name}_backward").default, kind
+    )
 
 
 class Autograd:
@@ -125,7 +143,11 @@ class _Function(torch.autograd.Function):
 
 def needs_graph(*tensors: Tensor | None) -> bool:
     """Tell whether autograd records what is done with the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def register_autocast(name: str, keeps_float32: Sequence[bool], library: torch.library.Library) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from dcn_ops.arguments import as_pair
 from dcn_ops.conv.check import check_tensors, count_groups
-from dcn_ops.conv.contract import has_foreign_kernel
+from dcn_ops.conv.contract import NAME
 from dcn_ops.conv.kernels.registry import allowed, calls_native, in_order
 from dcn_ops.conv.problem import make_problem
+from dcn_ops.registration import has_foreign_kernel
 from dcn_ops.settings import current
 
 
@@ -62,7 +63,7 @@ def explain(
     check_tensors(input, offset, weight, bias, mask)
     pairs = as_pair("stride", stride), as_pair("padding", padding), as_pair("dilation", dilation)
     problem = make_problem(input, offset, weight, bias, mask, *pairs, *count_groups(input, offset, weight))
-    if has_foreign_kernel(input.device):
+    if has_foreign_kernel(NAME, input.device):
         return Explanation(taken="a kernel that another library registered")
     implementation = current().implementation
     traced = compiled and not (current().whole_operators or calls_native(problem))

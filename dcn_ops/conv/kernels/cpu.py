@@ -33,8 +33,8 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
     if problem.weight.shape[1] >= _MANY and input.dtype in _HALF and has_fast_half(input.dtype):
         return f"the native kernel multiplies in float32, and this CPU faster in {input.dtype}"
     n, channels, height, width = input.shape
-    pixels, asked = n * problem.offset.shape[2] * problem.offset.shape[3], current().implementation == "native"
-    if pixels <= _FEW_PIXELS and problem.weight.numel() >= _LARGE_FILTERS and not asked:
+    few_pixels = n * problem.offset.shape[2] * problem.offset.shape[3] <= _FEW_PIXELS
+    if few_pixels and problem.weight.numel() >= _LARGE_FILTERS and current().implementation != "native":
         return "the composition is faster for large filters that meet few pixels"
     if n == 0:
         return f"the native kernel needs an image, got input.shape={list(input.shape)}"
