@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dcn_ops.aggregate import reference, vmap
-from dcn_ops.aggregate.check import check_arguments, check_gradient
-from dcn_ops.aggregate.kernels.kernel import Gradients, Problem
-from dcn_ops.aggregate.kernels.registry import choose
+from dcn_ops.aggregate.check import check_gradient
+from dcn_ops.aggregate.kernels.registry import REGISTRY
+from dcn_ops.aggregate.problem import Gradients, make_problem
 from dcn_ops.registration import Autograd, register_autocast, register_traces
 from dcn_ops.settings import tag_compile_caches
 
@@ -34,24 +34,19 @@ _library.define(
 )
 
 
-def make_problem(input: Tensor, offset: Tensor, mask: Tensor, *numbers: Any) -> Problem:
-    """Check the operator's arguments, in its own order."""
-    return Problem(input, offset, mask, check_arguments(input, offset, mask, *numbers))
-
-
 # Kernels of every device: the registry knows which.
 
 
 def _forward(*arguments: Any, traced: bool = False) -> Tensor:
     problem = make_problem(*arguments)
-    return choose(problem, traced=traced).forward(problem)
+    return REGISTRY.choose(problem, traced=traced).forward(problem)
 
 
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
     check_gradient(grad, problem.input, problem.window)
     same_bits = needs[0] and torch.are_deterministic_algorithms_enabled()
-    return choose(problem, grad, traced=traced, deterministic=same_bits).backward(grad, problem, needs)
+    return REGISTRY.choose(problem, grad, traced=traced, deterministic=same_bits).backward(grad, problem, needs)
 
 
 _library.impl(_NAME, _forward, "CompositeExplicitAutograd")

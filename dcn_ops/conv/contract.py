@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dcn_ops.conv import reference, vmap
 from dcn_ops.conv.check import check_gradient
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.kernels.registry import calls_native, choose
-from dcn_ops.conv.problem import make_problem
+from dcn_ops.conv.kernels.registry import REGISTRY, calls_native
+from dcn_ops.conv.problem import Gradients, make_problem
 from dcn_ops.registration import Autograd, register_autocast, register_traces
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.settings import tag_compile_caches
@@ -39,17 +38,17 @@ _library.define(
 
 def _forward(*arguments: Any, traced: bool = False) -> Tensor:
     problem = make_problem(*arguments)
-    return choose(problem, traced=traced).forward(problem)
+    return REGISTRY.choose(problem, traced=traced).forward(problem)
 
 
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
     check_gradient(grad, problem.input, problem.weight, problem.conv)
-    kernel = choose(problem, grad, traced=traced)
+    kernel = REGISTRY.choose(problem, grad, traced=traced)
     if not (needs[0] and not kernel.DETERMINISTIC and torch.are_deterministic_algorithms_enabled()):
         return kernel.backward(grad, problem, needs)
     # Its order of additions gives the gradient of the input other last bits in every run.
-    sorting = choose(problem, grad, traced=traced, deterministic=True)
+    sorting = REGISTRY.choose(problem, grad, traced=traced, deterministic=True)
     of_input = sorting.backward(grad, problem, [True, *[False] * 4])[0]
     return of_input, *kernel.backward(grad, problem, [False, *needs[1:]])[1:]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dcn_ops.arguments import as_pair
 from dcn_ops.conv.check import check_tensors, count_groups
 from dcn_ops.conv.contract import NAME
-from dcn_ops.conv.kernels.registry import allowed, calls_native, in_order
+from dcn_ops.conv.kernels.registry import REGISTRY, calls_native
 from dcn_ops.conv.problem import make_problem
 from dcn_ops.registration import has_foreign_kernel
 from dcn_ops.settings import current
@@ -68,9 +68,9 @@ def explain(
     implementation = current().implementation
     traced = compiled and not (current().whole_operators or calls_native(problem))
     taken, refused = None, {}
-    for kernel in in_order(traced):
+    for kernel in REGISTRY.in_order(traced):
         reason: str | None = f"the implementation is set to {implementation!r}"
-        if kernel in allowed(implementation, traced):
+        if kernel in REGISTRY.allowed(implementation, traced):
             reason = kernel.refuses(problem)
         if reason is None and taken is None:
             taken = kernel.NAME

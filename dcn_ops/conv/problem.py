@@ -1,4 +1,4 @@
-"""A call of the operator: its tensors and its integers, checked.
+"""A call of the operator: its tensors and its integers, checked, and what its backward returns.
 
 Legend: N batch, C input channels, O filters, H x W input size, Ho x Wo output size, kh x kw kernel,
 K = kh * kw taps, G offset groups.
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dcn_ops.conv.check import check_arguments
 from dcn_ops.sampling.geometry import Conv, Pair
+
+# Of input, offset, weight, bias and modulation mask; None for each that is not asked for.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Problem(NamedTuple):

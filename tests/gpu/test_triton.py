@@ -18,7 +18,7 @@ from torch._higher_order_ops.triton_kernel_wrap import (
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from dcn_ops.conv import contract
+from dcn_ops import registration
 from dcn_ops.testing import CASES, Case, make_inputs
 
 triton = pytest.importorskip("triton", reason="Triton has no package for this platform")
@@ -81,7 +81,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.fx.Graph]:
 
             tensors = [None if t is None else fake(name, t) for name, t in inputs._asdict().items()]
             # Of symbolic sizes only packages that are compiled ahead of time have kernels; else the node is whole.
-            monkeypatch.setattr(contract, "is_ahead_of_time", lambda: dynamic)
+            monkeypatch.setattr(registration, "is_ahead_of_time", lambda: dynamic)
             aot_function(function, fw_compiler=record, dynamic=dynamic)(*tensors)
         return found[0]
 

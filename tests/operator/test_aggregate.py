@@ -12,7 +12,7 @@ from torch import Tensor
 import dcn_ops
 from dcn_ops.aggregate import reference
 from dcn_ops.aggregate.kernels import bag, inductor
-from dcn_ops.aggregate.kernels.kernel import Problem
+from dcn_ops.aggregate.problem import Problem
 from dcn_ops.sampling import pieces
 from dcn_ops.testing import Results, assert_within_budget
 

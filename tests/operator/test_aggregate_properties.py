@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 import dcn_ops
 from dcn_ops.aggregate import reference
 from dcn_ops.aggregate.kernels import inductor
-from dcn_ops.aggregate.kernels.kernel import Problem
+from dcn_ops.aggregate.problem import Problem
 from dcn_ops.interop import aggregate
 from dcn_ops.sampling import pieces
 

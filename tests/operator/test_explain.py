@@ -8,8 +8,9 @@ import torch
 
 import dcn_ops
 from dcn_ops.conv.kernels import columns, cpu, depthwise, inductor, tiny, traced
-from dcn_ops.conv.kernels.kernel import Kernel
 from dcn_ops.conv.kernels.native import library
+from dcn_ops.conv.problem import Gradients, Problem
+from dcn_ops.kernels import Kernel
 from dcn_ops.testing import CASES, Case, make_inputs
 
 LARGE = Case(batch=2, channels=6, filters=6, size=(60, 60))
@@ -46,7 +47,9 @@ def test_the_native_kernel_comes_first_where_there_is_one(name: str, monkeypatch
     assert explained(LARGE).refused["columns"] == "native comes first"
 
 
-def assert_explained_is_run(case: Case, compiled: bool, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_explained_is_run(
+    case: Case, compiled: bool, kernel: Kernel[Problem, Gradients], monkeypatch: pytest.MonkeyPatch
+) -> None:
     called = []
     for module in (columns, cpu, depthwise, inductor, tiny, traced):
         original = module.forward

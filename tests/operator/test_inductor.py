@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import dcn_ops
 from dcn_ops.conv import contract
 from dcn_ops.conv.kernels import inductor
-from dcn_ops.conv.kernels.registry import choose
+from dcn_ops.conv.kernels.registry import REGISTRY
 from dcn_ops.conv.problem import Problem
 from dcn_ops.testing import LAYOUTS, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 
@@ -32,7 +32,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def traced(case: Case, inputs: Inputs) -> Results:
     """Return what ``run`` gives for the operator, of what the compiler would trace."""
-    assert choose(Problem(*inputs, case.conv), traced=True) is inductor
+    assert REGISTRY.choose(Problem(*inputs, case.conv), traced=True) is inductor
     integers = case.integers.values()
     output = contract._forward(*inputs, *integers, traced=True)
     cotangent = (torch.arange(output.numel()) * 7 % 17 - 8) / 4

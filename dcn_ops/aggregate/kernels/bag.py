@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_ops.aggregate.kernels.kernel import Gradients, Problem
+from dcn_ops.aggregate.problem import Gradients, Problem
 from dcn_ops.aggregate.window import Window
 from dcn_ops.sampling.bags import gather, padded_rows, scatter_corners, unpadded, weight_backward
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair, wide_dtype

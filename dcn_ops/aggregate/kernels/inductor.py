@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcn_ops.aggregate.kernels.kernel import Gradients, Problem
+from dcn_ops.aggregate.problem import Gradients, Problem
 from dcn_ops.aggregate.window import Window
 from dcn_ops.sampling.bags import padded_rows, scatter_parts, unpadded
 from dcn_ops.sampling.geometry import BORDER, Padded, wide_dtype

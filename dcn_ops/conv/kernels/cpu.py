@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.kernels.native.library import library
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.settings import current
 from dcn_ops.torch_internals.cpu import has_fast_half

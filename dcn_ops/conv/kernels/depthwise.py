@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.bags import gather, padded_rows, scatter, unpadded, weight_backward
 from dcn_ops.sampling.geometry import BORDER, Conv, Pair, empty_channels_last, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, chunk_bytes, cut

@@ -6,8 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 
 NAME, IMPLEMENTATION = "triton", "triton"
 DETERMINISTIC = False  # the gradient of the input is added up atomically

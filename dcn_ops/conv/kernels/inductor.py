@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.bags import padded_rows, scatter, unpadded
 from dcn_ops.sampling.geometry import BORDER, Conv, Padded, wide_dtype
 from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.geometry import Conv, Pair
 
 # Multiply-adds of the product, at most: there it takes no longer than the calls that it saves.

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels import unroll
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.bags import padded_rows, scatter
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.sampling.pieces import Chunk

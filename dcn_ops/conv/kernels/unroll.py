@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels.contraction import Contraction
-from dcn_ops.conv.kernels.kernel import Gradients
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.bags import gather, unpadded, weight_backward
 from dcn_ops.sampling.geometry import Conv, Padded, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, blocks

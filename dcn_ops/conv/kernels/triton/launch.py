@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.kernel import Gradients
 from dcn_ops.conv.kernels.triton.plan import Workload, launch, workload_of
-from dcn_ops.conv.problem import Problem
+from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.geometry import Conv
 from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.settings import workspace_limit

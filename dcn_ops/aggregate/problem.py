@@ -1,0 +1,33 @@
+"""A call of the operator: its tensors and its numbers, checked, and what its backward returns.
+
+Legend: N batch, C channels, H x W input size, Ho x Wo output size, G groups, K taps.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dcn_ops.aggregate.check import check_arguments
+from dcn_ops.aggregate.window import Window
+
+# Of input, offset and mask; None for each that is not asked for.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Problem(NamedTuple):
+    """The arguments of a call, checked."""
+
+    input: Tensor  # [N, H, W, C]
+    offset: Tensor  # [N, Ho, Wo, G*K*2], per tap (x, y)
+    mask: Tensor  # [N, Ho, Wo, G*K]
+    window: Window
+
+
+def make_problem(input: Tensor, offset: Tensor, mask: Tensor, *numbers: Any) -> Problem:
+    """Return the operator's arguments, in its own order, as a problem.
+
+    Raises:
+        ValueError: For a rank, shape, channel count, number or device that doesn't fit the others.
+        TypeError: For a layout that is not dense, or a dtype that is not floating or doesn't fit the input's.
+    """
+    return Problem(input, offset, mask, check_arguments(input, offset, mask, *numbers))

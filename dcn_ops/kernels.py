@@ -1,0 +1,92 @@
+"""Implementations of an operator: their interface, and which of them a call takes."""
+
+from functools import cache
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from dcn_ops.settings import current
+
+_Problem = TypeVar("_Problem")  # the checked arguments of a call
+_Gradients = TypeVar("_Gradients")  # what the backward returns
+_Taken = TypeVar("_Taken", contravariant=True)
+_Given = TypeVar("_Given", covariant=True)
+
+
+class Kernel(Protocol[_Taken, _Given]):
+    """An implementation: a module that has these names."""
+
+    @property
+    def NAME(self) -> str:
+        """What messages and ``dcn_ops.explain`` call it."""
+
+    @property
+    def IMPLEMENTATION(self) -> str:
+        """What ``dcn_ops.set_implementation`` calls it, and others of its kind."""
+
+    @property
+    def DETERMINISTIC(self) -> bool:
+        """Whether the gradient of the input has the same bits in every run."""
+
+    def refuses(self, problem: _Taken, grad: Tensor | None = None) -> str | None:
+        """Return why it can't run this or another is better for it; None where it takes the call."""
+
+    def forward(self, problem: _Taken) -> Tensor:
+        """Return the output, in the input's dtype."""
+
+    def backward(self, grad: Tensor, problem: _Taken, needs: list[bool]) -> _Given:
+        """Return the gradients of the operator's tensors; None for each that ``needs`` leaves out."""
+
+
+class Registry(Generic[_Problem, _Gradients]):
+    """The implementations of an operator, in order of preference.
+
+    Args:
+        eager: Those of eager calls.
+        traced: Those that a compiler traces.
+        missing: What an error says where ``set_implementation`` asks for one that is not there; ``{}`` is its name.
+    """
+
+    def __init__(
+        self,
+        eager: tuple[Kernel[_Problem, _Gradients], ...],
+        traced: tuple[Kernel[_Problem, _Gradients], ...],
+        missing: str,
+    ) -> None:
+        self._eager, self._traced, self._missing = eager, traced, missing
+        self.allowed = cache(self._allowed)
+
+    def choose(
+        self, problem: _Problem, grad: Tensor | None = None, *, traced: bool = False, deterministic: bool = False
+    ) -> Kernel[_Problem, _Gradients]:
+        """Return the implementation that a call takes: the first that does not refuse it.
+
+        Args:
+            problem: The call.
+            grad: Of the backward, the gradient of the output.
+            traced: Whether a compiler traces what the implementation does.
+            deterministic: Whether the gradient of the input must have the same bits in every run.
+
+        Raises:
+            ValueError: Where the one that ``set_implementation`` asks for is not there or refuses the call.
+        """
+        wanted, refusal = current().implementation, None
+        for kernel in self.allowed(wanted, traced, deterministic):
+            refusal = kernel.refuses(problem, grad)
+            if refusal is None:
+                return kernel
+        reason = refusal or self._missing.format(repr(wanted))
+        raise ValueError(f'{reason}, or call dcn_ops.set_implementation("auto")')
+
+    def _allowed(
+        self, implementation: str, traced: bool, deterministic: bool = False
+    ) -> tuple[Kernel[_Problem, _Gradients], ...]:
+        """Return the implementations that are asked, in order; a deterministic one may be of any name."""
+        kernels = self.in_order(traced)
+        if deterministic:
+            return tuple(kernel for kernel in kernels if kernel.DETERMINISTIC)
+        return tuple(kernel for kernel in kernels if implementation in ("auto", kernel.IMPLEMENTATION))
+
+    def in_order(self, traced: bool) -> tuple[Kernel[_Problem, _Gradients], ...]:
+        """Return all implementations, in order of preference."""
+        return self._traced if traced else self._eager
