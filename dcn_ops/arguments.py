@@ -1,4 +1,4 @@
-"""Integers and pairs of them, as callers in Python write them."""
+"""Conversion of integers and pairs of integers that callers pass."""
 
 import operator
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import torch
 
 
 def as_integer(name: str, value: object) -> int:
-    """Return an integer of Python, NumPy or a symbol of torch's, for the argument ``name``.
+    """Return the argument ``name``: an integer of Python or NumPy, or a symbol of torch.
 
     Raises:
-        TypeError: For anything else; True is no number here.
+        TypeError: For anything else, also for True and False.
     """
     if not isinstance(value, bool):
         if isinstance(value, int | torch.SymInt):
@@ -22,13 +22,13 @@ def as_integer(name: str, value: object) -> int:
 
 
 def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
-    """Return one integer, or a sequence of one or two, as ``torch.nn.functional.conv2d`` takes them: a list of two.
+    """Return a list of two integers, from one or two of them, like ``torch.nn.functional.conv2d``.
 
     Raises:
         ValueError: For anything else.
     """
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
-        return [value[0], value[1]]  # nearly always
+        return [value[0], value[1]]  # the usual case
     values = list(value) if isinstance(value, Sequence) else [value]
     try:
         integers = [as_integer(name, v) for v in values]

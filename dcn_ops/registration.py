@@ -1,7 +1,7 @@
-"""How an operator meets autograd, autocast and the compiler: the mechanics that contracts share.
+"""Registration of an operator with autograd, autocast and the compiler, shared by all contracts.
 
-An operator here has tensors first and numbers after them. Its backward takes the gradient of the output, the same
-arguments and ``needs``, which says of each tensor whether to compute its gradient; the others are None.
+The arguments of an operator are first tensors, then numbers. Its backward takes the gradient of the output, the
+same arguments and ``needs``. ``needs`` says for each tensor whether to compute its gradient; the others are None.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +35,10 @@ def register_traces(
 ) -> None:
     """Let the compiler see the aten of an operator and its backward, which Inductor fuses.
 
-    It gets them whole instead where the caller wants that, where somebody registered a kernel for a device, where
-    sizes are symbols, or where ``prefers_whole`` says so of the operator's arguments. With symbols Inductor would
-    take minutes to simplify the index formulas, and work of an unknown size could not be cut into pieces. A package
-    that is compiled ahead of time gets aten even then: it runs where this library isn't installed.
+    The compiler gets the operators whole in four cases: the caller wants that, somebody registered a kernel for a
+    device, sizes are symbols, or ``prefers_whole`` says so of the operator's arguments. With symbols, Inductor would
+    need minutes to simplify the index formulas, and work of an unknown size could not be cut into pieces. A package
+    that is compiled ahead of time gets the aten even with symbols, because it runs without this library.
     """
 
     def of_backward(grad: Tensor, *args: Any) -> bool:
@@ -66,15 +66,15 @@ def has_foreign_kernel(name: str, device: torch.device | str) -> bool:
 
 
 class Autograd:
-    """Autograd of an operator: it saves the inputs alone and asks only for the gradients that are needed.
+    """Autograd of an operator: it saves only the inputs and computes only the gradients that are needed.
 
     Under ``torch.func``, forward-mode AD and ``create_graph=True`` the reference is differentiated, to any order.
 
     Args:
-        name: The operator's, ``<name>_backward`` being that of its backward.
+        name: Name of the operator. Its backward is named ``<name>_backward``.
         tensors: How many of its arguments are tensors.
-        forward: Its kernel of every device.
-        backward: That of the backward.
+        forward: Kernel of the operator for every device.
+        backward: Kernel of its backward for every device.
         reference: The definition, which torch differentiates.
     """
 
@@ -85,7 +85,7 @@ class Autograd:
         self.forward_kernel, self.backward_kernel, self.reference = forward, backward, reference
 
     def register(self, library: torch.library.Library) -> None:
-        """Register it with the library that defines the operator."""
+        """Register autograd with the library that defines the operator."""
         if HAS_KEYSETS:
             library.impl(self.name, self._forward, "Autograd", with_keyset=True)
             library.impl(f"{self.name}_backward", self._backward, "Autograd", with_keyset=True)
@@ -151,17 +151,17 @@ def needs_graph(*tensors: Tensor | None) -> bool:
 
 
 def register_autocast(name: str, keeps_float32: Sequence[bool], library: torch.library.Library) -> None:
-    """Cast tensors to autocast's dtype, or to float32 those that say positions or weights of samples.
+    """Cast tensors to autocast's dtype, but positions and weights of samples to float32.
 
     Args:
-        name: The operator's.
-        keeps_float32: Of each of its tensors, whether it is float32 under autocast.
+        name: Name of the operator.
+        keeps_float32: For each of its tensors, whether it is float32 under autocast.
         library: The library that defines the operator.
     """
     op = getattr(torch.ops.dcn_ops, name).default
 
     def cast(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
-        # As torch's own rules do, leave float64 and what is not floating alone.
+        # Like torch's own rules, don't cast float64 and dtypes that are not floating.
         if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
             return tensor
         return tensor.to(to)

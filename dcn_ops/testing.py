@@ -1,4 +1,4 @@
-"""What the tests of every implementation share: cases, their tensors in any layout, the error budget."""
+"""Helpers for the tests of every implementation: cases, their tensors in any layout, the error budget."""
 
 import math
 from collections.abc import Callable
@@ -35,12 +35,12 @@ class Case:
 
     @property
     def conv(self) -> Conv:
-        """The integers as implementations take them."""
+        """The integers in the form for implementations."""
         return Conv(self.kernel, self.stride, self.padding, self.dilation, self.groups, self.offset_groups)
 
     @property
     def integers(self) -> dict[str, Any]:
-        """The integers as the operator takes them."""
+        """The integers in the form for the operator."""
         return {name: value for name, value in self.conv._asdict().items() if name != "kernel"}
 
 
@@ -62,13 +62,13 @@ CASES = {
     "depthwise": Case(groups=6, filters=6, mask=False),
     "depthwise_multiplied": Case(groups=3, channels=3, filters=6, offset_groups=3, kernel=(5, 5), padding=(2, 2)),
     "depthwise_large": Case(groups=4, channels=4, offset_groups=2, kernel=(5, 4), padding=(2, 1), stride=(2, 1)),
-    # As torchvision tests: nothing is square, symmetric or shared.
+    # Like a test of torchvision: nothing is square, symmetric or shared.
     "all": Case(kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2, offset_groups=3),
 }
 
 
 class Inputs(NamedTuple):
-    """The tensors as the operator takes them; bias and mask may be None."""
+    """The tensors of a call of the operator; bias and mask may be None."""
 
     input: Tensor | None
     offset: Tensor | None
@@ -77,7 +77,7 @@ class Inputs(NamedTuple):
     mask: Tensor | None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
-        """Return the function of each tensor."""
+        """Apply the function to each tensor."""
         return Inputs(*(None if t is None else function(t) for t in self))
 
 
@@ -98,10 +98,10 @@ def make_inputs(
 
 
 def _draw_offset(case: Case, generator: torch.Generator) -> Tensor:  # [N, G*K*2, Ho, Wo]
-    """Draw offsets of a few pixels: an eighth onto integers, an eighth onto the borders, a few far outside.
+    """Draw offsets of a few pixels: an eighth are integers, an eighth lead to the borders, a few far outside.
 
-    Multiples of 1/32 are exact in bfloat16, and so are their positions in float32: no dtype rounds a sample
-    across an integer, where the gradient of the offset jumps.
+    Offsets are multiples of 1/32, which are exact in bfloat16, and their positions are exact in float32. So no
+    dtype rounds a sample across an integer, where the gradient of the offset jumps.
     """
     ho, wo = case.conv.output_size(case.size)
     shape = (case.batch, case.offset_groups, *case.kernel, ho, wo)
@@ -124,7 +124,7 @@ def _lay_out(tensor: Tensor, layout: str) -> Tensor:
         backwards = tuple(range(tensor.dim()))[::-1]
         return tensor.permute(backwards).contiguous().permute(backwards)
     if layout == "unit_strides" and tensor.dim() == 4:
-        # A dimension of size 1 may have any stride: it says nothing, and misleads who asks it.
+        # A dimension of size 1 may have any stride. The stride says nothing, and misleads code that reads it.
         tensor = tensor.contiguous(memory_format=torch.channels_last)
         strides = [
             math.prod(tensor.shape[1:]) if size == 1 else s
@@ -132,14 +132,14 @@ def _lay_out(tensor: Tensor, layout: str) -> Tensor:
         ]
         return tensor.as_strided(tensor.shape, strides)
     if layout == "strided":
-        # Whoever reads past the slice finds NaN.
+        # Code that reads past the slice gets NaN.
         larger = tensor.new_full([2 * size + 1 for size in tensor.shape], torch.nan)
         return larger[tuple(slice(1, None, 2) for _ in tensor.shape)].copy_(tensor)
     return tensor
 
 
 def run(function: Callable[..., Tensor], inputs: Inputs, **integers: Any) -> Results:
-    """Return the output and, by name, the gradients of the inputs, for a cotangent that every dtype holds."""
+    """Return the output and, by name, the gradients of the inputs; every dtype holds the cotangent exactly."""
     leaves = inputs.map(lambda t: t.detach().requires_grad_())._asdict()
     out = function(**leaves, **integers)
     cotangent = (torch.arange(out.numel(), device=out.device) * 7 % 17 - 8) / 4
@@ -149,19 +149,20 @@ def run(function: Callable[..., Tensor], inputs: Inputs, **integers: Any) -> Res
 
 
 def oracle(inputs: Inputs, conv: Conv, precision: torch.dtype) -> tuple[Results, Results]:
-    """Return what ``run`` gives for the reference in float64, and in ``precision``."""
+    """Return the results of ``run`` for the reference in float64, and in ``precision``."""
     exact, rounded = inputs.map(methodcaller("to", torch.float64)), inputs.map(methodcaller("to", precision))
     return run(reference.forward, exact, conv=conv), run(reference.forward, rounded, conv=conv)
 
 
 def assert_within_budget(actual: Results, exact: Results, same_precision: Results) -> None:
-    """Assert of each result: largest error <= 2 * largest error of the reference + one rounding step.
+    """Assert for each result: largest error <= 2 * largest error of the reference + one rounding step.
 
-    The reference in the same precision meets sums as deep of terms as large. Twice its error, since sums may run
-    in another order; one step of the largest value, since it may happen to be exact. In half precision it sums in
-    float32 and rounds once, by half a step: a budget of two steps admits samples rounded to half, no sums in half.
-    In float32 three times: it rounds at every term, in an order that the CPU's vectors decide. For float64 pass it
-    in float32: errors count in steps of the output's dtype. That of ``exact`` then counts too.
+    The reference in the same precision has sums of as many terms of the same size. The budget is twice its error,
+    because sums may run in another order, and one step of the largest value, because its error may be zero. In half
+    precision the reference sums in float32 and rounds once, by half a step. A budget of two steps allows samples
+    rounded to half, but no sums in half. In float32 the factor is 3: the reference rounds at every term, and the
+    CPU's vectors decide the order. For float64 pass the reference in float32: errors count in steps of the output's
+    dtype. Then the error of ``exact`` counts too.
     """
     assert actual.keys() == exact.keys()
     step, reference_step = (torch.finfo(results["output"].dtype).eps for results in (actual, same_precision))
@@ -170,7 +171,7 @@ def assert_within_budget(actual: Results, exact: Results, same_precision: Result
         assert actual[name].shape == expected.shape, f"{name}: {actual[name].shape} instead of {expected.shape}"
         reference_error = _largest(same_precision[name] - expected) / reference_step * step
         error, budget = _largest(actual[name] - expected), times * reference_error + _largest(expected) * step
-        # In this order NaN fails.
+        # With this comparison NaN fails.
         assert error <= budget, f"{name}: {error=:.2e} exceeds {budget=:.2e}, with {reference_error=:.2e}"
 
 

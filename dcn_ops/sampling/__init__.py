@@ -1,1 +1,1 @@
-"""What operators share: geometry, bilinear sampling as embedding bags, the sizes of pieces."""
+"""Code that operators share: geometry, bilinear sampling as embedding bags, the sizes of pieces."""

@@ -1,13 +1,13 @@
-"""Bilinear sampling as an embedding bag: the padded image, the bag, its backwards.
+"""Bilinear sampling as an embedding bag: the padded image, the bag and its backward passes.
 
-A sample is a weighted sum of four rows of the channels-last image. ATen's embedding bag computes that,
-with weights per sample, vectorised and on all threads. Its transpose is a bag as well, of the entries in
-the order of the rows that they read.
+A sample is a weighted sum of four rows of the channels-last image. ATen's embedding bag computes this sum
+with weights per sample, vectorised and on all threads. The transpose is an embedding bag too: its entries are
+sorted by the rows that they read.
 
-Around the image lie two rows and columns of zeros, which neighbours share: a sample beyond the border reads
-zeros, so that nothing is clamped or masked but the position itself, and the four rows are ``row + constant``.
+The image has a border of two rows and two columns of zeros, which it shares with the next image. A sample beyond
+the border reads zeros. So only the position is clamped and masked, and the four rows are ``row + constant``.
 
-Legend: H x W input size, C channels, D channels a row; n counts the images at hand, R rows, S samples.
+Legend: H x W input size, C channels, D channels per row, n images of the current call, R rows, S samples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from dcn_ops.sampling.geometry import BORDER, Padded, Pair
 from dcn_ops.sampling.pieces import is_known
 
 _SUM = 0  # the embedding bag's mode
-_RADIX = 2**15  # integers, from which the CPU sorts by radix
+_RADIX = 2**15  # from this many integers on, the CPU uses radix sort
 
 _bag = torch.ops.aten._embedding_bag_forward_only
 _bag_weight_backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
 
 
 def padded_rows(images: Tensor) -> Tensor:
-    """Return the rows, [R, C], of images [n, H, W, C] within a border of zeros."""
+    """Return the rows, [R, C], of images [n, H, W, C] with a border of zeros."""
     n, height, width, channels = images.shape
     rows = images.new_zeros(Padded.of(n, (height, width)).rows, channels)
     unpadded(rows, n, (height, width)).copy_(images)
@@ -35,25 +35,25 @@ def padded_rows(images: Tensor) -> Tensor:
 
 
 def unpadded(rows: Tensor, images: int, size: Pair) -> Tensor:
-    """Return the images, [n, H, W, C], of rows as ``padded_rows`` returns them: a view."""
+    """Return the images, [n, H, W, C], of the rows that ``padded_rows`` returns, as a view."""
     layout = Padded.of(images, size)
     padded = rows[: images * layout.image].view(images, layout.height, layout.width, rows.shape[1])
     return padded[:, BORDER:, BORDER:]
 
 
 def gather(rows: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> Tensor:
-    """Return the sums, [B, D], of so many samples at a time of the rows [R, D]."""
+    """Sample the rows [R, D] and return the sums, [B, D], of ``samples`` samples each."""
     firsts = torch.arange(0, row.shape[0], 4 * samples, dtype=row.dtype, device=row.device)
     return _bag(rows, row, firsts, False, _SUM, False, weight)[0]
 
 
 def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> Tensor:
-    """Return the gradient of the rows, [R, D], from that of the sums, [B, D], and a table: a bag for every row."""
+    """Return the gradient of the rows, [R, D], from that of the sums, [B, D], and a table, with a bag per row."""
     return _sum_by_row(grad, weight, *sort_rows(row, rows), rows, samples)
 
 
 def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor) -> None:
-    """Add the gradient of the rows, [R, D], to ``total``: in memory of the rows between the first and the last."""
+    """Add the gradient of the rows, [R, D], to ``total``, with memory for the rows from the first to the last."""
     by_row, entry = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
     total[first : first + count] += _sum_by_row(grad, weight, by_row.sub_(first), entry, count, 1)
@@ -64,7 +64,7 @@ def scatter_corners(
 ) -> None:
     """Add the gradient of the rows, [R, D], to ``total``, from a table's upper left rows and all its weights.
 
-    One sort of a quarter as many entries serves the four neighbours, which lie ``steps`` after the upper left one.
+    One sort of a quarter of the entries is enough for all four neighbours. They lie ``steps`` after the upper left.
     """
     by_row, order = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
@@ -74,7 +74,7 @@ def scatter_corners(
 
 
 def scatter_parts(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> list[Tensor]:
-    """Return what the four neighbours add to the gradient of the rows, each [R, D], at the upper left one's row."""
+    """Return the gradient of the rows from each of the four neighbours, [R, D], at the upper left one's row."""
     return list(_sum_by_corner(grad, weight, *sort_rows(row, rows), rows, samples))
 
 
@@ -99,7 +99,8 @@ def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, row
 def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Return row indices below ``rows`` in order, and the entries that they come from.
 
-    By radix, in a fifth of the time that comparisons of nearly as many take: indices that come last fill up.
+    Slightly too few entries for radix sort are padded with indices that come last. Radix sort takes a fifth of the
+    time of a comparison sort.
     """
     entries = row.shape[0]
     if not is_known(entries, rows) or not _RADIX // 4 <= entries < _RADIX or row.device.type != "cpu":
@@ -109,19 +110,19 @@ def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _firsts(by_row: Tensor, rows: int) -> Tensor:
-    """Return where each row's entries begin and end among sorted ones, [R + 1]."""
+    """Return where the entries of each row begin and end after sorting, [R + 1]."""
     narrow = by_row.dtype == torch.int32
     if is_known(rows):
         return torch.ops.aten._convert_indices_from_coo_to_csr(by_row, rows, out_int32=narrow)
-    # The other would take a symbolic number of rows as a constant.
+    # The function above would treat a symbolic number of rows as a constant.
     every = torch.arange(rows + 1, dtype=by_row.dtype, device=by_row.device)
     return torch.searchsorted(by_row, every, out_int32=narrow)
 
 
 def weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -> Tensor:
     """Return the gradient of the weights, [S * 4], from that of the sums, [B, D]."""
-    # Written out rather than divided: integer division takes ten times as long.
+    # Expanded instead of divided: integer division takes ten times as long.
     bag = torch.arange(grad.shape[0], dtype=row.dtype, device=row.device)
     firsts = bag * (4 * samples)
-    bag = bag[:, None].expand(-1, 4 * samples).reshape(-1).contiguous()  # of one sum, reshape gives a view
+    bag = bag[:, None].expand(-1, 4 * samples).reshape(-1).contiguous()  # for one sum, reshape gives a view
     return _bag_weight_backward(grad, rows, row, firsts, bag, _SUM)

@@ -1,7 +1,7 @@
 """Shape algebra of a deformable convolution, shared by every implementation.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size,
-kh x kw kernel, K = kh * kw taps (row-major), G offset groups; n counts the images at hand.
+kh x kw kernel, K = kh * kw taps (row-major), G offset groups, n images of the current call.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ _INT32_LIMIT = 2**31
 def empty_channels_last(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """Return an empty tensor [N, C, H, W] in channels_last memory format, of the dtype and device of ``like``.
 
-    That is the layout of outputs and of gradients of images and maps, whatever the layout of the arguments.
+    Outputs and gradients of images and maps have this layout, for every layout of the arguments.
     """
     n, c, h, w = like.shape if shape is None else shape
     return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 def wide_dtype(input: Tensor) -> torch.dtype:
-    """Return the dtype of interpolation and of sums over pieces, which never round to half."""
+    """Return the dtype of interpolation and of sums over pieces, which is never a half-precision dtype."""
     return torch.promote_types(input.dtype, torch.float32)
 
 
 class Padded(NamedTuple):
-    """How images lie as rows of memory, each within a border of zeros that it shares with the next.
+    """Layout of images as rows of memory, each with a border of zeros that it shares with the next.
 
     A pixel is G rows, one for each offset group. Group g of pixel (y, x) of image i is row
     ``((i * (H + 2) + y + 2) * (W + 2) + x + 2) * G + g``, or ``origin + i * image + y * line + x * pixel + g``.
@@ -43,17 +43,17 @@ class Padded(NamedTuple):
 
     @classmethod
     def of(cls, images: int, size: Pair, groups: int = 1) -> Self:
-        """Return the layout of so many images of ``size`` (H, W)."""
+        """Return the layout of ``images`` images of ``size`` (H, W)."""
         return cls(images, size[0] + BORDER, size[1] + BORDER, groups)
 
     @property
     def line(self) -> int:
-        """The rows from a pixel to the one below."""
+        """Number of rows from a pixel to the one below."""
         return self.width * self.pixel
 
     @property
     def image(self) -> int:
-        """The rows from an image to the next."""
+        """Number of rows from an image to the next."""
         return self.height * self.line
 
     @property
@@ -63,16 +63,16 @@ class Padded(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """R: after the last image come its lower border, and the right neighbour of the last pixel there."""
+        """R. After the last image follow its lower border and the right neighbour of the border's last pixel."""
         return (self.images * self.height + BORDER) * self.line + BORDER * self.pixel
 
     @property
     def neighbours(self) -> tuple[int, int, int, int]:
-        """The rows from the upper left neighbour of a sample to all four: top left, top right, bottom left, ..."""
+        """Steps in rows from a sample's upper left neighbour to all four: top left, top right, bottom left, ..."""
         return 0, self.pixel, self.line, self.line + self.pixel
 
     def index_dtype(self, *counts: int) -> torch.dtype:
-        """Return the narrowest dtype of integers that holds every row, and these numbers."""
+        """Return the narrowest integer dtype that holds every row and ``counts``."""
         largest = max((self.images + 1) * self.image, *counts)
         return torch.int32 if largest < _INT32_LIMIT else torch.int64
 

@@ -1,7 +1,7 @@
-"""The pieces that a call's work goes in: images, and rows of their output.
+"""Division of the work of a call into pieces: images, and rows of their output.
 
-Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G offset groups; n and h count the
-images and the output rows of a chunk.
+Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G offset groups, n images and h output
+rows of a chunk.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from torch import Tensor
 from dcn_ops.sampling.geometry import Conv, Padded, Pair, wide_dtype
 from dcn_ops.settings import current
 
-# An unrolled piece, its gradient, what the table, its sort and the contraction take, and the allocator's holes.
+# An unrolled piece, its gradient, the memory of the table, its sort and the contraction, and the allocator's holes.
 CHUNKS = 5
-TABLE_BYTES = 64  # of a sample: rows, weights, their gradients, and what they are made of
+TABLE_BYTES = 64  # per sample: rows, weights, their gradients, and the intermediate results
 
 
 class Chunk(NamedTuple):
@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
         return maps[self.n0 : self.n1, :, self.h0 : self.h1]
 
     def entries(self, piece: "Chunk", per_row: int) -> slice:
-        """Return where the entries of a piece lie among this chunk's, of which an output row has ``per_row``."""
+        """Return where the entries of a piece lie in this chunk, which has ``per_row`` entries per output row."""
         first = (piece.n0 - self.n0) * (self.h1 - self.h0) + piece.h0 - self.h0
         rows = (piece.n1 - piece.n0) * (piece.h1 - piece.h0)
         return slice(first * per_row, (first + rows) * per_row)
@@ -39,21 +39,22 @@ class Chunk(NamedTuple):
 def chunk_bytes() -> int:
     """Return the bytes of an unrolled piece.
 
-    With the default it stays near the last-level cache, and is large enough that starting threads does not show.
+    With the default the piece has about the size of the last-level cache. It is large enough that the start of
+    threads costs nearly nothing.
     """
     return current().workspace_limit // CHUNKS
 
 
 def is_known(*sizes: int) -> bool:
-    """Tell whether sizes are numbers; in a compiler they may be symbols."""
+    """Tell whether sizes are numbers; under a compiler they may be symbols."""
     return all(isinstance(size, int) for size in sizes)
 
 
 def cut(total: int, size: int, limit: int) -> list[tuple[int, int]]:
-    """Cut ``total`` things of ``size`` bytes into pieces of nearly one size; return where each begins and ends.
+    """Cut ``total`` things of ``size`` bytes into pieces of nearly equal size; return where each begins and ends.
 
-    A piece takes ``limit`` bytes at most, but holds one thing at least. Where sizes are symbols there is one piece:
-    a number of pieces would be a guard, and every other number a recompilation.
+    A piece has ``limit`` bytes at most, but always at least one thing. If sizes are symbols there is one piece: a
+    number of pieces would be a guard, and every other number would cause a recompilation.
     """
     if not is_known(total, size):
         return [(0, total)]
@@ -65,12 +66,12 @@ def cut(total: int, size: int, limit: int) -> list[tuple[int, int]]:
 def blocks(
     input: Tensor, output: Pair, conv: Conv, sample_bytes: int = 0
 ) -> Iterator[tuple[Tensor, list[tuple[Chunk, list[Chunk]]]]]:
-    """Yield images, as a view [n, H, W, C], with chunks of their output, of one table each, and their pieces.
+    """Yield images, as a view [n, H, W, C], with the chunks of their output and the pieces of each chunk.
 
-    A sample counts with its C / G channels, and with ``sample_bytes`` at least.
+    A chunk has one table. A sample counts with the bytes of its C / G channels, and with ``sample_bytes`` at least.
     """
     batch, channels, height, width = input.shape
-    item, samples = wide_dtype(input).itemsize, output[1] * conv.taps * conv.offset_groups  # of a row of the output
+    item, samples = wide_dtype(input).itemsize, output[1] * conv.taps * conv.offset_groups  # per row of the output
     table_bytes = samples * TABLE_BYTES
     column_bytes = samples * max(channels // conv.offset_groups * item, sample_bytes)
     image_bytes = Padded.of(1, (height, width)).rows * channels * item + output[0] * table_bytes
@@ -80,7 +81,7 @@ def blocks(
 
 
 def _split(chunk: Chunk, bytes_per_row: int) -> list[Chunk]:
-    """Cut into pieces of nearly one size that fit in ``chunk_bytes()``: whole images, or rows of one image."""
+    """Cut into pieces of nearly equal size that fit in ``chunk_bytes()``: whole images, or rows of one image."""
     rows = chunk.h1 - chunk.h0
     by_image = cut(chunk.n1 - chunk.n0, bytes_per_row * rows, chunk_bytes())
     by_row = cut(rows, bytes_per_row * (by_image[0][1] - by_image[0][0]), chunk_bytes())

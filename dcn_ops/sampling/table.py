@@ -1,7 +1,7 @@
-"""What samples read: the table of four rows and four weights each, made of offset and mask, and its backward.
+"""The table of samples, with four rows and four weights each, made from offset and mask, and its backward.
 
-Legend: kh x kw kernel, K = kh * kw, G offset groups, H x W input size; n and h count the images and the output rows
-of the chunk at hand, R rows and S = n * h * Wo * G * K samples.
+Legend: kh x kw kernel, K = kh * kw, G offset groups, H x W input size, n images and h output rows of the current
+chunk, R rows, S = n * h * Wo * G * K samples.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from dcn_ops.sampling.pieces import Chunk
 
 
 class Table(NamedTuple):
-    """What the samples read, four neighbours each: top left, top right, bottom left, bottom right."""
+    """The four neighbours that each sample reads: top left, top right, bottom left, bottom right."""
 
     row: Tensor  # [S * 4] integers in [0, R)
-    weight: Tensor  # [S * 4], the mask multiplied in
+    weight: Tensor  # [S * 4], multiplied by the mask
     y: Tensor  # [*order], distance from the upper neighbours
     x: Tensor  # [*order], distance from the left neighbours
     mask: Tensor | None  # [*order]
     order: tuple[int, ...]
 
 
-# How samples lie in memory, as a permutation of n, G, kh, kw, h, Wo, which is how offsets lie in theirs.
-BY_POSITION = (0, 4, 5, 1, 2, 3)  # [n, h, Wo, G, kh, kw], as offsets that are channels_last
+# The order of samples in memory, as a permutation of n, G, kh, kw, h, Wo, the order of offsets in memory.
+BY_POSITION = (0, 4, 5, 1, 2, 3)  # [n, h, Wo, G, kh, kw], like offsets that are channels_last
 AS_IMAGE = (0, 4, 2, 5, 3, 1)  # [n, h, kh, Wo, kw, G], an image kh times as high and kw times as wide
 
 
@@ -40,9 +40,9 @@ def make_table(
     order: tuple[int, ...] = BY_POSITION,
     tap_rows: int = 0,
 ) -> Table:
-    """Build the table of a chunk, whose own offset and mask these are, in ``dtype``, its samples in ``order``.
+    """Build the table of a chunk from the chunk's offset and mask, in ``dtype``, with samples in ``order``.
 
-    With ``tap_rows``, tap k reads an image of its own, so many rows after that of the tap before.
+    With ``tap_rows``, each tap reads its own image, ``tap_rows`` rows after the image of the tap before.
     """
     taps = (conv.offset_groups, *conv.kernel)
     displacement = offset.to(dtype).unflatten(1, (*taps, 2))  # [n, G, kh, kw, 2, h, Wo]
@@ -65,20 +65,20 @@ def _axis(displacement: Tensor, grid: Tensor, size: int, order: tuple[int, ...])
         size: Pixels along the axis.
         order: Order of the result.
     """
-    # In two steps, each along stretches of memory much longer than a row of the kernel.
+    # In two steps: each runs along stretches of memory much longer than a row of the kernel.
     first = grid[:, :, :1]
     within = first.expand(*displacement.shape[1:4], 1, -1)[None].expand(-1, -1, -1, -1, -1, displacement.shape[5])
     position = (displacement.permute(order) + within.permute(order).contiguous()).contiguous()
     if grid.shape[2] != 1:
         position.add_((grid - first)[None, None, :1, :1].permute(order))
-    # At -2 and at the image's end both neighbours are zeros: what is far outside and what is not a number.
+    # At -2 and at the image's end both neighbours are zeros. Far positions and NaN go there.
     position.nan_to_num_(-BORDER).clamp_(-BORDER, size)
     lower = position.floor()
     return lower, position.sub_(lower)
 
 
 def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, ...], tap_rows: int) -> Tensor:
-    """Return the rows of the neighbours, [S * 4], whose upper left ones are at ``upper`` and ``left``, [*order]."""
+    """Return the rows of all neighbours, [S * 4], from the upper left ones at ``upper`` and ``left``, [*order]."""
     images, groups, device = upper.shape[0], conv.offset_groups, upper.device
     padded = Padded.of(images, size, groups)
     integer = padded.index_dtype(4 * upper.numel(), conv.taps * tap_rows)
@@ -95,8 +95,8 @@ def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, 
 
 
 def corner_rows(row: Tensor, padded: Padded) -> Tensor:  # -> [S * 4]
-    """Return the rows of the four neighbours from the upper left one's."""
-    row = row.flatten()  # Vectors are stacked four times as fast as what has more dimensions.
+    """Return the rows of the four neighbours from the row of the upper left one."""
+    row = row.flatten()  # Vectors are stacked four times as fast as tensors with more dimensions.
     below = row + padded.line
     return torch.stack((row, row + padded.pixel, below, below + padded.pixel), -1).flatten()
 
