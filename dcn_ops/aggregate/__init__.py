@@ -1,1 +1,1 @@
-"""deform_aggregate, the operator of DCNv3 and DCNv4: sums of samples, without a weight."""
+"""deform_aggregate, the operator of DCNv3 and DCNv4: it sums samples and has no weight tensor."""

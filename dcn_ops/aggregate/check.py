@@ -1,4 +1,4 @@
-"""The argument check of the operator, called by its real and its fake kernels."""
+"""The argument check of the operator, which its real and its fake kernels call."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _LAYOUT = {
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
-    """Raise TypeError for what is no dense tensor, ValueError for a wrong rank."""
+    """Raise TypeError if it is not a dense tensor, and ValueError for a wrong rank."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
     if tensor.layout != torch.strided:
@@ -30,11 +30,11 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int) -> None:
-    """Raise for arguments of the public functions that the operator itself doesn't have.
+    """Check the arguments of the public functions that the operator itself doesn't have.
 
     Raises:
-        ValueError: For groups and channels a group that don't make the input's channels.
-        TypeError: For a bool in the place of im2col_step: that is a remove_center.
+        ValueError: If group * group_channels is not the number of the input's channels.
+        TypeError: For a bool as im2col_step: the caller means remove_center.
     """
     if _is_traced(input):
         return
@@ -51,7 +51,7 @@ def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int)
 
 
 def check_image(input: Tensor, channels: int) -> None:
-    """Raise TypeError or ValueError for an input that is no channels-last image of so many channels."""
+    """Raise TypeError or ValueError if the input is not a channels-last image with ``channels`` channels."""
     if _is_traced(input):
         return
     check_tensor("input", input)
@@ -61,7 +61,7 @@ def check_image(input: Tensor, channels: int) -> None:
 
 
 def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
-    """Raise TypeError for what is no tensor, ValueError for too few channels for its offsets and masks."""
+    """Raise TypeError if it is not a dense tensor, and ValueError for too few channels for offsets and masks."""
     if _is_traced(offset_mask):
         return
     check_tensor("offset_mask", offset_mask)
@@ -84,7 +84,7 @@ def check_arguments(
     offset_scale: float,
     remove_center: bool,
 ) -> Window:
-    """Return the numbers of the aggregation, or raise an error that names the argument and the mend.
+    """Return the numbers of the aggregation, or raise an error that names the argument and the fix.
 
     Raises:
         ValueError: For a rank, shape, number or device that doesn't fit the others.
@@ -120,7 +120,7 @@ def check_gradient(grad: Tensor, input: Tensor, window: Window) -> None:
 
 
 def _is_traced(tensor: Tensor) -> bool:
-    """Tell whether sizes are no numbers now; the operator runs with numbers, and checks them."""
+    """Tell whether sizes are not numbers yet; the operator checks them later, when they are."""
     return torch.jit.is_tracing() or has_torch_function((tensor,))  # type: ignore[attr-defined]
 
 

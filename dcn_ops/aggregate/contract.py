@@ -1,6 +1,6 @@
 """The contract of the operator: schemas, kernels, fake kernels, autograd, vmap and autocast.
 
-Importing this module registers ``torch.ops.dcn_ops.deform_aggregate`` and its backward. It imports torch alone.
+Importing this module registers ``torch.ops.dcn_ops.deform_aggregate`` and its backward. It imports only torch.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ _NUMBERS = (
 
 # A module global: the operators live as long as this object.
 _library = torch.library.Library("dcn_ops", "FRAGMENT")
-# Every layout of the arguments will do, and none changes that of the results: Inductor need not transpose.
+# Arguments may have any layout, and it never changes the layout of the results: Inductor need not transpose.
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
 _library.define(f"{_NAME}({_TENSORS}, {_NUMBERS}) -> Tensor", tags=_TAGS)
 # needs: which gradients to compute, in the order input, offset, mask; the others are None.
@@ -34,7 +34,7 @@ _library.define(
 )
 
 
-# Kernels of every device: the registry knows which.
+# Kernels for every device. The registry chooses the implementation.
 
 
 def _forward(*arguments: Any, traced: bool = False) -> Tensor:
@@ -52,7 +52,7 @@ def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
 _library.impl(_NAME, _forward, "CompositeExplicitAutograd")
 _library.impl(f"{_NAME}_backward", _backward, "CompositeExplicitAutograd")
 
-# The compiler fuses what those kernels are made of, instead of calling an opaque operator.
+# The compiler fuses the aten inside those kernels, instead of calling an opaque operator.
 
 register_traces(_NAME, partial(_forward, traced=True), partial(_backward, traced=True), _library)
 tag_compile_caches()
@@ -74,7 +74,7 @@ def _backward_fake(grad: Tensor, *arguments: Any) -> Gradients:
     return cast("Gradients", tuple(t.new_empty(t.shape) if needed else None for t, needed in tensors))
 
 
-# Autograd, of any order by the reference.
+# Autograd, of any order through the reference.
 
 
 def _reference(*arguments: Any) -> Tensor:

@@ -7,26 +7,26 @@ from dcn_ops.aggregate.layer import Aggregation, IntOrPair, convolve, depthwise,
 
 
 class DCNv3(Aggregation):
-    """Deformable convolution v3: an image of projected values is sampled, and the samples of a window are averaged.
+    """Deformable convolution v3: it samples an image of projected values and averages the samples of each window.
 
-    Offsets and masks are predicted from the input, by a depthwise convolution and linear layers that start at zero:
-    a fresh layer averages its window. The mask of a window is a softmax over its taps.
+    A depthwise convolution and linear layers predict offsets and masks from the input. The linear layers start at
+    zero, so a fresh layer averages its window. The mask of a window is a softmax over its taps.
 
     Args:
         channels: C.
-        kernel_size: kh x kw; it, stride, pad and dilation are an integer or a pair.
-        dw_kernel_size: Of the depthwise convolution of the prediction; by default kernel_size.
-        stride: Stride. Offsets are predicted where the windows have their centres.
+        kernel_size: kh x kw. kernel_size, stride, pad and dilation are an integer or a pair.
+        dw_kernel_size: Kernel size of the depthwise convolution of the prediction; by default kernel_size.
+        stride: Stride. Offsets are predicted at the centres of the windows.
         pad: Zero padding.
         dilation: Distance between taps.
-        group: G; each has its own offsets and masks for C / G channels.
-        offset_scale: Scales the offsets, and the grid of taps around the window's centre too.
-        center_feature_scale: Mix in the features of the centre, by a weight for each group that is predicted.
+        group: G. Each group has its own offsets and masks for C / G channels.
+        offset_scale: Scales the offsets and also the grid of taps around the window's centre.
+        center_feature_scale: Mix in the features of the centre, with a predicted weight for each group.
         remove_center: Leave out the tap in the centre.
 
     Raises:
-        ValueError: For a group that doesn't divide the channels, or a pair that is none.
-        TypeError: For a number that is no integer.
+        ValueError: For a group that doesn't divide the channels, or an invalid pair.
+        TypeError: For a number that is not an integer.
 
     References:
         Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions",
@@ -60,7 +60,7 @@ class DCNv3(Aggregation):
         )
         self.dw_conv = nn.Sequential(
             depthwise(channels, kernel_size if dw_kernel_size is None else dw_kernel_size),
-            nn.Sequential(nn.Identity(), nn.LayerNorm(channels, eps=1e-6)),  # the norm's name in checkpoints is 1.1
+            nn.Sequential(nn.Identity(), nn.LayerNorm(channels, eps=1e-6)),  # in checkpoints the norm is named 1.1
             nn.GELU(),
         )
         self.offset = nn.Linear(channels, group * self.taps * 2)
@@ -70,7 +70,7 @@ class DCNv3(Aggregation):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the prediction to zero and draw the projections anew."""
+        """Set the prediction to zero and draw new projections."""
         reset(zero=(self.offset, self.mask), drawn=(self.input_proj, self.output_proj))
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,28 +8,28 @@ from dcn_ops.aggregate.layer import Aggregation, IntOrPair, convolve, depthwise,
 
 
 class DCNv4(Aggregation):
-    """Deformable convolution v4: as v3, but one linear layer predicts offsets and masks, without a softmax.
+    """Deformable convolution v4: like v3, but one linear layer predicts offsets and masks, without a softmax.
 
     The prediction starts at zero, and so does the mask: a fresh layer returns its output bias.
 
     Args:
         channels: C.
-        kernel_size: kh x kw; it, stride, pad and dilation are an integer or a pair.
-        stride: Stride. Offsets are predicted where the windows have their centres.
+        kernel_size: kh x kw. kernel_size, stride, pad and dilation are an integer or a pair.
+        stride: Stride. Offsets are predicted at the centres of the windows.
         pad: Zero padding.
         dilation: Distance between taps.
-        group: G; each has its own offsets and masks for C / G channels.
-        offset_scale: Scales the offsets, and the grid of taps around the window's centre too.
-        dw_kernel_size: Of a depthwise convolution before the prediction; none by default.
-        center_feature_scale: Mix in the features of the centre, by a weight for each group that is predicted from
-            the samples.
+        group: G. Each group has its own offsets and masks for C / G channels.
+        offset_scale: Scales the offsets and also the grid of taps around the window's centre.
+        dw_kernel_size: Kernel size of a depthwise convolution before the prediction; by default there is none.
+        center_feature_scale: Mix in the features of the centre, with a weight for each group. The weight is
+            predicted from the samples.
         remove_center: Leave out the tap in the centre.
         output_bias: Whether the last projection has a bias.
         without_pointwise: Leave out the projections before and after.
 
     Raises:
-        ValueError: For a group that doesn't divide the channels, or a pair that is none.
-        TypeError: For a number that is no integer.
+        ValueError: For a group that doesn't divide the channels, or an invalid pair.
+        TypeError: For a number that is not an integer.
 
     References:
         Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision
@@ -64,14 +64,14 @@ class DCNv4(Aggregation):
             remove_center,
         )
         self.offset_mask_dw = None if dw_kernel_size is None else depthwise(channels, dw_kernel_size)
-        # The authors round up to a multiple of 8; what fills up is not read.
+        # The authors round up to a multiple of 8; the extra channels are not read.
         self.offset_mask = nn.Linear(channels, -(-3 * group * self.taps // 8) * 8)
         self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
         self.output_proj = None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the prediction to zero and draw the projections anew."""
+        """Set the prediction to zero and draw new projections."""
         drawn = [layer for layer in (self.value_proj, self.output_proj) if layer is not None]
         reset(zero=(self.offset_mask,), drawn=drawn)
 
@@ -83,10 +83,10 @@ class DCNv4(Aggregation):
             shape: (H, W) of tokens; not needed where H = W.
 
         Returns:
-            [N, Ho, Wo, C], or of tokens [N, Ho * Wo, C].
+            [N, Ho, Wo, C], or [N, Ho * Wo, C] for tokens.
 
         Raises:
-            ValueError: For another shape, or tokens that make no square where no shape is given.
+            ValueError: For another shape, or for tokens without ``shape`` whose image is not square.
         """
         is_tokens = input.dim() == 3
         if is_tokens:

@@ -1,4 +1,4 @@
-"""The public functions: the argument orders of DCNv3 and DCNv4 over ``torch.ops.dcn_ops.deform_aggregate``."""
+"""The public functions: ``torch.ops.dcn_ops.deform_aggregate`` with the argument orders of DCNv3 and DCNv4."""
 
 import torch
 from torch import Tensor
@@ -27,14 +27,14 @@ def dcnv3(
 ) -> Tensor:
     """Sum samples of the image, each weighted by a mask: DCNv3, in the argument order of its authors.
 
-    With K = kh * kw taps, one less where the centre is removed, G = group and Ho x Wo the output size of
-    ``torch.nn.functional.conv2d``:
+    K = kh * kw is the number of taps, or one less if the centre is removed. G is group. Ho x Wo is the output size
+    of ``torch.nn.functional.conv2d``.
 
     Args:
         input: [N, H, W, C], float16, bfloat16, float32 or float64.
         offset: [N, Ho, Wo, G * K * 2], in pixels, laid out as (group, tap, (x, y)). Taps go down the columns of the
             kernel, from left to right. Same dtype as ``input``; float32 is allowed with a half-precision input.
-        mask: [N, Ho, Wo, G * K], multiplied onto the samples; dtype as for ``offset``. Nothing normalises it here.
+        mask: [N, Ho, Wo, G * K], multiplied with the samples; dtype as for ``offset``. It is not normalised here.
         kernel_h: Rows of the kernel.
         kernel_w: Columns of the kernel.
         stride_h: Vertical stride.
@@ -43,18 +43,18 @@ def dcnv3(
         pad_w: Zero padding on the left and on the right.
         dilation_h: Vertical distance between taps.
         dilation_w: Horizontal distance between taps.
-        group: G; each has its own offsets and masks for C / G channels.
+        group: G. Each group has its own offsets and masks for C / G channels.
         group_channels: C / G.
-        offset_scale: Scales the offsets, and the grid of taps around the centre of the window too.
-        im2col_step: Ignored; the authors' function takes it here.
+        offset_scale: Scales the offsets and also the grid of taps around the centre of the window.
+        im2col_step: Ignored; the authors' function has it in this place.
         remove_center: Leave out the tap in the centre; it then has no offset and no mask.
 
     Returns:
-        [N, Ho, Wo, C], contiguous, in the dtype of ``input``. Samples are bilinear; what lies outside the image
-        counts 0, and so does a sample whose offset is NaN or infinite.
+        [N, Ho, Wo, C], contiguous, in the dtype of ``input``. Samples are bilinear. Pixels outside the image
+        count as 0, and so does a sample whose offset is NaN or infinite.
 
     Raises:
-        ValueError: For a shape, number or device that doesn't fit; the message has the value and the mend.
+        ValueError: For a shape, number or device that doesn't fit; the message has the value and the fix.
         TypeError: For an argument that is not a tensor, or a dtype that doesn't fit.
 
     References:
@@ -96,12 +96,12 @@ def dcnv4(
 ) -> Tensor:
     """Sum samples of the image, each weighted by a mask: DCNv4, in the argument order of its authors.
 
-    It computes what ``dcnv3`` does, from offsets and masks in one tensor.
+    It computes the same as ``dcnv3``, but takes offsets and masks in one tensor.
 
     Args:
         input: [N, H, W, C], float16, bfloat16, float32 or float64.
-        offset_mask: [N, Ho, Wo, P] with P >= G * K * 3, for each group its K offsets (x, y), in pixels, and then
-            its K masks. The authors round P up to a multiple of 8; further channels are not read. Same dtype as
+        offset_mask: [N, Ho, Wo, P] with P >= G * K * 3. Each group has K offsets (x, y), in pixels, and then K
+            masks. The authors round P up to a multiple of 8; further channels are not read. Same dtype as
             ``input``; float32 is allowed with a half-precision input.
         kernel_h: Rows of the kernel.
         kernel_w: Columns of the kernel.
@@ -111,17 +111,17 @@ def dcnv4(
         pad_w: Zero padding on the left and on the right.
         dilation_h: Vertical distance between taps.
         dilation_w: Horizontal distance between taps.
-        group: G; each has its own offsets and masks for C / G channels.
+        group: G. Each group has its own offsets and masks for C / G channels.
         group_channels: C / G.
-        offset_scale: Scales the offsets, and the grid of taps around the centre of the window too.
-        im2col_step: Ignored; the authors' function takes it here.
+        offset_scale: Scales the offsets and also the grid of taps around the centre of the window.
+        im2col_step: Ignored; the authors' function has it in this place.
         remove_center: Leave out the tap in the centre; it then has no offset and no mask.
 
     Returns:
-        [N, Ho, Wo, C], contiguous, in the dtype of ``input``, as of ``dcnv3``.
+        [N, Ho, Wo, C], contiguous, in the dtype of ``input``, like ``dcnv3``.
 
     Raises:
-        ValueError: For a shape, number or device that doesn't fit; the message has the value and the mend.
+        ValueError: For a shape, number or device that doesn't fit; the message has the value and the fix.
         TypeError: For an argument that is not a tensor, or a dtype that doesn't fit.
 
     References:

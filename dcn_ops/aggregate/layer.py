@@ -1,4 +1,4 @@
-"""What the layers of DCNv3 and DCNv4 share, and a wrapper for channels-first networks.
+"""The common base of the layers of DCNv3 and DCNv4, and a wrapper for channels-first networks.
 
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, G groups, K taps.
 """
@@ -19,7 +19,7 @@ IntOrPair = int | Sequence[int]
 class Aggregation(nn.Module):
     """The window, its centres, and the option to mix in the features of the centre.
 
-    Offsets are predicted at the centres of the windows, whatever the stride and the padding.
+    Offsets are predicted at the centres of the windows, for every stride and padding.
     """
 
     center_feature_scale_proj_weight: nn.Parameter | None
@@ -61,7 +61,7 @@ class Aggregation(nn.Module):
         return Window(*numbers, self.offset_scale, self.remove_center)
 
     def at_centres(self, features: Tensor) -> Tensor:  # [N, H, W, C] -> [N, Ho, Wo, C]
-        """Return the features at the centres of the windows; of those outside the image, at the nearest pixel."""
+        """Return the features at the centres of the windows, or at the nearest pixel if a centre is outside."""
         if self._one_to_one:
             return features
         sizes = features.shape[1:3]
@@ -71,8 +71,8 @@ class Aggregation(nn.Module):
         return features
 
     def aggregate(self, values: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        """Sum samples of the values [N, H, W, C]: [N, Ho, Wo, C]."""
-        # The operator itself: tracing meets no arithmetic on shapes.
+        """Sum samples of the values [N, H, W, C] and return [N, Ho, Wo, C]."""
+        # Call the operator directly, so that tracing sees no arithmetic on shapes.
         return torch.ops.dcn_ops.deform_aggregate(
             values,
             offset,
@@ -87,7 +87,7 @@ class Aggregation(nn.Module):
         )
 
     def with_centre(self, out: Tensor, values: Tensor, query: Tensor) -> Tensor:
-        """Mix in the features of the centre, by a weight for each group that the query predicts."""
+        """Mix in the features of the centre, with a weight for each group that the query predicts."""
         weight, bias = self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
         if weight is None:
             return out
@@ -106,7 +106,7 @@ class ChannelsFirst(nn.Module):
     """A layer for channels-last images, such as ``DCNv3``, among layers that take [N, C, H, W].
 
     Args:
-        layer: Takes [N, H, W, C]. It stands under the name ``layer`` in the state_dict.
+        layer: Takes [N, H, W, C]. Its name in the state_dict is ``layer``.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -137,9 +137,9 @@ def depthwise(channels: int, kernel_size: IntOrPair) -> nn.Conv2d:
 
 
 def convolve(conv: nn.Module, image: Tensor) -> Tensor:  # [N, H, W, C] -> [N, H, W, C]
-    """Convolve a channels-last image; its size stays."""
+    """Convolve a channels-last image and keep its size."""
     image = image.permute(0, 3, 1, 2)
     height, width = (1 - k % 2 for k in conv.kernel_size)  # type: ignore[union-attr]
-    if height or width:  # an even kernel takes one row or column more at the end
+    if height or width:  # an even kernel needs one more row or column at the end
         image = F.pad(image, (0, width, 0, height))
     return conv(image).permute(0, 2, 3, 1)

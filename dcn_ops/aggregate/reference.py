@@ -5,8 +5,8 @@ position p, tap t at grid position p_t, offset scale s and the group g of a chan
 
     out[n, p, c] = sum_t mask[n, p, g, t] * x[n, :, c](p + s * (p_t + offset[n, p, g, t]))
 
-x(·) interpolates bilinearly; a corner outside the image counts 0, and so does a position that is not finite. p is
-the centre of the window and p_t counts from there.
+x(·) interpolates bilinearly. A corner outside the image counts as 0, and so does a position that is not finite. p
+is the centre of the window, and p_t is relative to it.
 """
 
 import torch
@@ -21,7 +21,7 @@ def forward(
     mask: Tensor,  # [N, Ho, Wo, G*K]
     window: Window,
 ) -> Tensor:  # [N, Ho, Wo, C]
-    """Compute in the widest dtype among the inputs, float32 at least; return the input's dtype."""
+    """Compute in the widest dtype of the inputs, at least float32, and return the input's dtype."""
     n, height, width, c = input.shape
     g, k, (ho, wo) = window.groups, window.taps, offset.shape[1:3]
     dtype = torch.promote_types(torch.promote_types(input.dtype, offset.dtype), torch.float32)
@@ -42,7 +42,7 @@ def _bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Sample image [N, H, W, G, D] at y, x [N, G, P] and return [N, G, P, D]."""
     height, width = image.shape[1:3]
     pixels = image.permute(0, 3, 1, 2, 4).flatten(2, 3)  # [N, G, H*W, D]
-    # False for NaN and infinity: they must sample 0, and must not reach an integer.
+    # False for NaN and infinity: they must sample 0 and must not be converted to an integer.
     usable = (y >= -1) & (y < height) & (x >= -1) & (x < width)
     y, x = y.where(usable, -2), x.where(usable, -2)
     top, left = y.detach().floor(), x.detach().floor()

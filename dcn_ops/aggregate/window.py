@@ -1,7 +1,7 @@
-"""The window of a deformable aggregation: its integers, and where its taps lie.
+"""The window of a deformable aggregation: its integers, and the positions of its taps.
 
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, kh x kw kernel, K taps (column by column),
-G groups, D = C / G channels a group.
+G groups, D = C / G channels per group.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Window(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """K, the number of taps; a removed centre is none."""
+        """K, the number of taps, without a removed centre."""
         return self.kernel[0] * self.kernel[1] - self.remove_center
 
     def output_size(self, size: Pair) -> tuple[int, int]:
@@ -35,7 +35,7 @@ class Window(NamedTuple):
     def grid(
         self, rows: tuple[int, int], cols: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Return where taps lie without offsets: ``o * stride - padding + half + scale * (k * dilation - half)``.
+        """Return tap positions without offsets: ``o * stride - padding + half + scale * (k * dilation - half)``.
 
         Args:
             rows: First output row and the one past the last.
@@ -57,6 +57,6 @@ class Window(NamedTuple):
         return self._axis(*rows, row, 0), self._axis(0, cols, column, 1)
 
     def _axis(self, start: int, stop: int, tap: Tensor, i: int) -> Tensor:
-        half = self.dilation[i] * (self.kernel[i] - 1) // 2  # of an even kernel too
+        half = self.dilation[i] * (self.kernel[i] - 1) // 2  # also for an even kernel
         out = torch.arange(start, stop, dtype=tap.dtype, device=tap.device) * self.stride[i]
         return (out + (half - self.padding[i]))[:, None] + self.offset_scale * (tap * self.dilation[i] - half)

@@ -1,6 +1,6 @@
 """The aggregation of DCNv3 and DCNv4 in core ATen for other runtimes: bilinear samples, weighted and summed.
 
-As ``portable``: every tensor has rank 5 at most, and no step is boolean arithmetic.
+As in ``portable``, every tensor has rank 5 at most, and no step is boolean arithmetic.
 
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, G groups, K taps; B = N * G, P = Ho * Wo.
 """
@@ -17,8 +17,8 @@ def forward(
     offset: Tensor,  # [N, Ho, Wo, G*K*2], per tap (x, y)
     mask: Tensor,  # [N, Ho, Wo, G*K]
     window: Window,
-    sampling: str,  # of portable.SAMPLING
-    finite: bool,  # whether offsets are taken for finite
+    sampling: str,  # one of portable.SAMPLING
+    finite: bool,  # whether to assume that offsets are finite
 ) -> Tensor:  # [N, Ho, Wo, C]
     """Sample and sum in float32 at least."""
     n, h, w, c = input.shape
@@ -33,7 +33,7 @@ def forward(
     if not finite:
         position = torch.where(position == position, position, -2)  # NaN
     x, y = position.unbind(3)
-    x, y = x.clamp(-2, w + 1), y.clamp(-2, h + 1)  # so much is outside, where samples are 0
+    x, y = x.clamp(-2, w + 1), y.clamp(-2, h + 1)  # these limits are outside, where samples are 0
 
     image = input.to(dtype).permute(0, 3, 1, 2).reshape(n * g, c // g, h, w)
     samples = sample(image, y, x, sampling)  # [B, C/G, P, K]

@@ -1,4 +1,4 @@
-"""What exporters and other compilers may want: the operator whole, or in pieces that every runtime has."""
+"""Operators for exporters and other compilers: whole, or in pieces that every runtime has."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,16 +19,16 @@ from dcn_ops.settings import settings
 def decompositions(sampling: str = "grid_sample", *, finite: bool = False) -> dict[Any, Callable[..., Tensor]]:
     """Return a decomposition table of the operators into core ATen: bilinear samples, and their convolution or sum.
 
-    ``exported.run_decompositions(dcn_ops.decompositions())`` turns a ``torch.export`` program, which holds the
-    operators whole, into one that runs where this library is not installed. For inference: exported programs have
-    no backward.
+    A ``torch.export`` program holds the operators whole. ``exported.run_decompositions(dcn_ops.decompositions())``
+    turns it into a program that runs where this library is not installed. It is for inference: exported programs
+    have no backward.
 
     Args:
-        sampling: "grid_sample" samples by ``grid_sampler_2d``; positions lose some 1e-7 of the image's size by the
-            scaling that it asks for. "gather" adds four gathered pixels: slower where there is a good
-            ``grid_sampler_2d``, for runtimes that have none or compute it wrongly, as TensorRT does in places.
-        finite: Leave out the comparison by which offsets that are NaN sample 0, for runtimes without comparisons,
-            such as ncnn.
+        sampling: "grid_sample" samples with ``grid_sampler_2d``. It needs scaled positions, and the scaling loses
+            some 1e-7 of the image's size. "gather" adds four gathered pixels. It is slower than a good
+            ``grid_sampler_2d``. Use it for runtimes that have none or compute it wrongly, as TensorRT partly does.
+        finite: Leave out the comparison that makes NaN offsets sample 0, for runtimes without comparisons, such as
+            ncnn.
 
     Raises:
         ValueError: For another ``sampling``.
@@ -38,7 +38,7 @@ def decompositions(sampling: str = "grid_sample", *, finite: bool = False) -> di
     return {
         torch.ops.dcn_ops.deform_conv2d.default: partial(decompose, sampling=sampling, finite=finite),
         torch.ops.dcn_ops.deform_aggregate.default: partial(decompose_aggregate, sampling=sampling, finite=finite),
-        torch.ops.aten.alias.default: _same,  # what a slice over everything becomes, which pnnx lacks
+        torch.ops.aten.alias.default: _same,  # a slice over everything becomes alias, which pnnx lacks
     }
 
 
@@ -47,7 +47,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def decompose(*arguments: Any, sampling: str = "grid_sample", finite: bool = False) -> Tensor:
-    """Compute the operator, its arguments in its own order, by core ATen."""
+    """Compute deform_conv2d in core ATen, with the arguments in the operator's order."""
     return portable.forward(make_problem(*arguments), sampling, finite)
 
 
@@ -59,18 +59,18 @@ def decompose_aggregate(
     sampling: str = "grid_sample",
     finite: bool = False,
 ) -> Tensor:
-    """Compute deform_aggregate, its arguments in its own order, by core ATen."""
+    """Compute deform_aggregate in core ATen, with the arguments in the operator's order."""
     window = check_aggregate(input, offset, mask, *numbers)
     return aggregate.forward(input, offset, mask, window, sampling, finite)
 
 
 @contextmanager
 def whole_operators() -> Iterator[None]:
-    """Keep the operator a node of its own in what ``torch.compile`` hands to its backend.
+    """Keep the operator as one node in the graph that ``torch.compile`` passes to its backend.
 
-    By default the compiler sees the aten inside, which Inductor fuses. A backend that has a deformable convolution
-    of its own (OpenVINO's, TensorRT's) wants the node: call the compiled model for the first time, which is when it
-    is compiled, within ``with dcn_ops.whole_operators():``. ``torch.export`` needs nothing, it keeps the operator.
+    By default the compiler sees the aten inside, which Inductor fuses. A backend that has its own deformable
+    convolution (OpenVINO, TensorRT) needs the node. Make the first call of the model, which compiles it, within
+    ``with dcn_ops.whole_operators():``. ``torch.export`` doesn't need this: it always keeps the operator.
     """
     with settings(whole_operators=True):
         yield

@@ -1,8 +1,8 @@
-"""FLOP formulas for ``torch.utils.flop_counter``, two FLOPs to a multiply-add.
+"""FLOP formulas for ``torch.utils.flop_counter``, with two FLOPs per multiply-add.
 
-Counted: the contraction, and four corners for every element of the columns, or of the samples that an aggregation
-sums. A module of its own, to be imported by who counts (``zoo`` does): torch's flop counter imports triton, and the
-operator must not.
+The formulas count the contraction, and four corners for every element of the columns, or of the samples that an
+aggregation sums. This module is separate because torch's flop counter imports triton, and the operator must not.
+Code that counts FLOPs imports it, as ``zoo`` does.
 """
 
 import math

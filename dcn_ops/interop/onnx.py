@@ -1,9 +1,9 @@
 """The operators in ONNX.
 
-deform_conv2d is ``DeformConv`` from opset 19 on, ``GridSample`` and a 1x1 convolution below. deform_aggregate is
-``GridSample`` and a sum, by the exporter of ``dynamo=True`` alone.
+deform_conv2d becomes ``DeformConv`` from opset 19 on, and ``GridSample`` and a 1x1 convolution below opset 19.
+deform_aggregate becomes ``GridSample`` and a sum, only in the exporter of ``dynamo=True``.
 
-Importing this module imports neither ``torch.onnx`` nor ``onnxscript``: both exporters meet the translations when
+Importing this module imports neither ``torch.onnx`` nor ``onnxscript``: both exporters get the translations when
 they are first used.
 """
 
@@ -15,7 +15,7 @@ import torch
 from dcn_ops.interop.export import decompose, decompose_aggregate
 from dcn_ops.torch_internals.onnx import after_import, decompose_in_onnx, translate_to_onnx
 
-# The first with https://onnx.ai/onnx/operators/onnx__DeformConv.html; ONNX Runtime runs it from 1.25 on.
+# The first opset with https://onnx.ai/onnx/operators/onnx__DeformConv.html; ONNX Runtime runs it from 1.25 on.
 OPSET = 19
 
 
@@ -36,10 +36,10 @@ def _translate(
     from onnxscript.onnx_opset import opset19
 
     op: Any = opset19
-    if bias is None and mask is not None:  # TensorRT wants a bias where there is a mask
+    if bias is None and mask is not None:  # TensorRT needs a bias where there is a mask
         zeros: Any = onnx_ir.tensor(torch.zeros(weight.shape[0]).numpy())
         bias = op.Cast(op.Constant(value=zeros), to=int(weight.dtype))
-    # ONNX wants one dtype; under autocast positions are wider than features, and stay so.
+    # ONNX needs one dtype. Under autocast positions are wider than features, and keep their dtype.
     narrow = None if offset.dtype == input.dtype else int(input.dtype)
     if narrow is not None:
         wide = int(offset.dtype)

@@ -1,4 +1,4 @@
-"""The operators in OpenVINO: what ``openvino.convert_model`` needs to read them from torch and from ONNX.
+"""The operators in OpenVINO: extensions for ``openvino.convert_model``, from torch and from ONNX.
 
 Importing this module doesn't import OpenVINO.
 """
@@ -11,7 +11,7 @@ import torch
 from dcn_ops.aggregate.window import Window
 from dcn_ops.sampling.geometry import Conv
 
-# Of TorchScript and of torch.export.
+# Names in TorchScript and in torch.export.
 NAMES = ("dcn_ops::deform_conv2d", "dcn_ops.deform_conv2d.default")
 AGGREGATES = ("dcn_ops::deform_aggregate", "dcn_ops.deform_aggregate.default")
 
@@ -19,9 +19,9 @@ AGGREGATES = ("dcn_ops::deform_aggregate", "dcn_ops.deform_aggregate.default")
 def extension() -> list[Any]:
     """Return extensions for ``openvino.convert_model(..., extension=dcn_ops.openvino.extension())``.
 
-    They convert deform_conv2d in a module, in a traced or exported program and, as ``DeformConv``, in an ONNX file:
-    to OpenVINO's DeformableConvolution or, where there are ``groups``, with which that is 70 times slower than it
-    should be, to GridSample and a grouped 1x1 convolution. deform_aggregate becomes GridSample and a sum.
+    They convert deform_conv2d in a module, in a traced or exported program and, as ``DeformConv``, in an ONNX file.
+    It becomes OpenVINO's DeformableConvolution. With ``groups`` that is 70 times slower than it should be, so then
+    it becomes GridSample and a grouped 1x1 convolution. deform_aggregate becomes GridSample and a sum.
 
     Raises:
         ImportError: Where OpenVINO is not installed.
@@ -58,7 +58,7 @@ def _convert_onnx(node: Any) -> list[Any]:
 
 
 def _optional(node: Any, i: int) -> Any:
-    # None, and an omitted input in the middle, stand there as a node without a type.
+    # None, or an omitted input in the middle, is a node without a type.
     given = i < node.get_input_size() and node.get_input(i).get_element_type().is_static()
     return node.get_input(i) if given else None
 
@@ -88,16 +88,16 @@ def _whole(input: Any, offset: Any, weight: Any, mask: Any, conv: Conv, pads: li
         list(conv.dilation),
         mask=mask,
         deformable_group=conv.offset_groups,
-        bilinear_interpolation_pad=True,  # corners outside count 0
+        bilinear_interpolation_pad=True,  # corners outside count as 0
     )
 
 
 def _decomposed(input: Any, offset: Any, weight: Any, mask: Any, conv: Conv, pads: list[int]) -> Any:
-    """As ``dcn_ops/interop/portable.py`` has it; height and width may be dynamic."""
+    """Do the same as ``dcn_ops/interop/portable.py``; height and width may be dynamic."""
     from openvino import opset15 as ops
 
     k, (rows, cols) = conv.taps, (_sizes(offset, 2, "i64"), _sizes(offset, 3, "i64"))
-    # Of the weight, which is a constant: the image's channels may be unknown.
+    # From the weight, which is a constant: the channels of the image may be unknown.
     filters, depth = (dimension.get_length() for dimension in list(weight.get_partial_shape())[:2])
     channels = depth * conv.groups
     # [N * G, K, 2, Ho, Wo] -> two of [N * G, K, Ho, Wo]
@@ -128,7 +128,7 @@ def _position(offset: Any, axis: int, conv: Conv, input: Any) -> Any:
 
 
 def _convert_aggregate(node: Any) -> list[Any]:
-    """As ``dcn_ops/interop/aggregate.py`` has it; all sizes but channels may be dynamic."""
+    """Do the same as ``dcn_ops/interop/aggregate.py``; all sizes except channels may be dynamic."""
     from openvino import opset15 as ops
 
     input, offset, mask = (node.get_input(i) for i in range(3))
@@ -177,7 +177,7 @@ def _scaled(position: Any, size: Any) -> Any:
     import numpy as np
     from openvino import opset15 as ops
 
-    # What is not a number or far away lies outside, where samples are 0.
+    # Move NaN and positions far away just outside the image, where samples are 0.
     position = ops.select(ops.is_nan(position), np.float32(-2), position)
     position = ops.minimum(ops.maximum(position, np.float32(-2)), ops.add(size, np.float32(1)))
     scaled = ops.divide(ops.add(ops.multiply(position, np.float32(2)), np.float32(1)), size)

@@ -1,10 +1,10 @@
 """Composition of core ATen for other runtimes: bilinear sampling as ``grid_sampler_2d``, contraction as a 1x1 conv.
 
-Every tensor has rank 5 at most, no slice has steps and no step is boolean arithmetic, so that ONNX Runtime,
-OpenVINO, ExecuTorch, ncnn and Core ML take it. ``grid_sampler_2d`` wants positions scaled to [-1, 1]: they are
+Every tensor has rank 5 at most, no slice has steps and no operation is boolean arithmetic. So ONNX Runtime,
+OpenVINO, ExecuTorch, ncnn and Core ML accept it. ``grid_sampler_2d`` needs positions scaled to [-1, 1]: they are
 rounded to some 1e-7 of the image's size. Its gradient at integer positions may be that of the other side.
 
-Legend beyond that of ``Problem``: B = N * G images, P = Ho * Wo positions.
+Legend in addition to that of ``Problem``: B = N * G images, P = Ho * Wo positions.
 """
 
 import torch
@@ -17,12 +17,12 @@ SAMPLING = ("grid_sample", "gather")
 
 
 def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, O, Ho, Wo]
-    """Sample in float32 at least, contract in the input's dtype.
+    """Sample in float32 or wider, and contract in the input's dtype.
 
     Args:
         problem: The call.
-        sampling: How, of ``SAMPLING``.
-        finite: Whether offsets are taken for finite.
+        sampling: How to sample, one of ``SAMPLING``.
+        finite: Whether to assume that offsets are finite.
     """
     input, offset, weight, bias, mask, conv = problem
     n, c, h, w = input.shape
@@ -34,7 +34,7 @@ def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, 
     if not finite:
         position = torch.where(position == position, position, -2)  # NaN
     y, x = position.unbind(2)
-    y, x = y.clamp(-2, h + 1), x.clamp(-2, w + 1)  # so much is outside, where samples are 0
+    y, x = y.clamp(-2, h + 1), x.clamp(-2, w + 1)  # these limits are outside, where samples are 0
 
     samples = sample(input.to(dtype).reshape(n * g, c // g, h, w), y, x, sampling)
     if mask is not None:
@@ -61,9 +61,9 @@ def _scaled(position: Tensor, size: int) -> Tensor:
 
 
 def _gather(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Do as ``_grid_sample``: the sum of four rows of a table of pixels."""
+    """Do the same as ``_grid_sample``, as a sum of four rows of a table of pixels."""
     (b, c, h, w), (_, k, p) = image.shape, y.shape
-    height, width = h + 4, w + 4  # with a border of zeros, where all that is outside reads
+    height, width = h + 4, w + 4  # with a border of zeros, which samples outside read
     table = F.pad(image, (2, 2, 2, 2)).permute(0, 2, 3, 1).reshape(b * height * width, c)
     y, x = y + 2, x + 2
     top, left = y.floor().clamp(max=height - 2), x.floor().clamp(max=width - 2)

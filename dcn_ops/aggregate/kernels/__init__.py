@@ -1,1 +1,1 @@
-"""Implementations of deform_aggregate, and which one a call takes."""
+"""Implementations of deform_aggregate, and the choice of one for a call."""

@@ -1,11 +1,11 @@
-"""The composition: one bag of 4K rows for each position and group, which is the output itself.
+"""The composition: one embedding bag of 4K rows for each position and group gives the output directly.
 
-There are no columns. What takes time and memory is the table, so the work goes in pieces of some images or rows.
-The gradient of the mask comes from the bag's gradient by its weights, that of the offsets from differences of the
-four neighbours' products, and that of the image from the transposed bag.
+There are no columns. The table needs the time and memory, so the work is cut into pieces of some images or rows.
+The gradient of the mask comes from the bag's gradient of its weights. The gradient of the offsets comes from
+differences of the four neighbours' products, and the gradient of the image from the transposed bag.
 
-Legend: N batch, C channels, Ho x Wo output size, G groups, D = C / G, K taps; n images and h output rows are in the
-chunk at hand, R rows of D channels in their padded images, S = n * h * Wo * G * K samples.
+Legend: N batch, C channels, Ho x Wo output size, G groups, D = C / G, K taps, n images and h output rows of the
+current chunk, R rows of D channels in their padded images, S = n * h * Wo * G * K samples.
 """
 
 from collections.abc import Iterator
@@ -23,23 +23,23 @@ from dcn_ops.sampling.table import corner_rows, corner_weights, sample_backward
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "bag", "composition", True
 
-_TABLE_BYTES = 80  # of a sample: rows, weights, and what they are made of
-_SORT_BYTES = 160  # of a sample, with the gradient of the image: the order of its entries by row too
+_TABLE_BYTES = 80  # per sample: rows, weights, and the intermediate results
+_SORT_BYTES = 160  # per sample, with the gradient of the image: also the order of its entries by row
 
 
 class _Table(NamedTuple):
-    """What the samples read, four neighbours each: top left, top right, bottom left, bottom right."""
+    """The four neighbours that each sample reads: top left, top right, bottom left, bottom right."""
 
     first: Tensor  # [S] integers in [0, R), the top left ones
     row: Tensor  # [S * 4]
-    weight: Tensor  # [S * 4], the mask multiplied in
+    weight: Tensor  # [S * 4], multiplied by the mask
     y: Tensor  # [S], distance from the upper neighbours
     x: Tensor  # [S], distance from the left neighbours
     mask: Tensor  # [S]
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
-    """Take every call."""
+    """Accept every call."""
 
 
 def forward(problem: Problem) -> Tensor:
@@ -51,7 +51,7 @@ def forward(problem: Problem) -> Tensor:
             table = _table(chunk, offset, mask, input, window)
             target = _of(chunk, out)
             target.copy_(gather(rows, table.row, table.weight, window.taps).view(target.shape))
-            del table  # before the next takes as much
+            del table  # before the next table needs the same memory
     return out
 
 
@@ -116,16 +116,16 @@ def _blocks(
     """Yield the rows of some images, [R, D], with the chunks of their output: whole images, or rows of one."""
     batch, channels = input.shape[0], input.shape[3]
     ho, wo = output
-    table_bytes = wo * window.groups * window.taps * bytes_per_sample  # a row of the output
+    table_bytes = wo * window.groups * window.taps * bytes_per_sample  # per row of the output
     for n0, n1 in cut(batch, _image_bytes(input) + ho * table_bytes, chunk_bytes()):
         rows = padded_rows(input[n0:n1].to(wide_dtype(input))).view(-1, channels // window.groups)
         yield rows, [Chunk(n0, n1, h0, h1) for h0, h1 in cut(ho, (n1 - n0) * table_bytes, chunk_bytes())]
 
 
 def _interleaved(*tensors: Tensor) -> Tensor:
-    """Return the tensors [S], of 4 or 8 bytes an element, as columns.
+    """Return the tensors [S], with 4 or 8 bytes per element, as columns.
 
-    ATen copies floats one by one there, which takes four times as long as for integers of the same width.
+    ATen would copy floats one by one, which takes four times as long as copying integers of the same width.
     """
     integer = torch.int32 if tensors[0].dtype.itemsize == 4 else torch.int64
     return torch.stack([tensor.view(integer) for tensor in tensors], 1).view(tensors[0].dtype)
@@ -138,7 +138,7 @@ def _image_bytes(input: Tensor) -> int:
 def _table(chunk: Chunk, offset: Tensor, mask: Tensor, input: Tensor, window: Window) -> _Table:
     dtype, size = wide_dtype(input), input.shape[1:3]
     grid_y, grid_x = window.grid((chunk.h0, chunk.h1), offset.shape[2], dtype, offset.device)
-    # Of one image: [h, Wo, G, K], so that the loops over samples run long.
+    # The shape for one image, [h, Wo, G, K], so that the loops over samples are long.
     shape = (grid_y.shape[0], grid_x.shape[0], window.groups, window.taps)
     displacement = _of(chunk, offset).to(dtype).reshape(chunk.n1 - chunk.n0, -1, 2)  # [n, h * Wo * G * K, 2]
     left, x = _axis(displacement[..., 0], grid_x[None, :, None].expand(shape), size[1], window)
@@ -153,7 +153,7 @@ def _table(chunk: Chunk, offset: Tensor, mask: Tensor, input: Tensor, window: Wi
 def _axis(displacement: Tensor, grid: Tensor, size: int, window: Window) -> tuple[Tensor, Tensor]:
     """Return the lower neighbours along an axis of ``size`` pixels and the distances from them: [n, h*Wo*G*K]."""
     position = torch.add(grid.reshape(-1), displacement, alpha=window.offset_scale)
-    # At -2 and at the image's end both neighbours are zeros: what is far outside and what is not a number.
+    # At -2 and at the image's end both neighbours are zeros. Far positions and NaN go there.
     position.nan_to_num_(-BORDER).clamp_(-BORDER, size)
     lower = position.floor()
     return lower, position.sub_(lower)

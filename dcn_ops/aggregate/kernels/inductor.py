@@ -1,11 +1,11 @@
 """Deformable aggregation for the compiler: written so that Inductor fuses it into a few vectorised loops.
 
-A loop over positions and channels reads the four neighbours of every tap and adds them up: no columns, no pieces.
-Run eagerly it would take K times the memory; it is traced, never called. What Inductor would otherwise compute
-again in the inner loop is kept apart by ``stored``.
+A loop over positions and channels reads the four neighbours of every tap and adds them up, without columns and
+pieces. Eager execution would need K times the memory, so this code is only traced. ``stored`` stops Inductor from
+computing values again in the inner loop.
 
-Legend: N batch, C channels, H x W input size, Ho x Wo output size, G groups, D = C / G, K taps; M = N * Ho * Wo
-positions, P = Ho * Wo * G * K samples an image, R rows of D channels in the padded images.
+Legend: N batch, C channels, H x W input size, Ho x Wo output size, G groups, D = C / G, K taps, M = N * Ho * Wo
+positions, P = Ho * Wo * G * K samples per image, R rows of D channels in the padded images.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ _rows_at = torch.ops.aten._unsafe_index  # without a check of every index
 
 
 class _Table(NamedTuple):
-    """What the samples read: the row of the upper left neighbour, distances from it, and the mask."""
+    """Where samples read: the row of the upper left neighbour, the distances from it, and the mask."""
 
     row: Tensor  # [N, P] integers
     y: Tensor  # [N, P]
@@ -40,7 +40,7 @@ class _Table(NamedTuple):
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
-    """Take every call."""
+    """Accept every call."""
 
 
 def forward(problem: Problem) -> Tensor:
@@ -88,7 +88,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 
 
 def _neighbours(input: Tensor, window: Window) -> list[Tensor]:
-    """Return four views [.., D] of the padded rows: what the four neighbours of a row's index are in each."""
+    """Return four views [.., D] of the padded rows; one index reads the four neighbours in the four views."""
     rows = stored(padded_rows(input.to(wide_dtype(input))).reshape(-1, input.shape[3] // window.groups))
     steps = _padded(input, window).neighbours
     count = rows.shape[0] - steps[-1]
@@ -114,7 +114,7 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> _Tabl
         zip((grid_x[None, :, None], grid_y[:, None, None]), (input.shape[2], input.shape[1]), strict=True)
     ):
         position = positions[..., axis] * window.offset_scale + stored(grid.expand(shape).reshape(-1))
-        # What is far outside, and what is not a number, reads zeros alone.
+        # Positions far outside and NaN read only zeros.
         position = torch.where(position == position, position, -BORDER).clamp(-BORDER, size)
         lower.append(position.floor())
         distance.append(position - lower[-1])

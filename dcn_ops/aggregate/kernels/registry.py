@@ -6,6 +6,6 @@ from dcn_ops.kernels import Registry
 
 REGISTRY = Registry[Problem, Gradients](
     eager=(bag,),
-    traced=(inductor,),  # compiled, many small ATen kernels become a few loops
+    traced=(inductor,),  # the compiler turns many small ATen kernels into a few loops
     missing="deform_aggregate has no implementation {}; take another",
 )
