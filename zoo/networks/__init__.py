@@ -1,1 +1,1 @@
-"""Networks made of deformable aggregations, in timm's registry: InternImage and FlashInternImage."""
+"""Networks of deformable aggregations, in timm's registry: InternImage and FlashInternImage."""

@@ -1,4 +1,4 @@
-"""``timm.create_model("internimage_tiny")`` and the others: sizes, and where the authors' weights are."""
+"""``timm.create_model("internimage_tiny")`` and the others: sizes, and the links to the authors' weights."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _OF_V3 = {
     "paper_ids": "arXiv:2211.05778",
     "license": "mit",
 }
-# The cards of these weights name no licence.
+# The model cards of these weights name no licence.
 _OF_V4: dict[str, Any] = {"origin_url": "https://github.com/OpenGVLab/DCNv4", "paper_ids": "arXiv:2401.06197"}
 
 

@@ -2,7 +2,7 @@
 
 Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions", 2023, and
 Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for Vision Applications", 2024.
-Inside, images lie channels last, [N, H, W, C]; features come out as [N, C, H, W].
+Inside the networks images are channels-last, [N, H, W, C]. The returned features are [N, C, H, W].
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from zoo.networks.parts import TO_FIRST, Block, Level, Stem
 
 
 class InternImage(nn.Module):
-    """Four levels of blocks, each a deformable aggregation and an MLP, with halved resolution between them.
+    """Four levels of blocks, each a deformable aggregation and an MLP. The resolution halves between levels.
 
     Args:
-        channels: Of the first level; each further one has twice as many.
+        channels: Channels of the first level; each further level has twice as many.
         depths: Blocks of each level.
         groups: Groups of the aggregations of each level.
         operator: "v3" for InternImage, "v4" for FlashInternImage.
-        offset_scale: Of the aggregations.
-        dw_kernel_size: Of the depthwise convolution that predicts offsets; None is 3 for v3, and no convolution for
-            v4.
-        post_norm: Whether blocks normalise what they add instead of what they read; then no norm ends a level.
-        layer_scale: What the scales of the residual branches start with; None is no scale.
+        offset_scale: Offset scale of the aggregations.
+        dw_kernel_size: Kernel size of the depthwise convolution that predicts offsets. None means 3 for v3, and no
+            convolution for v4.
+        post_norm: Whether blocks normalise what they add instead of what they read. Then levels end without a norm.
+        layer_scale: Initial value of the scales of the residual branches; None means no scale.
         branch_bias: Whether the last projections of a block's branches have a bias.
-        num_classes: 0 leaves the classifier out.
+        num_classes: Number of classes; 0 leaves the classifier out.
         in_chans: Channels of the image.
-        global_pool: As of timm's ``SelectAdaptivePool2d``.
-        drop_rate: Of the dropout before the classifier.
-        drop_path_rate: Of stochastic depth in the last block; in the first it is 0, linear in between.
+        global_pool: Type of pooling, as in timm's ``SelectAdaptivePool2d``.
+        drop_rate: Rate of the dropout before the classifier.
+        drop_path_rate: Rate of stochastic depth in the last block. It rises linearly, from 0 in the first block.
     """
 
     def __init__(
@@ -96,31 +96,31 @@ class InternImage(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Return names beside biases, norms and scales that weight decay spares: none."""
+        """Return the names without weight decay besides biases, norms and scales: none."""
         return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the patterns of timm's layer-wise decay: a group for each level, or else for each block."""
+        """Return the patterns of timm's layer-wise decay: a group for each level if coarse, else for each block."""
         by_block = [(r"^levels\.(\d+)\.(?:norm|downsample)", (99998,)), (r"^levels\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^patch_embed", "blocks": r"^levels\.(\d+)" if coarse else by_block}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks again in the backward pass instead of keeping what is in them."""
+        """Compute blocks again in the backward pass instead of keeping their intermediate results."""
         for level in self._levels():
             level.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """Return the linear layer of the classes."""
+        """Return the linear layer that predicts the classes."""
         return self.head
 
     def _levels(self) -> list[Level]:
         return list(self.levels)  # type: ignore[arg-type]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place of the old one."""
+        """Replace the classifier with a new one."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
@@ -139,15 +139,15 @@ class InternImage(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the features of levels, before the resolution is halved.
+        """Return the features of levels, each before its resolution is halved.
 
         Args:
             x: [N, C, H, W].
-            indices: Levels, or how many of the last; all by default.
+            indices: Indices of levels, or the number of last levels; all by default.
             norm: Has no effect: there is no norm after the levels.
-            stop_early: Leave out levels that nobody asks for.
+            stop_early: Don't run the levels after the last requested one.
             output_fmt: "NCHW" or "NHWC".
-            intermediates_only: Return the list alone, else the last features too.
+            intermediates_only: Return only the list, else also the last features.
 
         Raises:
             ValueError: For another output_fmt.
@@ -169,7 +169,7 @@ class InternImage(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the levels after those asked for, and the head."""
+        """Remove the levels after the requested ones, and the head."""
         taken, last = feature_take_indices(len(self.levels), indices)
         self.levels = self.levels[: last + 1]
         self._levels()[-1].downsample = None
@@ -188,17 +188,17 @@ class InternImage(nn.Module):
         return x.permute(TO_FIRST)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the classes of features [N, C, H, W], or what the classifier reads of them."""
+        """Return the class scores of features [N, C, H, W], or the classifier's input."""
         x = self.head_drop(self.global_pool(self.conv_head(x)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the classes of images [N, C, H, W]: [N, num_classes]."""
+        """Return the class scores, [N, num_classes], of images [N, C, H, W]."""
         return self.forward_head(self.forward_features(x))
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Return a checkpoint of the authors, or of a copy on the Hugging Face hub, under this network's names."""
+    """Rename the authors' weights, or those of a copy on the Hugging Face hub, to the names in this network."""
     weights: Mapping[str, Any] = state_dict.get("model", state_dict)
     renamed = {"layer_scale1": "gamma1", "layer_scale2": "gamma2"}
     return {
@@ -212,7 +212,7 @@ def _linear(last: float, count: int) -> list[float]:
 
 
 def _initialise(module: nn.Module) -> None:
-    # Called on children first: a layer's own initialisation then has the last word on its projections.
+    # This runs on children first, so a layer's own initialisation of its projections comes last and stays.
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

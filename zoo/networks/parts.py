@@ -1,4 +1,4 @@
-"""The parts of InternImage: stem, levels, blocks. Inside a network images lie channels last, [N, H, W, C]."""
+"""The parts of InternImage: stem, levels, blocks. Inside a network images are channels-last, [N, H, W, C]."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class Stem(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, and what halves it after them."""
+    """Blocks of one resolution, and a layer after them that halves it."""
 
     downsample: "Downsample | None"
 
@@ -40,7 +40,7 @@ class Level(nn.Module):
         self.downsample = None if is_last else Downsample(channels)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, H, W, C]
-        """Run the blocks, without what halves the resolution."""
+        """Run the blocks, without the layer that halves the resolution."""
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():  # type: ignore[attr-defined]
                 x = checkpoint(block, x, use_reentrant=False)
@@ -50,7 +50,7 @@ class Level(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2 to twice the channels, and a norm."""
+    """A 3x3 convolution of stride 2 that doubles the channels, and a norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
