@@ -8,7 +8,7 @@ import torch
 
 
 def as_integer(name: str, value: object) -> int:
-    """Return the argument ``name``: an integer of Python or NumPy, or a symbol of torch.
+    """Return ``value`` as an integer, from Python, NumPy or a symbol of torch, for the argument ``name``.
 
     Raises:
         TypeError: For anything else, also for True and False.

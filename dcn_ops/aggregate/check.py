@@ -19,7 +19,7 @@ _LAYOUT = {
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
-    """Raise TypeError if it is not a dense tensor, and ValueError for a wrong rank."""
+    """Raise TypeError if ``tensor`` is not a dense tensor, and ValueError for a wrong rank."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
     if tensor.layout != torch.strided:
@@ -61,7 +61,7 @@ def check_image(input: Tensor, channels: int) -> None:
 
 
 def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
-    """Raise TypeError if it is not a dense tensor, and ValueError for too few channels for offsets and masks."""
+    """Raise TypeError for a non-dense ``offset_mask``, ValueError for too few channels for offsets and masks."""
     if _is_traced(offset_mask):
         return
     check_tensor("offset_mask", offset_mask)
