@@ -36,7 +36,7 @@ def register_traces(
     """Let the compiler see the aten of an operator and its backward, which Inductor fuses.
 
     The compiler gets the operators whole in four cases: the caller wants that, somebody registered a kernel for a
-    device, sizes are symbols, or ``prefers_whole`` says so of the operator's arguments. With symbols, Inductor needs
+    device, sizes are symbols, or ``prefers_whole`` returns True for the arguments. With symbols, Inductor needs
     minutes to simplify the index formulas, and work of an unknown size can't be cut into pieces. A package that is
     compiled ahead of time gets the aten even with symbols, because it runs without this library.
     """
