@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 import torch
 from aggregates import CASES, Case, Inputs, make_inputs, run
-from functorch.compile import make_boxed_func
+from graphs import compiled_for_graphs, targets
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
@@ -148,20 +147,13 @@ def test_compiled_operator_is_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_compiler_sees_through_the_operator_unless_it_is_asked_not_to(whole: bool) -> None:
-    targets = []
-
-    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        targets.append({node.target for node in graph.graph.nodes})
-        return make_boxed_func(graph.forward)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(op, fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    compiled, graphs = compiled_for_graphs(op)
     inputs = make_inputs(ALL)
     with dcn_ops.settings(whole_operators=whole):
         assert_within_budget(run(compiled, inputs, **ALL.numbers), *exact(inputs, ALL))
     torch._dynamo.reset()
-    assert len(targets) == 2
-    assert bool({op, backward_op} & set.union(*targets)) == whole
+    assert len(graphs) == 2
+    assert bool({op, backward_op} & set.union(*map(targets, graphs))) == whole
 
 
 def padded(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from functorch.compile import make_boxed_func
+from graphs import compiled_for_graphs, targets
 from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
 from torch.utils import cpp_extension
 
 import dcn_ops
@@ -166,21 +165,12 @@ def test_other_settings_are_another_entry_of_the_caches(settings: dict[str, obje
 @pytest.mark.usefixtures("no_native")
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_backend_gets_the_operator_whole_if_it_asks(whole: bool) -> None:
-    graphs = []
-
-    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        graphs.append({node.target for node in graph.graph.nodes})
-        return make_boxed_func(graph.forward)
-
     case = CASES["all"]
     inputs = make_inputs(case)
-    torch._dynamo.reset()
-    function = torch.compile(
-        torch.ops.dcn_ops.deform_conv2d.default, fullgraph=True, backend=aot_autograd(fw_compiler=record)
-    )
+    function, graphs = compiled_for_graphs(torch.ops.dcn_ops.deform_conv2d.default)
     with dcn_ops.whole_operators() if whole else nullcontext():
         results = run(function, inputs, **case.integers)
-    assert [len(targets & OPERATORS) for targets in graphs] == [whole, whole]
+    assert [len(targets(graph) & OPERATORS) for graph in graphs] == [whole, whole]
     assert_within_budget(results, *oracle(inputs, case.conv, torch.float32))
 
 

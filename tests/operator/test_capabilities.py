@@ -15,9 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from functorch.compile import make_boxed_func
+from graphs import compiled_for_graphs
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -67,14 +66,8 @@ def leaves(*args: object, **case: object) -> tuple[Tensor, ...]:
 
 def graphs(function: Function) -> list[torch.fx.GraphModule]:
     """Return the forward and the backward graph that a compiler gets."""
-    seen = []
-
-    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        seen.append(graph)
-        return make_boxed_func(graph.forward)
-
-    torch._dynamo.reset()
-    torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=record))(*leaves()).sum().backward()
+    compiled, seen = compiled_for_graphs(function)
+    compiled(*leaves()).sum().backward()
     assert len(seen) == 2
     return seen
 

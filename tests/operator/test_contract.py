@@ -5,9 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from graphs import compiled_for_graphs, targets
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
@@ -171,18 +170,11 @@ def test_compiled_operator_is_the_reference(name: str) -> None:
 
 
 def test_compiler_sees_through_the_operator() -> None:
-    targets = []
-
-    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        targets.append({node.target for node in graph.graph.nodes})
-        return make_boxed_func(graph.forward)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(op, fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    compiled, graphs = compiled_for_graphs(op)
     with dcn_ops.settings(implementation="composition"):
         run(compiled, make_inputs(ALL), **ALL.integers)
-    assert len(targets) == 2
-    assert not {op, backward_op} & set.union(*targets)
+    assert len(graphs) == 2
+    assert not {op, backward_op} & set.union(*map(targets, graphs))
 
 
 def padded(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:

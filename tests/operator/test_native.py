@@ -6,9 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
+from graphs import compiled_for_graphs, targets
 
 import dcn_ops
 from dcn_ops.conv import reference
@@ -207,20 +205,13 @@ def test_without_torchs_threads_one_does_the_work(
 
 @pytest.mark.parametrize(("implementation", "whole"), [("native", True), ("auto", True), ("composition", False)])
 def test_the_compiler_gets_one_node(implementation: str, whole: bool) -> None:
-    graphs: list[set[object]] = []
-
-    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        graphs.append({node.target for node in graph.graph.nodes})
-        return make_boxed_func(graph.forward)
-
     case = SHAPES["depthwise, odd"]
     inputs = make_inputs(case)
-    torch._dynamo.reset()
+    compiled, graphs = compiled_for_graphs(op)
     with dcn_ops.settings(implementation=implementation):
-        compiled = torch.compile(op, fullgraph=True, backend=aot_autograd(fw_compiler=record))
         actual = run(compiled, inputs, **case.integers)
     ours = {op.default, torch.ops.dcn_ops.deform_conv2d_backward.default}
-    assert [len(targets & ours) for targets in graphs] == [whole, whole]
+    assert [len(targets(graph) & ours) for graph in graphs] == [whole, whole]
     assert_within_budget(actual, *oracle(inputs, case.conv, torch.float32))
 
 
