@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from dcn_ops.aggregate.window import Window
+from dcn_ops.checks import check_dtypes_and_devices, check_is_tensor, check_output, check_rank, shape_of
 from dcn_ops.sampling.geometry import Pair
 
 _LAYOUT = {
@@ -20,13 +21,8 @@ _LAYOUT = {
 
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raise TypeError if ``tensor`` is not a dense tensor, and ValueError for a wrong rank."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"expected {name} to be dense, got {name}.layout={tensor.layout}; use {name}.to_dense()")
-    if tensor.dim() != 4:
-        hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 else ""
-        raise ValueError(f"expected {name} of shape {_LAYOUT[name]}, got {_shape(name, tensor)}{hint}")
+    check_is_tensor(name, tensor)
+    check_rank(name, tensor, f"of shape {_LAYOUT[name]}", 4)
 
 
 def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int) -> None:
@@ -46,7 +42,7 @@ def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int)
     if input.shape[3] != group * group_channels:
         raise ValueError(
             f"expected input with group * group_channels = {group} * {group_channels} channels in its last "
-            f"dimension, got {_shape('input', input)}"
+            f"dimension, got {shape_of('input', input)}"
         )
 
 
@@ -57,7 +53,7 @@ def check_image(input: Tensor, channels: int) -> None:
     check_tensor("input", input)
     if input.shape[3] != channels:
         first = "; for [N, C, H, W] wrap the layer in dcn_ops.ChannelsFirst" if input.shape[1] == channels else ""
-        raise ValueError(f"expected input of shape [N, H, W, {channels}], got {_shape('input', input)}{first}")
+        raise ValueError(f"expected input of shape [N, H, W, {channels}], got {shape_of('input', input)}{first}")
 
 
 def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
@@ -68,7 +64,7 @@ def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
     if group < 1 or taps < 1 or offset_mask.shape[3] < 3 * group * taps:
         raise ValueError(
             f"expected offset_mask with at least 3 * group * taps = 3 * {group} * {taps} channels in its last "
-            f"dimension, got {_shape('offset_mask', offset_mask)}"
+            f"dimension, got {shape_of('offset_mask', offset_mask)}"
         )
 
 
@@ -106,17 +102,8 @@ def check_arguments(
     )
     _check_taps(window)
     _check_shapes(input, offset, mask, window)
-    _check_kind(input, offset, mask)
+    check_dtypes_and_devices(input, {"offset": (offset, True), "mask": (mask, True)})
     return window
-
-
-def check_gradient(grad: Tensor, input: Tensor, window: Window) -> None:
-    """Raise ValueError or TypeError for a gradient that doesn't fit the output."""
-    expected = [input.shape[0], *window.output_size(input.shape[1:3]), input.shape[3]]
-    if list(grad.shape) != expected:
-        raise ValueError(f"expected grad of the output's shape {expected}, got {_shape('grad', grad)}")
-    if grad.dtype != input.dtype:
-        raise TypeError(f"expected grad of the input's dtype {input.dtype}, got {grad.dtype=}")
 
 
 def _is_traced(tensor: Tensor) -> bool:
@@ -144,44 +131,16 @@ def _check_shapes(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -
     if window.groups < 1 or channels % window.groups:
         raise ValueError(
             f"expected groups={window.groups} to divide the channels, the last dimension, "
-            f"got {_shape('input', input)}"
+            f"got {shape_of('input', input)}"
         )
     if height == 0 or width == 0 or channels == 0:
-        raise ValueError(f"expected an image with pixels and channels, got {_shape('input', input)}")
+        raise ValueError(f"expected an image with pixels and channels, got {shape_of('input', input)}")
     size = window.output_size((height, width))
-    if size[0] < 1 or size[1] < 1:
-        raise ValueError(
-            f"the output would be empty, {list(size)}: the kernel {list(window.kernel)} with "
-            f"dilation={list(window.dilation)} and padding={list(window.padding)} doesn't fit "
-            f"{_shape('input', input)}; pad more or use a larger input"
-        )
+    check_output(size, input, window.kernel, window.dilation, window.padding)
     for name, tensor, each in (("offset", offset, 2), ("mask", mask, 1)):
         expected = [batch, *size, window.groups * window.taps * each]
         if list(tensor.shape) != expected:
             raise ValueError(
                 f"expected {name} of shape {expected}, {_LAYOUT[name]} with groups={window.groups} and "
-                f"{window.taps} taps, got {_shape(name, tensor)}"
+                f"{window.taps} taps, got {shape_of(name, tensor)}"
             )
-
-
-def _check_kind(input: Tensor, offset: Tensor, mask: Tensor) -> None:
-    dtype = input.dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        raise TypeError(f"expected input of dtype float16, bfloat16, float32 or float64, got {dtype}")
-    # Positions and masks may be wider than half-precision features, as under autocast.
-    allowed = (dtype, torch.float32) if dtype.itemsize == 2 else (dtype,)
-    for name, tensor in (("offset", offset), ("mask", mask)):
-        if tensor.dtype not in allowed:
-            raise TypeError(
-                f"expected {name} of dtype {' or '.join(map(str, allowed))}, as the input's, "
-                f"got {name}.dtype={tensor.dtype}; convert it with {name}.to(input.dtype)"
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f"expected {name} on the input's device {input.device}, got {name}.device={tensor.device}; "
-                f"move it with {name}.to(input.device)"
-            )
-
-
-def _shape(name: str, tensor: Tensor) -> str:
-    return f"{name}.shape={list(tensor.shape)}"

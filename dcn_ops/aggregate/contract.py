@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dcn_ops.aggregate import reference, vmap
-from dcn_ops.aggregate.check import check_gradient
 from dcn_ops.aggregate.kernels.registry import REGISTRY
 from dcn_ops.aggregate.problem import Gradients, make_problem
+from dcn_ops.checks import check_gradient
 from dcn_ops.registration import Autograd, register_autocast, register_traces
 from dcn_ops.settings import tag_compile_caches
 
@@ -44,7 +44,7 @@ def _forward(*arguments: Any, traced: bool = False) -> Tensor:
 
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
-    check_gradient(grad, problem.input, problem.window)
+    check_gradient(grad, problem.input, problem.output_shape)
     same_bits = needs[0] and torch.are_deterministic_algorithms_enabled()
     return REGISTRY.choose(problem, grad, traced=traced, deterministic=same_bits).backward(grad, problem, needs)
 
@@ -62,15 +62,15 @@ tag_compile_caches()
 
 @torch.library.register_fake(f"dcn_ops::{_NAME}", lib=_library)
 def _forward_fake(*arguments: Any) -> Tensor:
-    input, _, _, window = make_problem(*arguments)
-    return input.new_empty((input.shape[0], *window.output_size(input.shape[1:3]), input.shape[3]))
+    problem = make_problem(*arguments)
+    return problem.input.new_empty(problem.output_shape)
 
 
 @torch.library.register_fake(f"dcn_ops::{_NAME}_backward", lib=_library)
 def _backward_fake(grad: Tensor, *arguments: Any) -> Gradients:
-    input, offset, mask, window = make_problem(*arguments[:-1])
-    check_gradient(grad, input, window)
-    tensors = zip((input, offset, mask), arguments[-1], strict=True)
+    problem = make_problem(*arguments[:-1])
+    check_gradient(grad, problem.input, problem.output_shape)
+    tensors = zip(problem[:3], arguments[-1], strict=True)
     return cast("Gradients", tuple(t.new_empty(t.shape) if needed else None for t, needed in tensors))
 
 

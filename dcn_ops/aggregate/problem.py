@@ -22,6 +22,12 @@ class Problem(NamedTuple):
     mask: Tensor  # [N, Ho, Wo, G*K]
     window: Window
 
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """N, Ho, Wo, C."""
+        n, height, width, channels = self.input.shape
+        return n, *self.window.output_size((height, width)), channels
+
 
 def make_problem(input: Tensor, offset: Tensor, mask: Tensor, *numbers: Any) -> Problem:
     """Return the operator's arguments, in its own order, as a problem.

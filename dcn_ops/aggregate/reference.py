@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.aggregate.window import Window
+from dcn_ops.sampling import bilinear
 
 
 def forward(
@@ -31,28 +32,9 @@ def forward(
     x = grid_x[:, None] + displacement[..., 0]  # [N, Ho, Wo, G, K]
     y = grid_y[:, None, None] + displacement[..., 1]
 
-    image = input.to(dtype).reshape(n, height, width, g, c // g)
-    samples = _bilinear(image, y.permute(0, 3, 1, 2, 4).flatten(2), x.permute(0, 3, 1, 2, 4).flatten(2))
+    pixels = input.to(dtype).reshape(n, height * width, g, c // g).transpose(1, 2)
+    y, x = (positions.permute(0, 3, 1, 2, 4).flatten(2) for positions in (y, x))
+    samples = bilinear.sample(pixels, (height, width), y, x)  # [N, G, Ho*Wo*K, D]
     samples = samples.reshape(n, g, ho, wo, k, c // g).permute(0, 2, 3, 1, 4, 5)  # [N, Ho, Wo, G, K, D]
     weighted = samples * mask.to(dtype).reshape(n, ho, wo, g, k, 1)
     return weighted.sum(4).reshape(n, ho, wo, c).to(input.dtype)
-
-
-def _bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Sample image [N, H, W, G, D] at y, x [N, G, P] and return [N, G, P, D]."""
-    height, width = image.shape[1:3]
-    pixels = image.permute(0, 3, 1, 2, 4).flatten(2, 3)  # [N, G, H*W, D]
-    # False for NaN and infinity: they must sample 0 and must not be converted to an integer.
-    usable = (y >= -1) & (y < height) & (x >= -1) & (x < width)
-    y, x = y.where(usable, -2), x.where(usable, -2)
-    top, left = y.detach().floor(), x.detach().floor()
-    fy, fx = y - top, x - left
-    samples = []
-    for row, weight_y in ((top, 1 - fy), (top + 1, fy)):
-        for col, weight_x in ((left, 1 - fx), (left + 1, fx)):
-            exists = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-            index = row.clamp(0, height - 1).long() * width + col.clamp(0, width - 1).long()
-            corner = pixels.gather(2, index[..., None].expand(-1, -1, -1, pixels.shape[3]))
-            corner = corner.where(exists[..., None], 0)
-            samples.append(corner * (weight_y * weight_x)[..., None])
-    return torch.stack(samples).sum(0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from dcn_ops.arguments import as_pair
+from dcn_ops.checks import Kind, check_dtypes_and_devices, check_is_tensor, check_output, check_rank, shape_of
 from dcn_ops.sampling.geometry import Conv, Pair
 
 
@@ -38,22 +39,17 @@ def check_maps(name: str, tensor: Tensor) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, rank: int) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+    check_is_tensor(name, tensor)
     _check_rank(name, tensor, rank)
 
 
-def _check_rank(name: str, tensor: "_Kind | Tensor", rank: int) -> None:
-    if tensor.layout != torch.strided:
-        raise TypeError(f"expected {name} to be dense, got {name}.layout={tensor.layout}; use {name}.to_dense()")
-    if tensor.dim() != rank:
-        hint = "; add a batch dimension with unsqueeze(0)" if tensor.dim() == 3 and name != "weight" else ""
-        raise ValueError(f"expected {name} with {rank} dimensions, got {_shape(name, tensor)}{hint}")
+def _check_rank(name: str, tensor: Kind, rank: int) -> None:
+    check_rank(name, tensor, f"with {rank} dimensions", rank, batched=name in ("input", "offset", "mask"))
 
 
 def _check_weight(weight: "_Kind | Tensor") -> None:
     if weight.numel() == 0:
-        raise ValueError(f"expected filters, channels and taps, got {_shape('weight', weight)}")
+        raise ValueError(f"expected filters, channels and taps, got {shape_of('weight', weight)}")
 
 
 def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
@@ -114,7 +110,15 @@ def check_arguments(
     conv = Conv(tuple(tensors.weight.shape[2:]), stride, padding, dilation, groups, offset_groups)
     _check_channels(tensors, conv)
     _check_maps(tensors, conv)
-    _check_kinds(tensors)
+    check_dtypes_and_devices(
+        tensors.input,
+        {
+            "offset": (tensors.offset, True),
+            "weight": (tensors.weight, False),
+            "bias": (tensors.bias, False),
+            "mask": (tensors.mask, True),
+        },
+    )
     return conv
 
 
@@ -131,44 +135,30 @@ def _check_channels(tensors: _Kinds, conv: Conv) -> None:
     if conv.groups < 1 or weight.shape[1] * conv.groups != channels:
         raise ValueError(
             f"expected weight of shape [O, C / groups, kh, kw] for C={channels} input channels, "
-            f"got {_shape('weight', weight)} with groups={conv.groups}"
+            f"got {shape_of('weight', weight)} with groups={conv.groups}"
         )
     if filters % conv.groups:
-        raise ValueError(f"expected groups={conv.groups} to divide the filters, got {_shape('weight', weight)}")
+        raise ValueError(f"expected groups={conv.groups} to divide the filters, got {shape_of('weight', weight)}")
     if conv.offset_groups < 1:
         raise ValueError(
             f"expected offset with a multiple of 2 * kh * kw = {2 * conv.taps} channels for the kernel "
-            f"{list(conv.kernel)}, got {_shape('offset', offset)}, offset_groups={conv.offset_groups}"
+            f"{list(conv.kernel)}, got {shape_of('offset', offset)}, offset_groups={conv.offset_groups}"
         )
     if channels % conv.offset_groups:
         raise ValueError(
             f"expected offset_groups={conv.offset_groups} to divide the input channels, "
-            f"got {_shape('input', input)} and {_shape('offset', offset)}"
+            f"got {shape_of('input', input)} and {shape_of('offset', offset)}"
         )
     if bias is not None and bias.shape[0] != filters:
-        raise ValueError(f"expected bias of shape [{filters}], one per filter, got {_shape('bias', bias)}")
-
-
-def check_gradient(grad: Tensor, input: Tensor, weight: Tensor, conv: Conv) -> None:
-    """Raise ValueError or TypeError for a gradient that doesn't fit the output."""
-    expected = [input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])]
-    if list(grad.shape) != expected:
-        raise ValueError(f"expected grad of the output's shape {expected}, got {_shape('grad', grad)}")
-    if grad.dtype != input.dtype:
-        raise TypeError(f"expected grad of the input's dtype {input.dtype}, got {grad.dtype=}")
+        raise ValueError(f"expected bias of shape [{filters}], one per filter, got {shape_of('bias', bias)}")
 
 
 def _check_maps(tensors: _Kinds, conv: Conv) -> None:
     input, offset, _, _, mask = tensors
     if input.shape[2] == 0 or input.shape[3] == 0:
-        raise ValueError(f"expected an image with pixels, got {_shape('input', input)}")
+        raise ValueError(f"expected an image with pixels, got {shape_of('input', input)}")
     size = conv.output_size(input.shape[2:])
-    if size[0] < 1 or size[1] < 1:
-        raise ValueError(
-            f"the output would be empty, {list(size)}: the kernel {list(conv.kernel)} with "
-            f"dilation={list(conv.dilation)} and padding={list(conv.padding)} doesn't fit "
-            f"{_shape('input', input)}; pad more or use a larger input"
-        )
+    check_output(size, input, conv.kernel, conv.dilation, conv.padding)
     for name, tensor, layout in (
         ("offset", offset, "offset_groups * kh * kw * 2"),
         ("mask", mask, "offset_groups * kh * kw"),
@@ -179,36 +169,5 @@ def _check_maps(tensors: _Kinds, conv: Conv) -> None:
             raise ValueError(
                 f"expected {name} of shape {list(expected)}, [N, {layout}, Ho, Wo] with "
                 f"offset_groups={conv.offset_groups} and the kernel {list(conv.kernel)}, "
-                f"got {_shape(name, tensor)}"
+                f"got {shape_of(name, tensor)}"
             )
-
-
-def _check_kinds(tensors: _Kinds) -> None:
-    input, offset, weight, bias, mask = tensors
-    dtype = input.dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        raise TypeError(f"expected input of dtype float16, bfloat16, float32 or float64, got {dtype}")
-    # Positions and masks may be wider than half-precision features, as under autocast.
-    wide = (dtype, torch.float32) if dtype.itemsize == 2 else (dtype,)
-    for name, tensor, allowed in (
-        ("offset", offset, wide),
-        ("weight", weight, (dtype,)),
-        ("bias", bias, (dtype,)),
-        ("mask", mask, wide),
-    ):
-        if tensor is None:
-            continue
-        if tensor.dtype not in allowed:
-            raise TypeError(
-                f"expected {name} of dtype {' or '.join(map(str, allowed))}, as the input's, "
-                f"got {name}.dtype={tensor.dtype}; convert it with {name}.to(input.dtype)"
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f"expected {name} on the input's device {input.device}, got {name}.device={tensor.device}; "
-                f"move it with {name}.to(input.device)"
-            )
-
-
-def _shape(name: str, tensor: _Kind | Tensor) -> str:
-    return f"{name}.shape={list(tensor.shape)}"

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from dcn_ops.checks import check_gradient
 from dcn_ops.conv import reference, vmap
-from dcn_ops.conv.check import check_gradient
 from dcn_ops.conv.kernels.registry import REGISTRY, calls_native
 from dcn_ops.conv.problem import Gradients, make_problem
 from dcn_ops.registration import Autograd, register_autocast, register_traces
@@ -43,7 +43,7 @@ def _forward(*arguments: Any, traced: bool = False) -> Tensor:
 
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
-    check_gradient(grad, problem.input, problem.weight, problem.conv)
+    check_gradient(grad, problem.input, problem.output_shape)
     kernel = REGISTRY.choose(problem, grad, traced=traced)
     if not (needs[0] and not kernel.DETERMINISTIC and torch.are_deterministic_algorithms_enabled()):
         return kernel.backward(grad, problem, needs)
@@ -73,14 +73,15 @@ tag_compile_caches()
 
 @torch.library.register_fake(f"dcn_ops::{NAME}", lib=_library)
 def _forward_fake(*arguments: Any) -> Tensor:
-    input, _, weight, _, _, conv = make_problem(*arguments)
-    return empty_channels_last(input, (input.shape[0], weight.shape[0], *conv.output_size(input.shape[2:])))
+    problem = make_problem(*arguments)
+    return empty_channels_last(problem.input, problem.output_shape)
 
 
 @torch.library.register_fake(f"dcn_ops::{NAME}_backward", lib=_library)
 def _backward_fake(grad: Tensor, *arguments: Any) -> Gradients:
-    input, offset, weight, _, mask, conv = make_problem(*arguments[:-1])
-    check_gradient(grad, input, weight, conv)
+    problem = make_problem(*arguments[:-1])
+    check_gradient(grad, problem.input, problem.output_shape)
+    input, offset, weight, _, mask, _ = problem
     gradients = (
         empty_channels_last(input),
         empty_channels_last(offset),

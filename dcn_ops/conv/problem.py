@@ -26,6 +26,11 @@ class Problem(NamedTuple):
     mask: Tensor | None  # [N, G*K, Ho, Wo]
     conv: Conv
 
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """N, O, Ho, Wo."""
+        return self.input.shape[0], self.weight.shape[0], *self.conv.output_size(self.input.shape[2:])
+
 
 def make_problem(
     input: Tensor,

@@ -11,6 +11,7 @@ x(·) interpolates bilinearly; a corner outside the image counts 0, and so does 
 import torch
 from torch import Tensor
 
+from dcn_ops.sampling import bilinear
 from dcn_ops.sampling.geometry import Conv
 
 
@@ -32,7 +33,8 @@ def forward(
     y = (grid_y + displacement[:, :, :, :, 0]).flatten(2)  # [N, G, K*Ho*Wo]
     x = (grid_x + displacement[:, :, :, :, 1]).flatten(2)
 
-    columns = _bilinear(input.to(dtype).reshape(n, g, c // g, h, w), y, x)  # [N, G, C/G, K*Ho*Wo]
+    pixels = input.to(dtype).reshape(n, g, c // g, h * w).transpose(2, 3)
+    columns = bilinear.sample(pixels, (h, w), y, x).transpose(2, 3)  # [N, G, C/G, K*Ho*Wo]
     if mask is not None:
         columns = columns * mask.to(dtype).reshape(n, g, 1, conv.taps * ho * wo)
     depth = c // conv.groups * conv.taps
@@ -40,22 +42,3 @@ def forward(
     out = weight.to(dtype).reshape(conv.groups, -1, depth) @ columns  # [N, groups, O/groups, Ho*Wo]
     out = out.reshape(n, weight.shape[0], ho, wo)
     return (out if bias is None else out + bias.to(dtype).reshape(-1, 1, 1)).to(input.dtype)
-
-
-def _bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Sample image [N, G, C/G, H, W] at y, x [N, G, P] and return [N, G, C/G, P]."""
-    height, width = image.shape[-2:]
-    # False for NaN and infinity: they must sample 0, and must not reach an integer.
-    usable = (y >= -1) & (y < height) & (x >= -1) & (x < width)
-    y, x = y.where(usable, -2), x.where(usable, -2)
-    top, left = y.detach().floor(), x.detach().floor()
-    fy, fx = y - top, x - left
-    samples = []
-    for row, weight_y in ((top, 1 - fy), (top + 1, fy)):
-        for col, weight_x in ((left, 1 - fx), (left + 1, fx)):
-            exists = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-            index = row.clamp(0, height - 1).long() * width + col.clamp(0, width - 1).long()
-            index = index[:, :, None].expand(-1, -1, image.shape[2], -1)
-            corner = image.flatten(3).gather(3, index).where(exists[:, :, None], 0)
-            samples.append(corner * (weight_y * weight_x)[:, :, None])
-    return torch.stack(samples).sum(0)
