@@ -66,7 +66,7 @@ def calibrate(
         for layer, record in predicted.items():
             stack.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
         for count, batch in enumerate(batches, 1):  # noqa: B007  (read below)
-            model(_image(batch).to(device))
+            model(_images(batch, device))
     if not count:
         raise ValueError(f"expected at least one batch to measure offsets on, got none from {type(batches)}")
     return predicted
@@ -83,8 +83,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _image(batch: object) -> Tensor:
-    image = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(image, Tensor):
-        raise TypeError(f"expected batches of tensors, or tuples that start with one, got {type(batch)}")
-    return image
+def _images(batch: object, device: torch.device) -> Tensor | list[Tensor]:
+    """Return what the model takes: a tensor, or a list of images of a detector."""
+    images = batch if _is_list_of_images(batch) or not isinstance(batch, tuple | list) or not batch else batch[0]
+    if isinstance(images, tuple | list) and _is_list_of_images(images):
+        return [image.to(device) for image in images]
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"expected batches of tensors, or of lists of images, or tuples that start with one, got {type(batch)}"
+        )
+    return images.to(device)
+
+
+def _is_list_of_images(batch: object) -> bool:
+    images = batch if isinstance(batch, tuple | list) else ()
+    return bool(images) and all(isinstance(image, Tensor) and image.dim() == 3 for image in images)

@@ -17,10 +17,22 @@ def check_network(model: object) -> None:
         raise TypeError(f"expected a network, an nn.Module, for model, got {model!r}; timm.create_model builds one")
 
 
-def check_config(config: object) -> None:
-    """Raise a TypeError if the config is no DCNConfig."""
-    if not isinstance(config, DCNConfig):
-        raise TypeError(f"expected a DCNConfig for config, got {config!r}; pass zoo.DCNConfig(...) with its fields")
+def check_configs(config: object) -> tuple[DCNConfig, ...]:
+    """Return one or several configs as a tuple.
+
+    Raises:
+        TypeError: If the config is neither a DCNConfig nor a sequence of them.
+        ValueError: If the sequence is empty.
+    """
+    configs = tuple(config) if isinstance(config, list | tuple) else (config,)
+    if not all(isinstance(one, DCNConfig) for one in configs):
+        raise TypeError(
+            f"expected a DCNConfig, or a list of them, for config, got {config!r}; pass zoo.DCNConfig(...) with "
+            "its fields"
+        )
+    if not configs:
+        raise ValueError(f"expected at least one DCNConfig for config, got {config!r}")
+    return configs
 
 
 def check_folder(folder: object) -> None:

@@ -1,13 +1,17 @@
-"""What to replace (``DCNConfig``) and what was replaced (``Replacement``, ``Injection``)."""
+"""What to replace, and by what: ``DCNConfig``."""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import UnionType
 
 from torch import nn
 
+from zoo.parts import BACKBONE, PARTS
+
 KINDS = ("dense", "grouped", "depthwise")
+TOWERS = ("all", "last")
+_SEQUENCES = {"parts": str, "stages": int, "kinds": str, "kernels": int, "include": str, "exclude": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +19,22 @@ class DCNConfig:
     """Which convolutions become deformable, and how.
 
     Attributes:
-        stages: Stages to convert. Stage s has stride 2^(s + 1) in the undilated network: (2, 3, 4) are the strides
-            8, 16 and 32, c3 to c5 of the detection papers. None converts those of (2, 3, 4) that the network has,
-            or everything if it has none.
+        parts: Parts of a detector or a segmenter to convert, some of "backbone", "neck", "decoder" and "head". A
+            network without a backbone inside is one backbone.
+        stages: Stages of the backbone to convert; other parts have none. Stage s has stride 2^(s + 1) in the
+            undilated network: (2, 3, 4) are the strides 8, 16 and 32, c3 to c5 of the detection papers. None
+            converts those of (2, 3, 4) that the backbone has, or all of it if it has none.
         kinds: Kinds to convert, some of "dense", "grouped" and "depthwise".
         kernels: Kernel sizes to convert, by their larger side. None converts all of at least 3.
         include: Globs over module names, such as ``"layer4.*.conv2"``; at least one has to match.
         exclude: Globs over module names; none may match.
         where: A function of name and convolution; convolutions for which it returns True are converted.
         every: Convert every n-th block of a stage, starting with its first.
+        towers: In decoder and head, convert "all" convolutions, or the "last" ones: those whose results go only to
+            layers that compute an output of the network, as the last one of each of FCOS's towers.
+        output_layers: Whether layers of decoder and head that compute an output of the network, such as FCOS's
+            cls_logits, are converted too.
+        stem: Whether convolutions that read the image are converted too.
         offset_groups: Number of channel groups with their own offsets.
         offset_group_width: Channels of such a group, instead of the number of groups: for layers of different
             widths.
@@ -31,13 +42,13 @@ class DCNConfig:
         offset_bound: Limits offsets to ± this many pixels.
         separable_predictor: Whether a depthwise and a 1x1 convolution predict the offsets instead of a dense one.
             None: only for depthwise convolutions and kernel sizes above 3.
-            None: for depthwise convolutions and kernels above 3.
 
     Raises:
-        ValueError: If a value is out of range, or stages, kinds, kernels or include are empty.
+        ValueError: If a value is out of range, or parts, stages, kinds, kernels or include are empty.
         TypeError: If a value has another type.
     """
 
+    parts: tuple[str, ...] = (BACKBONE,)
     stages: tuple[int, ...] | None = None
     kinds: tuple[str, ...] = KINDS
     kernels: tuple[int, ...] | None = None
@@ -45,6 +56,9 @@ class DCNConfig:
     exclude: tuple[str, ...] = ()
     where: Callable[[str, nn.Conv2d], bool] | None = None
     every: int = 1
+    towers: str = "all"
+    output_layers: bool = False
+    stem: bool = False
     offset_groups: int = 1
     offset_group_width: int | None = None
     modulated: bool = True
@@ -52,18 +66,11 @@ class DCNConfig:
     separable_predictor: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("stages", int), ("kinds", str), ("kernels", int), ("include", str), ("exclude", str)):
+        for name, kind in _SEQUENCES.items():
             value = getattr(self, name)
             if value is not None or name not in ("stages", "kernels"):
                 object.__setattr__(self, name, _as_tuple(name, value, kind))
-        if self.stages == ():
-            raise ValueError(f"expected at least one stage, or None for the deep ones, got {self.stages=}")
-        if self.kernels == ():
-            raise ValueError(f"expected at least one kernel size, or None for all, got {self.kernels=}")
-        if not self.kinds or not set(self.kinds) <= set(KINDS):
-            raise ValueError(f"expected some of the kinds {KINDS}, got {self.kinds=}")
-        if not self.include:
-            raise ValueError(f'expected at least one include pattern, such as "*", got {self.include=}')
+        self._check_place()
         _check_positive("every", self.every)
         _check_positive("offset_groups", self.offset_groups)
         if self.offset_group_width is not None:
@@ -73,6 +80,25 @@ class DCNConfig:
         if self.where is not None and not callable(self.where):
             raise TypeError(f"expected a function of name and convolution, or None, got {self.where=}")
         self._check_layer()
+
+    def _check_place(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"expected some of the parts {PARTS}, got {self.parts=}")
+        if self.stages == ():
+            raise ValueError(f"expected at least one stage, or None for the deep ones, got {self.stages=}")
+        if self.stages is not None and BACKBONE not in self.parts:
+            raise ValueError(f"only the backbone has stages, got {self.stages=} and {self.parts=}; use include")
+        if self.kernels == ():
+            raise ValueError(f"expected at least one kernel size, or None for all, got {self.kernels=}")
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise ValueError(f"expected some of the kinds {KINDS}, got {self.kinds=}")
+        if not self.include:
+            raise ValueError(f'expected at least one include pattern, such as "*", got {self.include=}')
+        if self.towers not in TOWERS:
+            raise ValueError(f"expected one of {TOWERS}, got {self.towers=}")
+        for name in ("output_layers", "stem"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"expected True or False, got {name}={getattr(self, name)!r}")
 
     def _check_layer(self) -> None:
         if not isinstance(self.modulated, bool):
@@ -105,77 +131,3 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:
 def _is_a(value: object, kind: type | UnionType) -> bool:
     """Tell whether a value is of a kind; a bool is no integer here."""
     return isinstance(value, kind) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replacement:
-    """One convolution and the layer that replaces it.
-
-    Attributes:
-        fqn: Its name in the network; the first one if it has several.
-        stage: Its stage, or None if it is unknown.
-        old: The convolution's ``repr``.
-        new: The layer's ``repr``.
-        params_before: Parameters of the convolution.
-        params_after: Parameters of the layer, the offset predictor's included.
-        flops_before: FLOPs (2 × multiply-adds) for one image; None if the network could not be run.
-        flops_after: The same for the layer: convolution, offset predictor and bilinear sampling.
-    """
-
-    fqn: str
-    stage: int | None
-    old: str
-    new: str
-    params_before: int
-    params_after: int
-    flops_before: int | None = None
-    flops_after: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Injection:
-    """The result of a conversion.
-
-    Attributes:
-        replacements: The layers, in the order of the network's definition.
-        params_before: Parameters of the network.
-        flops_before: FLOPs (2 × multiply-adds of convolutions and matrix products) of the network for one
-            image; None if it could not be run.
-        input_size: [C, H, W] of that image.
-        refused: Why other convolutions, with kernel sizes of at least 3, can't become deformable, by name.
-    """
-
-    replacements: tuple[Replacement, ...]
-    params_before: int
-    flops_before: int | None = None
-    input_size: tuple[int, int, int] | None = None
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def params_after(self) -> int:
-        """Parameters of the converted network."""
-        return self.params_before + sum(r.params_after - r.params_before for r in self.replacements)
-
-    @property
-    def flops_after(self) -> int | None:
-        """FLOPs of the converted network for one image; None if it could not be run."""
-        if self.flops_before is None:
-            return None
-        return self.flops_before + sum((r.flops_after or 0) - (r.flops_before or 0) for r in self.replacements)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folding:
-    """The result of ``fold_``. A layer with several names has its first name here.
-
-    Attributes:
-        folded: Names of the layers that are plain convolutions again.
-        kept: Names of the layers that stay deformable, each with the reason and what was measured.
-        params_before: Parameters of the network.
-        params_after: Parameters of the network without the folded layers' predictors.
-    """
-
-    folded: tuple[str, ...]
-    kept: dict[str, str]
-    params_before: int
-    params_after: int

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from dcn_ops import DeformConv2d
 from zoo.calibrate import Predicted, calibrate
 from zoo.check import check_network
-from zoo.config import Folding
 from zoo.fusing import allow_fusing
 from zoo.report import folding_table, show
+from zoo.results import Folding
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ def fold_(model: nn.Module, batches: Iterable[Any], tolerance: float = 1e-3) -> 
 
     Args:
         model: A converted network.
-        batches: Calibration images, such as a validation DataLoader: tensors [N, C, H, W], or tuples or lists that
-            start with one. They are moved to the model's device.
+        batches: Calibration images, such as a validation DataLoader: tensors [N, C, H, W], or for detectors lists
+            of images [C, H, W], or tuples or lists that start with one of these. They are moved to the model's
+            device.
         tolerance: Largest offset, in pixels, and largest change of a mask, that count as zero.
 
     Returns:

@@ -1,5 +1,7 @@
-"""Which convolutions read the image. If no forward pass shows it, their channels decide."""
+"""What layers read: the image, or results of other layers. If no forward pass shows it, their channels decide."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,35 +15,56 @@ MOST_CHANNELS = 13
 _USUAL = (3, 1, 4, 2)
 
 
-class FromImage(TorchDispatchMode):
-    """While active, follows an image through operators that keep its channels: resizing, padding, slices.
+IMAGE = "the image"
+Origin = str | nn.Module
 
-    The result of any operator is still the image, except that of a convolution or a matrix product.
+
+class Origins(TorchDispatchMode):
+    """While active, follows the image, and results of layers, until a layer with weights reads them.
+
+    Resizing, padding, slices, activations and all other operators are followed; a convolution or a matrix product
+    is a reader.
+
+    Attributes:
+        layer: The layer that runs now; None if it is unknown.
+        readers: The layers that read something of each origin.
     """
 
     def __init__(self) -> None:
         super().__init__()
         # Keyed by identity, and kept alive, so that no later storage has the same identity. Views share a storage.
         self._storages: dict[int, Any] = {}
+        self._origins: defaultdict[int, set[Origin]] = defaultdict(set)
+        self.layer: nn.Module | None = None
+        self.readers: defaultdict[Origin, set[nn.Module | None]] = defaultdict(set)
 
-    def add(self, tensor: Tensor) -> None:
-        """Mark a tensor as the image."""
+    def add(self, tensor: Tensor, origins: Iterable[Origin]) -> None:
+        """Mark a tensor as the image, or as a layer's result."""
         storage = tensor.untyped_storage()
         self._storages[storage._cdata] = storage
+        self._origins[storage._cdata].update(origins)
 
-    def __contains__(self, value: object) -> bool:
-        """Tell whether a value is a tensor that comes from the image."""
-        return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._storages
+    def of(self, value: object) -> set[Origin]:
+        """Return where a value comes from."""
+        return self._origins.get(value.untyped_storage()._cdata, set()) if isinstance(value, Tensor) else set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # Operators with a FLOP formula mix channels by weights; new_zeros and zeros_like use only the shape.
         name = func._schema.name.partition("::")[2]
-        follows = func._overloadpacket not in flop_registry and not name.startswith("new_") and "_like" not in name
-        if follows and any(leaf in self for leaf in tree_leaves((args, kwargs))):
+        # Boxes tell a pooling of regions where to read, not what.
+        leaves = tree_leaves(args[:1] if "roi_" in name else (args, kwargs))
+        origins = set[Origin]().union(*(self.of(leaf) for leaf in leaves))
+        if not origins:
+            return out
+        # Operators with a FLOP formula mix channels by weights; new_zeros and zeros_like use only the shape.
+        if func._overloadpacket in flop_registry:
+            for origin in origins:
+                self.readers[origin].add(self.layer)
+        elif not name.startswith("new_") and "_like" not in name:
             for leaf in tree_leaves(out):
+                # An index, such as topk's, is no result of a layer; an image may be of integers.
                 if isinstance(leaf, Tensor):
-                    self.add(leaf)
+                    self.add(leaf, origins if leaf.is_floating_point() else origins & {IMAGE})
         return out
 
 

@@ -2,21 +2,25 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
 
 from dcn_ops import DeformConv2d
-from zoo.check import Size, check_config, check_network, check_size
-from zoo.choose import Choice, Site, choose
-from zoo.config import DCNConfig, Injection, Replacement
+from zoo.check import Size, check_configs, check_network, check_size
+from zoo.choose import Choice, choose
+from zoo.config import DCNConfig
 from zoo.convert import LAYER_ARGUMENTS, LayerArguments, convert, parents, to_deformable
 from zoo.flops import conv_flops
+from zoo.forward import Measured
 from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
-from zoo.measure import Measured, measure
+from zoo.measure import measure
+from zoo.parts import BACKBONE, PARTS, find_parts
 from zoo.report import injection_table, show
+from zoo.results import Injection, Replacement
+from zoo.sites import Site
 from zoo.weights import announce_plain_weights
 
 logger = logging.getLogger(__name__)
@@ -24,14 +28,15 @@ logger = logging.getLogger(__name__)
 _DEFAULT = DCNConfig()
 _Model = TypeVar("_Model", bound=nn.Module)
 _Swap = tuple[Site, DeformConv2d]
+_Configs = DCNConfig | Sequence[DCNConfig]
 
 
-def plan(model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: Size | None = None) -> Injection:
+def plan(model: nn.Module, config: _Configs = _DEFAULT, *, input_size: Size | None = None) -> Injection:
     """Print and return what ``inject_`` would replace, with parameters and FLOPs; the model stays unchanged.
 
     Args:
         model: A plain network.
-        config: What to replace.
+        config: What to replace; or several configs, of which a convolution takes the first that selects it.
         input_size: [C, H, W] of the image whose FLOPs are counted. By default it is timm's size for this
             architecture, which ignores your ``in_chans`` or ``img_size``.
 
@@ -39,19 +44,24 @@ def plan(model: nn.Module, config: DCNConfig = _DEFAULT, *, input_size: Size | N
         ValueError: As ``inject_``.
         TypeError: As ``inject_``.
     """
-    choice, measured = _choose(model, config, input_size)
+    parts = _parts(model)
+    choice, measured = _choose(model, config, input_size, parts)
+    seen = measured.seen
     injection = Injection(
-        replacements=tuple(_replacement(swap, measured) for swap in _swaps(choice.sites, config)),
+        replacements=tuple(_replacement(swap, measured) for swap in _swaps(choice.sites)),
         params_before=sum(p.numel() for p in model.parameters()),
         flops_before=measured.flops,
         input_size=measured.size,
+        seen_size=None if measured.size is None or seen == measured.size[1:] else seen,
         refused=choice.refused,
+        params_by_part=_params_by_part(model, parts),
+        flops_by_part=measured.flops_by_part,
     )
     show(injection_table(injection))
     return injection
 
 
-def inject_(model: _Model, config: DCNConfig = _DEFAULT, *, input_size: Size | None = None) -> _Model:
+def inject_(model: _Model, config: _Configs = _DEFAULT, *, input_size: Size | None = None) -> _Model:
     """Make convolutions of a network deformable, in place. Outputs stay the same until it is trained.
 
     Each layer holds the same Parameter objects, hooks and mode as its convolution, under the same names, and in
@@ -62,20 +72,20 @@ def inject_(model: _Model, config: DCNConfig = _DEFAULT, *, input_size: Size | N
 
     Args:
         model: A plain network.
-        config: What to replace.
+        config: What to replace; or several configs, of which a convolution takes the first that selects it.
         input_size: [C, H, W] of its image; by default timm's for this architecture.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If the model is itself a convolution or already converted, if it has no such stage, if a pattern
-            matches no module, if no convolution can be replaced, or if offset_groups don't fit a convolution. The
-            model then stays unchanged.
+        ValueError: If the model is itself a convolution or already converted, if it has no such part or stage, if a
+            pattern matches no module, if a config selects no convolution, or if offset_groups don't fit a
+            convolution. The model then stays unchanged.
         TypeError: If an argument has another type.
     """
-    choice, _ = _choose(model, config, input_size)
-    swaps = _swaps(choice.sites, config)
+    choice, _ = _choose(model, config, input_size, _parts(model))
+    swaps = _swaps(choice.sites)
     _replace(model, {site.conv: layer for site, layer in swaps})
     return model
 
@@ -114,18 +124,26 @@ def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None
     announce_plain_weights(model)
 
 
-def _choose(model: nn.Module, config: DCNConfig, input_size: Size | None) -> tuple[Choice, Measured]:
+def _parts(model: nn.Module) -> dict[str, str]:
     check_network(model)
-    check_config(config)
-    measured = measure(model, _sizes(model, check_size(input_size)))
-    return choose(model, config, measured), measured
+    return find_parts(model)
 
 
-def _sizes(model: nn.Module, input_size: Size | None) -> list[Size]:
+def _choose(
+    model: nn.Module, config: _Configs, input_size: Size | None, parts: Mapping[str, str]
+) -> tuple[Choice, Measured]:
+    configs = check_configs(config)
+    measured = measure(model, _sizes(model, check_size(input_size), parts), parts)
+    return choose(model, configs, parts, measured), measured
+
+
+def _sizes(model: nn.Module, input_size: Size | None, parts: Mapping[str, str]) -> list[Size]:
     """Return the possible sizes of the image: the caller's, or else timm's."""
     if input_size is not None:
         return [input_size]
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    networks = [model, *(model.get_submodule(name) for name, part in parts.items() if part == BACKBONE)]
+    configs = [getattr(network, "pretrained_cfg", None) or {} for network in networks]
+    size = next((cfg["input_size"] for cfg in configs if cfg.get("input_size")), None)
     if not size:
         return []
     first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), size[0])
@@ -133,10 +151,18 @@ def _sizes(model: nn.Module, input_size: Size | None) -> list[Size]:
     return [tuple(size)] if first == size[0] else [tuple(size), (first, *size[1:])]
 
 
-def _swaps(sites: Iterable[Site], config: DCNConfig) -> list[_Swap]:
+def _params_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, int]:
+    """Return the parameters of each part; a shared parameter counts for the first."""
+    found = dict.fromkeys((part for part in PARTS if part in parts.values()), 0)
+    for name, parameter in model.named_parameters():
+        found[parts[name.rpartition(".")[0]]] += parameter.numel()
+    return found
+
+
+def _swaps(sites: Mapping[Site, DCNConfig]) -> list[_Swap]:
     """Build all layers before any is put in place, so that errors leave the network unchanged."""
     swaps = []
-    for site in sites:
+    for site, config in sites.items():
         try:
             swaps.append((site, to_deformable(site.conv, config)))
         except ValueError as error:
@@ -149,6 +175,7 @@ def _replacement(swap: _Swap, measured: Measured) -> Replacement:
     count = None if measured.flops is None else measured.positions[site.conv]
     return Replacement(
         fqn=site.names[0],
+        part=site.part,
         stage=site.stage,
         old=repr(site.conv),
         new=repr(layer),

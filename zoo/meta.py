@@ -1,7 +1,8 @@
-"""A copy of a network without its data, on the meta device."""
+"""Copies of a network for a forward pass: without its data, on the meta device, or with its weights."""
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +22,25 @@ def meta_copy(model: nn.Module) -> nn.Module:
     Raises:
         Exception: If ``copy.deepcopy`` can't copy the model, its exception.
     """
+    return _copied(model, _Copying(_empty, _empty))
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy like ``meta_copy``'s with data. Parameters share their memory; other tensors are copied.
+
+    Raises:
+        Exception: If ``copy.deepcopy`` can't copy the model, its exception.
+    """
+    return _copied(model, _Copying(lambda tensor: tensor.detach().clone(), lambda tensor: tensor))
+
+
+def _copied(model: nn.Module, mode: TorchFunctionMode) -> nn.Module:
     modules = list(model.modules())
     memo: dict[int, Any] = {}
     for module in modules:
         # A user's hook expects data, and may hold anything. deepcopy uses the entries of the memo.
         memo |= {id(vars(module)[name]): OrderedDict() for name in _HOOKS}
-    with _WithoutData():
+    with mode:
         twin = copy.deepcopy(model, memo)
         for module in modules:
             kept = {key: hook for key, hook in module._forward_pre_hooks.items() if _computes_weight(hook)}
@@ -38,17 +52,21 @@ def _computes_weight(hook: Any) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
-class _WithoutData(TorchFunctionMode):
-    """While active, deepcopy makes empty tensors on the meta device."""
+class _Copying(TorchFunctionMode):
+    """While active, deepcopy makes tensors as ``copied``, and Parameters' data as ``held``, say."""
+
+    def __init__(self, copied: Callable[[Tensor], Tensor], held: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._copied, self._held = copied, held
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__:
             tensor, memo = args
             if id(tensor) not in memo:
-                memo[id(tensor)] = _empty(tensor)
+                memo[id(tensor)] = self._copied(tensor)
             return memo[id(tensor)]
         # A Parameter copies itself with clone.
-        return _empty(args[0]) if func is Tensor.clone else func(*args, **(kwargs or {}))
+        return self._held(args[0]) if func is Tensor.clone else func(*args, **(kwargs or {}))
 
 
 def _empty(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from zoo.config import Folding, Injection, Replacement
+from zoo.results import Folding, Injection, Replacement
 
 
 def show(table: Table) -> None:
@@ -18,16 +18,23 @@ def show(table: Table) -> None:
 
 
 def injection_table(injection: Injection) -> Table:
-    """Return a table with a row for each replacement, and the totals of the network below."""
+    """Return a table with a row for each replacement and, if there are several, each part; and the totals below."""
     count = len(injection.replacements)
+    parts = injection.parts if len(injection.parts) > 1 else {}
     result = Table(caption=_caption(injection), caption_justify="left", show_footer=True)
     result.add_column("layer", footer=f"whole network ({count} replaced)", overflow="fold")
+    if parts:
+        result.add_column("part")
     result.add_column("stage", justify="right")
     result.add_column("old -> new", overflow="fold")
     result.add_column("parameters", _total(injection.params_before, injection.params_after), justify="right")
     result.add_column("FLOPs", _total(injection.flops_before, injection.flops_after), justify="right")
-    for replacement in injection.replacements:
-        result.add_row(*_row(replacement))
+    for r in injection.replacements:
+        result.add_row(*_row(r, [r.part] if parts else []))
+    result.add_section()
+    for name, part in parts.items():
+        params, flops = _total(part.params_before, part.params_after), _total(part.flops_before, part.flops_after)
+        result.add_row(f"{part.replaced} replaced", name, "", "", params, flops)
     return result
 
 
@@ -56,15 +63,16 @@ def _about_flops(injection: Injection) -> str:
         return "FLOPs are unknown without input_size=(C, H, W)"
     size = "x".join(map(str, injection.input_size))
     if injection.flops_before is None:
-        return (
-            f"FLOPs are unknown: the network doesn't run on a meta tensor of {size}; pass its input_size=(C, H, W)"
-        )
-    return f"FLOPs = 2 x multiply-adds, for one image of {size}"
+        return f"FLOPs are unknown: the network doesn't run on an image of {size}; pass its input_size=(C, H, W)"
+    seen = injection.seen_size
+    resized = "" if seen is None else f", which the network resizes to {seen[0]}x{seen[1]}"
+    return f"FLOPs = 2 x multiply-adds, for one image of {size}{resized}"
 
 
-def _row(r: Replacement) -> tuple[str, str, str, str, str]:
+def _row(r: Replacement, part: list[str]) -> tuple[str, ...]:
     return (
         r.fqn,
+        *part,
         "–" if r.stage is None else str(r.stage),
         # The arguments are the convolution's, which Replacement holds.
         f"{_class(r.old)} -> {_class(r.new)}",

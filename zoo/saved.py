@@ -43,7 +43,10 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     model = unwrap_model(model)
     base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not base or not hasattr(model, "num_classes"):
-        raise ValueError(f"expected a whole network of timm.create_model, got {type(model).__name__}")
+        raise ValueError(
+            f"expected a whole network of timm.create_model, got {type(model).__name__}, which zoo.load couldn't "
+            "build; save its state_dict, and load it after building the network and inject_ with the same config"
+        )
     layers = {
         name: {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
         for name, layer in model.named_modules()

@@ -10,8 +10,10 @@ from zoo.convert import kind, parents
 from zoo.layers import DEFORMABLE
 
 
-def refusal(conv: nn.Conv2d, *, reads_image: bool, positions: int | None) -> str | None:
-    """Tell why a convolution can't become deformable, or gains nothing from it, for any config.
+def refusal(
+    conv: nn.Conv2d, *, reads_image: bool, positions: int | None, computes_output: bool = False
+) -> str | None:
+    """Tell why a convolution can't become deformable, or is better left as it is; None if it can.
 
     ``positions`` is the number of its outputs in a forward pass; None if unknown.
     """
@@ -27,6 +29,8 @@ def refusal(conv: nn.Conv2d, *, reads_image: bool, positions: int | None) -> str
         return "reads the image"
     if positions == 0:
         return "is not called in a forward pass; other code may read its weight"
+    if computes_output:
+        return "computes an output of the network; output_layers=True converts it"
     return None
 
 

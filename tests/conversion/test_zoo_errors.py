@@ -241,7 +241,8 @@ def test_a_model_is_a_network(verb, model):
 def test_a_config_is_a_dcn_config(verb):
     for config in ({}, None, {"stages": (4,)}, (4,)):
         with pytest.raises(
-            TypeError, match=f"expected a DCNConfig for config, got {re.escape(repr(config))}; pass"
+            TypeError,
+            match=f"expected a DCNConfig, or a list of them, for config, got {re.escape(repr(config))}; pass",
         ):
             verb(tiny(), config)
 

@@ -138,21 +138,6 @@ def test_strides_are_known_with_an_input_size():
     assert layers == {f"layer{i}.{j}.conv{k}" for i in (2, 3, 4) for j in (0, 1) for k in (1, 2)}
 
 
-@each_size
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16"])
-def test_detectors_keep_their_stem(name, training, size):
-    # Their forward takes a list of images and, in training, needs boxes; none of them runs to its end without data.
-    model = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None).train(training)
-    modes = [module.training for module in model.modules()]
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    readers = {n for n, conv in convs.items() if conv.in_channels == 3}
-    assert len(readers) == 1
-    able = {n for n, conv in convs.items() if max(conv.kernel_size) >= 3}
-    assert converted(model, size, DCNConfig()) == able - readers
-    assert [module.training for module in model.modules()] == modes
-
-
 class Unrunnable(Net):
     def forward(self, image, prompt):
         return super().forward(image) * prompt
@@ -168,14 +153,12 @@ def test_a_network_that_cannot_run_keeps_what_takes_the_images_channels(size):
 def test_another_number_of_channels_than_the_networks_is_no_way_to_its_stem(capsys):
     model = Net()
     assert plan(model, input_size=(1, 64, 64)).refused == {"stem": "reads the image"}
-    assert "doesn't run on a meta tensor of 1x64x64" in capsys.readouterr().out
+    assert "doesn't run on an image of 1x64x64" in capsys.readouterr().out
     assert converted(model, (1, 64, 64)) == {"body.0", "body.2"}
 
 
 def test_stages_of_a_network_that_cannot_run_are_refused_with_the_reason():
-    with pytest.raises(
-        ValueError, match=r"doesn't run on a meta tensor of \(3, 64, 64\): .*missing 1 required.*prompt"
-    ):
+    with pytest.raises(ValueError, match=r"doesn't run on an image of \(3, 64, 64\): .*missing 1 required.*prompt"):
         inject_(Unrunnable(), DCNConfig(stages=(2,)), input_size=(3, 64, 64))
 
 

@@ -103,7 +103,7 @@ def test_the_channels_are_the_networks_where_timms_config_has_others(capsys):
 
 
 @pytest.mark.parametrize(
-    ("input_size", "why"), [(None, "without input_size"), ((3, 16, 16), "doesn't run on a meta tensor of 3x16x16")]
+    ("input_size", "why"), [(None, "without input_size"), ((3, 16, 16), "doesn't run on an image of 3x16x16")]
 )
 def test_flops_are_unknown_without_a_forward_pass(capsys, input_size, why):
     model = Plain()
