@@ -1,4 +1,4 @@
-"""Implementations of an operator: their interface, and which of them a call takes."""
+"""Implementations of an operator: their interface, and the choice of one for a call."""
 
 from functools import cache
 from typing import Generic, Protocol, TypeVar
@@ -18,18 +18,18 @@ class Kernel(Protocol[_Taken, _Given]):
 
     @property
     def NAME(self) -> str:
-        """What messages and ``dcn_ops.explain`` call it."""
+        """Its name in messages and in ``dcn_ops.explain``."""
 
     @property
     def IMPLEMENTATION(self) -> str:
-        """What ``dcn_ops.set_implementation`` calls it, and others of its kind."""
+        """The name that ``dcn_ops.set_implementation`` takes; several may share it."""
 
     @property
     def DETERMINISTIC(self) -> bool:
         """Whether the gradient of the input has the same bits in every run."""
 
     def refuses(self, problem: _Taken, grad: Tensor | None = None) -> str | None:
-        """Return why it can't run this or another is better for it; None where it takes the call."""
+        """Return why it can't run this, or why another is better; None if it accepts the call."""
 
     def forward(self, problem: _Taken) -> Tensor:
         """Return the output, in the input's dtype."""
@@ -42,9 +42,9 @@ class Registry(Generic[_Problem, _Gradients]):
     """The implementations of an operator, in order of preference.
 
     Args:
-        eager: Those of eager calls.
-        traced: Those that a compiler traces.
-        missing: What an error says where ``set_implementation`` asks for one that is not there; ``{}`` is its name.
+        eager: The implementations of eager calls.
+        traced: The implementations that a compiler traces.
+        missing: The error message if ``set_implementation`` asks for one that doesn't exist; ``{}`` is its name.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class Registry(Generic[_Problem, _Gradients]):
     def choose(
         self, problem: _Problem, grad: Tensor | None = None, *, traced: bool = False, deterministic: bool = False
     ) -> Kernel[_Problem, _Gradients]:
-        """Return the implementation that a call takes: the first that does not refuse it.
+        """Return the implementation for a call: the first one that accepts it.
 
         Args:
             problem: The call.
-            grad: Of the backward, the gradient of the output.
+            grad: The gradient of the output, for a backward.
             traced: Whether a compiler traces what the implementation does.
             deterministic: Whether the gradient of the input must have the same bits in every run.
 
         Raises:
-            ValueError: Where the one that ``set_implementation`` asks for is not there or refuses the call.
+            ValueError: If the one that ``set_implementation`` asks for doesn't exist or refuses the call.
         """
         wanted, refusal = current().implementation, None
         for kernel in self.allowed(wanted, traced, deterministic):
@@ -81,7 +81,7 @@ class Registry(Generic[_Problem, _Gradients]):
     def _allowed(
         self, implementation: str, traced: bool, deterministic: bool = False
     ) -> tuple[Kernel[_Problem, _Gradients], ...]:
-        """Return the implementations that are asked, in order; a deterministic one may be of any name."""
+        """Return the implementations to ask, in order; deterministic ones may have any name."""
         kernels = self.in_order(traced)
         if deterministic:
             return tuple(kernel for kernel in kernels if kernel.DETERMINISTIC)

@@ -1,4 +1,4 @@
-"""What a caller may choose beside the arguments: one frozen object, and the key of the compile caches made of it.
+"""Settings beside the arguments: one frozen object, and the key of the compile caches that contains it.
 
 ``set_implementation`` and ``set_workspace_limit`` choose for the whole process, ``settings(...)`` for a ``with``
 block of this thread.
@@ -21,11 +21,11 @@ IMPLEMENTATIONS = ("auto", "composition", "native", "triton")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The choices, with the defaults.
+    """The settings, with their defaults.
 
     Raises:
         ValueError: For an unknown implementation or a negative workspace limit.
-        TypeError: For a workspace limit that is no integer.
+        TypeError: For a workspace limit that is not an integer.
     """
 
     implementation: str = "auto"
@@ -72,7 +72,7 @@ def settings(**changes: Any) -> Iterator[None]:
             ``set_workspace_limit``; ``whole_operators``, as ``whole_operators()``.
 
     Raises:
-        TypeError: For another name, or a workspace limit that is no integer.
+        TypeError: For another name, or a workspace limit that is not an integer.
         ValueError: For an unknown implementation or a negative workspace limit.
     """
     names = [field.name for field in fields(Settings)]
@@ -82,14 +82,14 @@ def settings(**changes: Any) -> Iterator[None]:
     try:
         with restored(_of_thread.get() | changes), tagged_caches(_tag(current())):
             yield
-    finally:  # a choice for the process, made within, stays
+    finally:  # a setting for the process that was made in the block stays
         tag_caches_of_thread(_tag(current()))
 
 
 @contextmanager
 def restored(changes: dict[str, Any]) -> Iterator[None]:
-    """Have this thread take the ``changes`` of another one, or of an earlier time."""
-    replace(_of_process, **changes)  # what is wrong is refused before anything changes
+    """Use the ``changes`` of another thread, or of an earlier time, in this thread."""
+    replace(_of_process, **changes)  # raises for wrong values before anything changes
     token = _of_thread.set(changes)
     try:
         yield
@@ -98,21 +98,22 @@ def restored(changes: dict[str, Any]) -> Iterator[None]:
 
 
 def implementation() -> str:
-    """Return which implementation the operator takes: ``"auto"`` at first."""
+    """Return the implementation that is set; ``"auto"`` at first."""
     return current().implementation
 
 
 def set_implementation(name: str, *, autotune: bool = False) -> None:
-    """Choose the implementation of every later call, and of what is compiled later.
+    """Set the implementation for all later calls, and for code that is compiled later.
 
     Args:
         name: ``"auto"``: for float32, float16 and bfloat16, Triton kernels on GPUs and a native kernel on CPUs,
-            which a C++ compiler of the machine builds once; else a composition of ATen kernels; ``"composition"``:
-            that alone; ``"triton"`` or ``"native"``: those kernels, and ValueError where they can't run. Under
-            ``torch.use_deterministic_algorithms(True)`` the gradient of the input on GPUs is always the
-            composition's, since the kernels add it up in an order that changes.
-        autotune: Time several tiles of the Triton kernels on the first call with new numbers of channels, filters
-            and taps, seconds each, instead of taking those of a table. Triton's disk cache keeps the results.
+            which a C++ compiler of the machine builds once; else a composition of ATen kernels. ``"composition"``:
+            only the composition. ``"triton"`` or ``"native"``: only these kernels, and ValueError if they can't
+            run. Under ``torch.use_deterministic_algorithms(True)`` the gradient of the input on GPUs always comes
+            from the composition, because the kernels add it up in an order that changes.
+        autotune: Time several tiles of the Triton kernels, on the first call with new numbers of channels, filters
+            and taps, instead of using those of a table. This takes seconds each time. Triton's disk cache keeps the
+            results.
 
     Raises:
         ValueError: For another name.
@@ -121,18 +122,18 @@ def set_implementation(name: str, *, autotune: bool = False) -> None:
 
 
 def workspace_limit() -> int:
-    """Return the bytes that a call may take beside what a plain convolution would; 64 MiB at first."""
+    """Return the bytes that a call may use beyond a plain convolution; 64 MiB at first."""
     return current().workspace_limit
 
 
 def set_workspace_limit(size: int) -> None:
-    """Bound the memory of a call to about ``size`` bytes, beyond that of the images that its pieces read.
+    """Limit the memory of a call to about ``size`` bytes, beyond that of the images that its pieces read.
 
-    Less than 32 MiB costs time: many small pieces. What is compiled already keeps its limit.
+    Less than 32 MiB costs time, because of many small pieces. Code that is compiled already keeps its limit.
 
     Raises:
         ValueError: For a negative size.
-        TypeError: For a size that is no integer.
+        TypeError: For a size that is not an integer.
     """
     _set(workspace_limit=size)
 
@@ -148,15 +149,15 @@ def _set(**changes: Any) -> None:
 def tag_compile_caches() -> None:
     """Add the package's sources and the settings to the key of the compile caches.
 
-    Those caches know the operator by its name: without the tag, a process with another version of the kernels, or
-    with other settings, would get code that was compiled before.
+    Those caches know the operator by its name. Without the tag, a process with another version of the kernels or
+    with other settings would get code from an earlier compilation.
     """
     _set()
 
 
 def _tag(settings: Settings) -> str:
     chosen = [f"{f.name}={value}" for f in fields(settings) if (value := getattr(settings, f.name)) != f.default]
-    # Where there may be a native kernel, the compiler does not see into the operator.
+    # If there may be a native kernel, the compiler does not see into the operator.
     native = [] if os.environ.get("DCN_OPS_NATIVE") != "0" else ["native=off"]
     return ",".join([_sources(), *native, *chosen])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dcn_ops.aggregate.check import check_arguments
 from dcn_ops.aggregate.window import Window
 
-# Of input, offset and mask; None for each that is not asked for.
+# For input, offset and mask; None for each that is not needed.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(input: Tensor, offset: Tensor, mask: Tensor, *numbers: Any) -> Problem:
-    """Return the operator's arguments, in its own order, as a problem.
+    """Return the checked arguments of the operator, in its order.
 
     Raises:
         ValueError: For a rank, shape, channel count, number or device that doesn't fit the others.

@@ -1,6 +1,6 @@
-"""The argument check of the operator, called by its real and its fake kernels, and what Python callers need before.
+"""The argument check of the operator for its real and fake kernels, and the checks for Python callers before it.
 
-The operator's own check asks sizes, dtypes, devices and layouts alone, so that its answers can be remembered.
+The operator's own check reads only sizes, dtypes, devices and layouts, so its results can be cached.
 """
 
 import math
@@ -16,12 +16,12 @@ from dcn_ops.sampling.geometry import Conv, Pair
 
 
 def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
-    """Raise TypeError for what is not a tensor, ValueError for a wrong rank or a weight without elements.
+    """Raise TypeError for anything but a tensor, ValueError for a wrong rank or a weight without elements.
 
-    Without these the groups can't be counted; the operator checks the rest.
+    The count of groups needs these checks; the operator does the others.
     """
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return  # Sizes are tensors now; the operator runs with numbers, and checks them.
+        return  # Now sizes are tensors. The operator checks them when they are numbers.
     _check_tensor("input", input, 4)
     _check_tensor("offset", offset, 4)
     _check_tensor("weight", weight, 4)
@@ -33,7 +33,7 @@ def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
 
 
 def check_maps(name: str, tensor: Tensor) -> None:
-    """Raise TypeError or ValueError for an input or offset that a layer can't do anything with."""
+    """Raise TypeError or ValueError for an input or offset that a layer can't use."""
     if not (torch.jit.is_scripting() or torch.jit.is_tracing() or has_torch_function((tensor,))):  # type: ignore[attr-defined]
         _check_tensor(name, tensor, 4)
 
@@ -53,12 +53,12 @@ def _check_weight(weight: "_Kind | Tensor") -> None:
 
 
 def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
-    """Return the weight groups and the offset groups; where channels don't divide, the operator's check says so."""
+    """Return the weight groups and the offset groups; the operator's check raises if channels don't divide."""
     return input.size(1) // weight.size(1), offset.size(1) // (2 * weight.size(2) * weight.size(3))
 
 
 class _Kind(NamedTuple):
-    """What the check asks of a tensor."""
+    """The properties of a tensor that the check reads."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -73,7 +73,7 @@ class _Kind(NamedTuple):
 
 
 class _Kinds(NamedTuple):
-    """What the check asks of the operator's tensors."""
+    """These properties of each of the operator's tensors."""
 
     input: _Kind
     offset: _Kind
@@ -85,10 +85,10 @@ class _Kinds(NamedTuple):
 def check_arguments(
     kinds: tuple[tuple[Any, ...] | None, ...], pairs: tuple[Pair, ...], groups: int, offset_groups: int
 ) -> Conv:
-    """Return the integers of the convolution, or raise an error that names the argument and the mend.
+    """Return the integers of the convolution, or raise an error that names the argument and the fix.
 
     Args:
-        kinds: Shape, dtype, device and layout of input, offset, weight, bias and mask; None for what is absent.
+        kinds: Shape, dtype, device and layout of input, offset, weight, bias and mask; None for an absent one.
         pairs: Stride, padding and dilation.
         groups: Weight groups.
         offset_groups: Offset groups.

@@ -1,6 +1,6 @@
 """The contract of the operator: schemas, kernels, fake kernels, autograd, vmap and autocast.
 
-Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports torch alone.
+Importing this module registers ``torch.ops.dcn_ops.deform_conv2d`` and its backward. It imports only torch.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ _library.define(
     tags=_TAGS,
 )
 
-# Kernels of every device: the registry knows which.
+# Kernels for every device. The registry chooses the implementation.
 
 
 def _forward(*arguments: Any, traced: bool = False) -> Tensor:
@@ -47,7 +47,7 @@ def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     kernel = REGISTRY.choose(problem, grad, traced=traced)
     if not (needs[0] and not kernel.DETERMINISTIC and torch.are_deterministic_algorithms_enabled()):
         return kernel.backward(grad, problem, needs)
-    # Its order of additions gives the gradient of the input other last bits in every run.
+    # The order of its additions changes from run to run, and so do the last bits of the gradient of the input.
     sorting = REGISTRY.choose(problem, grad, traced=traced, deterministic=True)
     of_input = sorting.backward(grad, problem, [True, *[False] * 4])[0]
     return of_input, *kernel.backward(grad, problem, [False, *needs[1:]])[1:]
@@ -57,8 +57,8 @@ _library.impl(NAME, _forward, "CompositeExplicitAutograd")
 _library.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
 
 
-# The compiler fuses what those kernels are made of, instead of calling an opaque operator. It gets one node where
-# that takes the native kernel, which is faster than the compiler's loops.
+# The compiler sees the aten of these kernels and fuses it. But if the native kernel is available, it gets one
+# opaque node, because the native kernel is faster than the compiler's loops.
 
 
 def _takes_native(*arguments: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Which implementation a call takes, and why not the others."""
+"""The implementation that a call uses, and why it doesn't use the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ class Explanation:
     """What ``explain`` found; as a string, a line for each implementation.
 
     Attributes:
-        taken: The implementation that runs; None where the call would raise.
-        refused: Why not the others, by their names, in the order in which they are asked.
+        taken: The implementation that runs; None if the call would raise.
+        refused: The reasons against the others, by name, in the order in which they are asked.
     """
 
     taken: str | None
@@ -43,7 +43,7 @@ def explain(
     *,
     compiled: bool = False,
 ) -> Explanation:
-    """Tell which implementation ``deform_conv2d`` takes for these arguments under the settings of now.
+    """Return which implementation ``deform_conv2d`` uses for these arguments with the current settings.
 
     Args:
         input: As of ``deform_conv2d``, and so are the seven after it.

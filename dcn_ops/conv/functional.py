@@ -21,8 +21,8 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution, v1 without ``mask`` and v2 with it; the arguments of torchvision's function.
 
-    ``groups`` follows from ``input`` and ``weight``, the number of offset groups G from ``offset``. With
-    K = kh * kw and Ho x Wo the output size of ``torch.nn.functional.conv2d``:
+    The shapes of ``input`` and ``weight`` define ``groups``, and that of ``offset`` the number of offset groups, G.
+    K = kh * kw is the number of taps, and Ho x Wo is the output size of ``torch.nn.functional.conv2d``.
 
     Args:
         input: [N, C, H, W], float16, bfloat16, float32 or float64.
@@ -33,14 +33,14 @@ def deform_conv2d(
         stride: Vertical and horizontal stride, or one integer for both; likewise below.
         padding: Zero padding on each side.
         dilation: Distance between taps.
-        mask: [N, G * K, Ho, Wo], multiplied onto the samples; dtype as for ``offset``.
+        mask: [N, G * K, Ho, Wo], multiplied with the samples; dtype as for ``offset``.
 
     Returns:
-        [N, O, Ho, Wo] in channels_last memory format, in the dtype of ``input``. Samples are bilinear; what
-        lies outside the image counts 0, and so does a sample whose offset is NaN or infinite.
+        [N, O, Ho, Wo] in channels_last memory format, in the dtype of ``input``. Samples are bilinear. Pixels
+        outside the image count as 0, and so does a sample whose offset is NaN or infinite.
 
     Raises:
-        ValueError: For a shape, integer or device that doesn't fit; the message has the value and the mend.
+        ValueError: For a shape, integer or device that doesn't fit; the message has the value and the fix.
         TypeError: For an argument that is not a tensor, or a dtype that doesn't fit.
 
     References:

@@ -14,7 +14,7 @@ from dcn_ops.conv.check import check_maps
 from dcn_ops.conv.predictor import ATTRIBUTES, PARAMETERS, OffsetPredictor
 from dcn_ops.sampling.geometry import Conv
 
-# What the layer itself has on top of a convolution; _compiled_call_impl would go on calling the layer.
+# The layer's attributes in addition to a convolution's. A copied _compiled_call_impl would still call the layer.
 _OWN = {*ATTRIBUTES, "_pads_first", "_padding_hw", "_compiled_call_impl"}
 _OF_PADDING = ("padding", "padding_mode", "dilation", "kernel_size")
 
@@ -22,32 +22,32 @@ _OF_PADDING = ("padding", "padding_mode", "dilation", "kernel_size")
 class DeformConv2d(OffsetPredictor):
     """Deformable convolution that starts as the plain convolution with the same ``weight`` and ``bias``.
 
-    A zero-initialised convolution predicts the offsets, and with ``modulated`` the mask ``2 * sigmoid(·)``,
-    from the input: a fresh layer has offsets 0 and masks 1. Its parameters ``offset_weight``
-    [G * K * (3 if modulated else 2), C, kh, kw] and ``offset_bias`` sit on the layer itself, where the
+    A zero-initialised convolution predicts the offsets from the input, and with ``modulated`` also the mask
+    ``2 * sigmoid(·)``. So a new layer has offsets 0 and masks 1. The parameters ``offset_weight``
+    [G * K * (3 if modulated else 2), C, kh, kw] and ``offset_bias`` belong to the layer itself. There the
     ``init_weights`` of a network, which looks for convolutions, leaves them at zero.
 
-    A dense predictor costs more than the convolution itself where that is depthwise. A ``separable_predictor``
+    For a depthwise convolution, a dense predictor costs more than the convolution itself. A ``separable_predictor``
     is a depthwise convolution, ``offset_depthwise_weight`` [C, 1, kh, kw], that starts as the mean of its window,
     and a zero-initialised 1x1 convolution, ``offset_weight`` [.., C, 1, 1].
 
-    The ``state_dict`` of a plain convolution loads strictly, and leaves the predictor as it is.
+    The ``state_dict`` of a plain convolution loads strictly and leaves the predictor unchanged.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: kh x kw; it, stride, padding and dilation are an integer or a pair.
-        stride: Stride, of the predictor too.
+        kernel_size: kh x kw. kernel_size, stride, padding and dilation are an integer or a pair.
+        stride: Stride, also of the predictor.
         padding: Padding, or "same" or "valid".
         dilation: Distance between taps.
         groups: Weight groups.
         bias: Whether to add a bias.
-        offset_groups: G; each has its own offsets for C / G of the channels.
+        offset_groups: G. Each group has its own offsets for C / G channels.
         modulated: Whether samples are weighted by a mask (v2) or not (v1).
-        offset_bound: Keep predicted offsets within ± this many pixels, by ``b * (2 * sigmoid(·) - 1)``.
+        offset_bound: Largest predicted offset in pixels: the layer predicts ``b * (2 * sigmoid(·) - 1)``.
         separable_predictor: Predict by a depthwise and a 1x1 convolution.
-        padding_mode: As of ``nn.Conv2d``; where it is not "zeros" the image is padded first, and samples beyond
-            the padding count 0.
+        padding_mode: As in ``nn.Conv2d``. If it is not "zeros", the image is padded first, and samples beyond the
+            padding count as 0.
         predict_offsets: False for a layer that takes its offsets from outside, as torchvision's does; its
             state_dict then equals torchvision's.
         device: Device of the parameters.
@@ -55,10 +55,10 @@ class DeformConv2d(OffsetPredictor):
 
     Raises:
         ValueError: For an offset_groups that doesn't divide C, or a bound that is not positive.
-        TypeError: For an offset_groups that is no integer, or a bound that is no number.
+        TypeError: For an offset_groups that is not an integer, or a bound that is not a number.
     """
 
-    # The class that from_conv2d takes over; a subclass for another one overrides filters or pad.
+    # The class that from_conv2d converts. A subclass for another class overrides filters or pad.
     converts: ClassVar[type[nn.Conv2d]] = nn.Conv2d
 
     def __init__(
@@ -108,10 +108,10 @@ class DeformConv2d(OffsetPredictor):
         separable_predictor: bool = False,
         predict_offsets: bool = True,
     ) -> Self:
-        """Return a layer that takes over a convolution: its very Parameters, hooks, mode and attributes.
+        """Return a layer with the same Parameter objects, hooks, mode and attributes as a convolution.
 
         Raises:
-            ValueError: For a parametrized convolution or one with a forward of its own, or arguments that the
+            ValueError: For a parametrized convolution or one with its own forward, or for arguments that the
                 constructor refuses.
         """
         own_forward = type(conv).forward is not cls.converts.forward or "forward" in vars(conv)
@@ -119,48 +119,48 @@ class DeformConv2d(OffsetPredictor):
             name = f"{cls.converts.__module__.partition('.')[0]}'s {cls.converts.__name__}"
             raise ValueError(f"expected {name}, whose weight is all there is to it, got {type(conv)}")
         layer = cls.__new__(cls)
-        # Every container is copied, so that the convolution stays as it was.
+        # All containers are copied, so that the convolution stays unchanged.
         layer.__dict__ = {k: v.copy() if isinstance(v, dict | set) else v for k, v in conv.__dict__.items()}
-        layer._compiled_call_impl = None  # of conv.compile(): it would go on calling the convolution
+        layer._compiled_call_impl = None  # from conv.compile(): it would still call the convolution
         layer._set_padding()
         layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
         return layer
 
     def to_conv2d(self) -> nn.Conv2d:
-        """Return the convolution that ``from_conv2d`` would take over: the very Parameters, hooks and mode.
+        """Return a convolution with the same Parameter objects, hooks and mode: the reverse of ``from_conv2d``.
 
-        The predictor is dropped, so the outputs stay the same only while all offsets are 0 and all masks 1.
+        It has no predictor, so its outputs are the same only if all offsets are 0 and all masks 1.
         """
         conv = self.converts.__new__(self.converts)
-        # The very dicts of the hooks, not copies, so that their handles still remove them.
+        # The dicts of hooks are shared, not copied, so that their handles still remove the hooks.
         conv.__dict__ = {name: value for name, value in vars(self).items() if name not in _OWN}
         conv._parameters = {name: p for name, p in self._parameters.items() if name not in PARAMETERS}
         return conv
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; those of the convolution count from the next call on, as in ``nn.Conv2d``."""
-        if name in ("stride", "dilation"):  # pairs, as the operator takes them
+        """Set an attribute; those of the convolution take effect at the next call, as in ``nn.Conv2d``."""
+        if name in ("stride", "dilation"):  # the operator takes pairs
             value = tuple(as_pair(name, value))
         super().__setattr__(name, value)
         if name in _OF_PADDING and "_pads_first" in vars(self):
             self._set_padding()
 
     def _set_padding(self) -> None:
-        """Leave to the operator what is as wide on both sides and zero; the rest is padded before."""
+        """Give symmetric zero padding to the operator; any other padding is done before."""
         left, right, top, bottom = _padding_sides(self.padding, self.dilation, self.kernel_size)
         self._reversed_padding_repeated_twice = [left, right, top, bottom]
         self._pads_first = self.padding_mode != "zeros" or left != right or top != bottom
         self._padding_hw = (0, 0) if self._pads_first else (top, left)
 
     def pad(self, input: Tensor) -> Tensor:
-        """Pad the input where the operator, which knows zeros on both sides alone, can't."""
+        """Pad the input if the operator can't: it only has symmetric zero padding."""
         if not self._pads_first:
             return input
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
 
     def filters(self) -> Tensor:
-        """Return the weight [O, C / groups, kh, kw] that the operator gets."""
+        """Return the weight [O, C / groups, kh, kw] for the operator."""
         return self.weight
 
     def offsets(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -170,7 +170,7 @@ class DeformConv2d(OffsetPredictor):
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Convolve input [N, C, H, W], with predicted offsets unless ``offset`` and ``mask`` are given.
 
-        Given offsets tell the number of their groups by their channels, as in torchvision's layer.
+        The channels of given offsets define the number of offset groups, as in torchvision's layer.
 
         Returns:
             [N, O, Ho, Wo] in channels_last memory format.
@@ -188,7 +188,7 @@ class DeformConv2d(OffsetPredictor):
             offset, mask = self._predict(input)
         else:
             raise ValueError("got a mask without an offset; pass both, or neither to predict them")
-        # The operator itself: here the groups are known, and tracing meets no arithmetic on shapes.
+        # The operator itself, because the groups are known here, and a trace then has no arithmetic on shapes.
         return torch.ops.dcn_ops.deform_conv2d(
             input,
             offset,
@@ -203,14 +203,14 @@ class DeformConv2d(OffsetPredictor):
         )
 
     def sampling_positions(self, input: Tensor) -> Tensor:
-        """Return where each tap samples input [N, C, H, W]: [N, G, K, 2, Ho, Wo], (y, x) in its pixels."""
+        """Return the sampling locations of input [N, C, H, W]: [N, G, K, 2, Ho, Wo], (y, x) in its pixels."""
         padded = self.pad(input)
         offset, _ = self._predict(padded)
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         n, _, ho, wo = offset.shape
         conv = Conv(self.kernel_size, self.stride, self._padding_hw, self.dilation, self.groups, self.offset_groups)
         y, x = conv.grid((0, ho), wo, offset.dtype, offset.device)
-        # Of an odd width the larger half of the padding is at the end.
+        # If the padding has an odd width, its larger half is at the end.
         top, left = ((padded.shape[i] - input.shape[i]) // 2 for i in (2, 3))
         grid_yx = torch.stack(torch.broadcast_tensors(y - top, x - left), 2).view(conv.taps, 2, ho, wo)
         return offset.reshape(n, self.offset_groups, conv.taps, 2, ho, wo) + grid_yx
@@ -231,7 +231,7 @@ def _kernel_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return a pair of one integer or of two.
 
     Raises:
-        ValueError: For anything else; of one integer in a sequence ``nn.Conv2d`` makes a weight without width.
+        ValueError: For anything else: ``nn.Conv2d`` makes a weight without width from a sequence of one integer.
     """
     if isinstance(size, Sequence) and len(size) != 2:
         raise ValueError(f"expected kernel_size to be an integer or a pair of integers, got kernel_size={size!r}")
@@ -240,7 +240,7 @@ def _kernel_size(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _padding_sides(padding: Any, dilation: Any, kernel: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the padding as ``torch.nn.functional.pad`` takes it: left, right, top, bottom.
+    """Return the padding in the order of ``torch.nn.functional.pad``: left, right, top, bottom.
 
     Raises:
         ValueError: For a padding that is neither "same" nor "valid", an integer or a pair.

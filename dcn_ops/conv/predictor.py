@@ -1,4 +1,4 @@
-"""The predictor of a deformable layer: its parameters, how they start and load, and what it predicts.
+"""The predictor of a deformable layer: its parameters, their initialisation, loading and prediction.
 
 Legend: N batch, C input channels, kh x kw kernel, K = kh * kw taps, G offset groups, Ho x Wo output size.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dcn_ops.arguments import as_integer
 
 PARAMETERS = ("offset_depthwise_weight", "offset_weight", "offset_bias")
-# What a layer has on top of a convolution.
+# The attributes that a layer has in addition to those of a convolution.
 ATTRIBUTES = (
     *("offset_groups", "modulated", "offset_bound", "separable_predictor", "predict_offsets"),
     "_offset_channels",
@@ -22,7 +22,7 @@ ATTRIBUTES = (
 
 
 class OffsetPredictor(nn.Conv2d):
-    """A convolution that predicts, from its padded input, where it would sample and how much samples weigh.
+    """A convolution that predicts its sampling locations and modulation mask from its padded input.
 
     The predictor is zero-initialised: offsets are 0 and masks 1 at first.
     """
@@ -30,7 +30,7 @@ class OffsetPredictor(nn.Conv2d):
     offset_depthwise_weight: nn.Parameter | None
     offset_weight: nn.Parameter | None
     offset_bias: nn.Parameter | None
-    _padding_hw: tuple[int, int]  # of what is left to pad
+    _padding_hw: tuple[int, int]  # the remaining padding
 
     def _add_offsets(
         self,
@@ -68,7 +68,7 @@ class OffsetPredictor(nn.Conv2d):
         self._reset_predictor()
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew and set the predictor to its start."""
+        """Draw new weight and bias, and set the predictor to its initial values."""
         super().reset_parameters()
         self._reset_predictor()
 
@@ -97,9 +97,9 @@ class OffsetPredictor(nn.Conv2d):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take a plain convolution's weights too: the predictor stays as it is or, on meta, gets its start.
+        """Accept also a plain convolution's weights: the predictor stays or, on meta, gets its initial values.
 
-        With ``assign=True`` it takes the dtype and the device of the weights.
+        With ``assign=True`` it gets the dtype and the device of the weights.
         """
         foreign = len(unexpected_keys)
         super()._load_from_state_dict(
@@ -109,7 +109,7 @@ class OffsetPredictor(nn.Conv2d):
             name: p for name, p in self._parameters.items() if name.startswith("offset_") and p is not None
         }
         lacks = {prefix + name for name in predictor}
-        # A part of a predictor, or one by other names (mmcv's conv_offset), is no plain convolution's.
+        # A plain convolution has no part of a predictor, also not under another name such as mmcv's conv_offset.
         if not lacks <= set(missing_keys) or len(unexpected_keys) > foreign or prefix + "weight" in missing_keys:
             return
         missing_keys[:] = [key for key in missing_keys if key not in lacks]
@@ -119,7 +119,7 @@ class OffsetPredictor(nn.Conv2d):
             for parameter in self.predictor_parameters():
                 parameter.requires_grad_(weight.requires_grad)
         elif local_metadata.get("assign_to_params_buffers"):
-            # What was loaded stands in place of the weights now, with its own dtype and device.
+            # The loaded tensors have replaced the weights, with their own dtype and device.
             for name, old in predictor.items():
                 new = nn.Parameter(old.detach().to(self.weight), requires_grad=old.requires_grad)
                 self.register_parameter(name, new)
@@ -128,7 +128,7 @@ class OffsetPredictor(nn.Conv2d):
         weight, depthwise = self.offset_weight, self.offset_depthwise_weight
         if weight is None:
             raise ValueError("a layer with predict_offsets=False needs its offset: call layer(input, offset, mask)")
-        # Every argument of a convolution: FX graph-mode quantisation looks them up by position.
+        # All arguments of a convolution, because FX graph-mode quantisation looks them up by position.
         if depthwise is None:
             out = F.conv2d(padded, weight, self.offset_bias, self.stride, self._padding_hw, self.dilation, 1)
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dcn_ops.conv.check import check_arguments
 from dcn_ops.sampling.geometry import Conv, Pair
 
-# Of input, offset, weight, bias and modulation mask; None for each that is not asked for.
+# For input, offset, weight, bias and modulation mask; None for each that is not needed.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -44,7 +44,7 @@ def make_problem(
     groups: int,
     offset_groups: int,
 ) -> Problem:
-    """Return the operator's arguments, in its own order, as a problem.
+    """Return the checked arguments of the operator, in its order.
 
     Raises:
         ValueError: For a rank, shape, channel count, integer or device that doesn't fit the others.
@@ -59,12 +59,13 @@ def make_problem(
     pairs = tuple(stride), tuple(padding), tuple(dilation)
     try:
         conv = _check_once(kinds, pairs, groups, offset_groups)
-    except TypeError:  # symbols can't be hashed; and what the check raises, it raises again below
+    except TypeError:  # symbols can't be hashed; an error of the check is raised again below
         conv = None
     if conv is None:
         conv = check_arguments(kinds, pairs, groups, offset_groups)
     return Problem(input, offset, weight, bias, mask, conv)
 
 
-# Of arguments that passed. Most calls have those of an earlier one, and a small call takes as long as ten checks.
+# It remembers arguments that passed. Most calls repeat earlier arguments, and a small call takes only ten times as
+# long as a check.
 _check_once = lru_cache(1024)(check_arguments)

@@ -5,7 +5,7 @@ ConvNets v2", 2019 (mask). For output position p, tap k at grid position p_k and
 
     out[n, o, p] = bias[o] + sum_{c, k} w[o, c, k] * mask[n, g(c), k, p] * x[n, c](p_k + offset[n, g(c), k, p])
 
-x(·) interpolates bilinearly; a corner outside the image counts 0, and so does a position that is not finite.
+x(·) interpolates bilinearly. A corner outside the image counts as 0, and so does a position that is not finite.
 """
 
 import torch
@@ -23,7 +23,7 @@ def forward(
     mask: Tensor | None,  # [N, G*K, Ho, Wo]
     conv: Conv,
 ) -> Tensor:  # [N, O, Ho, Wo]
-    """Compute in the widest dtype among the inputs, float32 at least; return the input's dtype."""
+    """Compute in the widest dtype of the inputs, at least float32, and return the input's dtype."""
     n, c, h, w = input.shape
     g, (ho, wo) = conv.offset_groups, conv.output_size((h, w))
     dtype = torch.promote_types(torch.promote_types(input.dtype, offset.dtype), torch.float32)

@@ -1,17 +1,17 @@
-"""vmap: the mapped dimension becomes part of the batch or, where filters are mapped, of the groups."""
+"""vmap: the mapped dimension becomes part of the batch or, if filters are mapped, of the groups."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Dimension that the mapped one joins, (into the batch, into the groups), for input, offset, weight, bias, mask.
+# The dimension that the mapped one joins, (in the batch, in the groups), for input, offset, weight, bias, mask.
 _BATCH = (0, 0, None, None, 0)
 _GROUPS = (1, 1, 0, 0, 1)
 
 
 def forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-    """Run one call for the whole mapped dimension, as ``torch.library.register_vmap`` asks for."""
+    """Compute the whole mapped dimension in one call, for ``torch.library.register_vmap``."""
     tensors, (stride, padding, dilation, groups, offset_groups) = args[:5], args[5:]
     size, mapped = info.batch_size, in_dims[:5]
     into_groups = mapped[2] is not None or mapped[3] is not None
@@ -28,7 +28,7 @@ def forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Ten
 
 
 def _fold(tensor: Tensor, mapped: int | None, into: int, size: int) -> Tensor:
-    """Merge the mapped dimension, or as many copies, into dimension ``into`` of the rest."""
+    """Merge the mapped dimension, or copies of the same number, into dimension ``into`` of the others."""
     if mapped is None:
         tensor = tensor.unsqueeze(into).expand(*tensor.shape[:into], size, *tensor.shape[into:])
     else:

@@ -99,8 +99,8 @@ def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, row
 def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Return row indices below ``rows`` in order, and the entries that they come from.
 
-    Indices that come last pad the entries to the size of radix sort. It takes a fifth of the time of a comparison
-    sort of nearly as many.
+    Indices that come last pad the entries to the size of radix sort. Radix sort takes a fifth of the
+    time of a comparison sort of nearly as many entries.
     """
     entries = row.shape[0]
     if not is_known(entries, rows) or not _RADIX // 4 <= entries < _RADIX or row.device.type != "cpu":

@@ -1,1 +1,1 @@
-"""The private names of torch, each with what happens where it is missing."""
+"""The private names of torch, each with the fallback for torch versions without it."""

@@ -1,6 +1,6 @@
 """The key of the compile caches.
 
-Without these names the key knows nothing of this library: empty the caches after an update.
+Without these names the key doesn't contain this library: empty the caches after an update.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# What torch calls the user's own part of the key of its compile caches has ours, "dcn_ops:...;", at its end.
+# torch has a part for users in the key of its compile caches. Ours, "dcn_ops:...;", is at its end.
 _OURS = re.compile("dcn_ops:[^;]*;")
 
 
@@ -28,7 +28,7 @@ def digest_of(package: Path) -> str:
 def tag_caches(tag: str) -> None:
     """Put ``tag`` into the key of the compile caches, for every thread."""
     entry = _cache_key_entry()
-    # From torch 2.14 on an assignment to the config reaches this thread alone.
+    # From torch 2.14 on, an assignment to the config is only for this thread.
     for name in ("env_value_default", "default"):
         value = getattr(entry, name, None)
         if isinstance(value, str):
@@ -38,7 +38,7 @@ def tag_caches(tag: str) -> None:
 
 
 def tag_caches_of_thread(tag: str) -> None:
-    """Put ``tag`` into the key of the compile caches where this thread has a key of its own."""
+    """Put ``tag`` into the key of the compile caches if this thread has its own key."""
     config = torch.compiler.config
     known = getattr(config, "cache_key_tag", None)
     if known is not None and known != (value := _tagged(known, tag)):
@@ -47,7 +47,7 @@ def tag_caches_of_thread(tag: str) -> None:
 
 @contextmanager
 def tagged_caches(tag: str) -> Iterator[None]:
-    """Put ``tag`` into the key of the compile caches of this thread, where torch has a key for each thread."""
+    """Put ``tag`` into the key of the compile caches of this thread, if torch has a key per thread."""
     config = torch.compiler.config
     if not hasattr(config, "cache_key_tag"):
         yield

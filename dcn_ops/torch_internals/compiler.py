@@ -16,7 +16,7 @@ except ImportError:
 
 
 def stored(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the same tensor; Inductor computes it once, into memory of its own, before anything reads it."""
+    """Return the same tensor; Inductor stores it in its own memory before any other code reads it."""
     tensor = tensor.contiguous()
     return tensor.as_strided(tensor.shape, tensor.stride())
 
@@ -24,8 +24,8 @@ def stored(tensor: torch.Tensor) -> torch.Tensor:
 def trace_through(op: str, kernel: Callable[..., Any], stays_whole: Callable[..., bool], library: Any) -> None:
     """Let the compiler see the aten that ``kernel`` runs in place of the operator.
 
-    AOTAutograd traces under functionalization; there the rule runs the kernel, as ``torch.library.triton_op``
-    does. ``torch.export`` keeps the operator whole, and so does whom ``stays_whole`` says so of its arguments.
+    AOTAutograd traces under functionalization. There the rule runs the kernel, as ``torch.library.triton_op`` does.
+    The operator stays whole in ``torch.export``, and if ``stays_whole`` returns True for its arguments.
     """
 
     def rule(mode: Any, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
@@ -41,12 +41,12 @@ def trace_through(op: str, kernel: Callable[..., Any], stays_whole: Callable[...
 def _export_keeps_operators() -> bool:
     try:
         from torch.export._trace import custom_triton_ops_decomposition_disabled
-    except ImportError:  # not knowing, keep it: opaque, it still runs
+    except ImportError:  # if this is unknown, keep it whole, which still runs
         return True
     return custom_triton_ops_decomposition_disabled()
 
 
 def is_ahead_of_time() -> bool:
-    """Tell whether Inductor compiles a package, which runs where this library is not installed."""
+    """Tell whether Inductor compiles a package, which must run without this library."""
     virtualized = sys.modules.get("torch._inductor.virtualized")
     return bool(getattr(getattr(virtualized, "V", None), "aot_compilation", False))

@@ -1,4 +1,4 @@
-"""What the CPU does fast."""
+"""Fast instructions of the CPU."""
 
 from functools import lru_cache
 
@@ -7,7 +7,7 @@ import torch
 
 @lru_cache
 def has_fast_half(dtype: torch.dtype) -> bool:
-    """Tell whether this CPU multiplies matrices in that dtype; if not, torch takes 9 times float32's time."""
+    """Tell whether this CPU multiplies matrices in the dtype; if not, torch takes 9 times as long as in float32."""
     try:
         if dtype == torch.bfloat16:
             return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,4 +1,4 @@
-"""The dispatcher: what runs below the Autograd key.
+"""The dispatcher: calls below the Autograd key.
 
 Without these names autograd is registered by ``torch.library.register_autograd``: calls take longer, and
 there are no gradients of gradients.
@@ -20,7 +20,7 @@ def _plain_bits(device: str) -> int:
 try:
     _below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
     _keys_below_autograd = torch._C._after_ADInplaceOrView_keyset
-    # Of a call with no mode, subclass or transform: the bits of its keys, and its device's key.
+    # For a call without mode, subclass or transform: the bits of its keys, and the key of its device.
     _PLAIN = {_plain_bits(device): getattr(torch._C.DispatchKey, device) for device in ("CPU", "CUDA")}
     _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     HAS_KEYSETS = True
@@ -29,13 +29,13 @@ except AttributeError:
 
 
 def below_autograd(op: Any, kernel: Callable[..., Any], keyset: Any, *args: Any) -> Any:
-    """Call what follows the Autograd key of ``op``, whose kernel of every device is ``kernel``."""
-    # Below ADInplaceOrView too: a kernel's last permute is then no view that autograd tracks, and the caller may
+    """Call the kernel below the Autograd key of ``op``; ``kernel`` is its kernel for every device."""
+    # Also below ADInplaceOrView: then autograd doesn't track a kernel's last permute as a view, and the caller may
     # change the output in place.
     with _below_autograd():
         device = _PLAIN.get(keyset.raw_repr())
         if device is not None and not _has_kernel(_name(op), device):
-            # No mode, subclass, transform or kernel of somebody else: what the dispatcher would call, but earlier.
+            # Without mode, subclass, transform or another library's kernel the dispatcher calls the same, later.
             return kernel(*args)
         return op.redispatch(keyset & _keys_below_autograd, *args)
 
@@ -64,7 +64,7 @@ def autocast_keys() -> list[str]:
 
 
 def is_transforming() -> bool:
-    """Tell whether a transform of torch.func or forward-mode AD is at work."""
+    """Tell whether a transform of torch.func or forward-mode AD is active."""
     try:
         return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     except AttributeError:

@@ -1,7 +1,7 @@
-"""The registry of ``torch.onnx.export(dynamo=True)``, which has no function to add to it.
+"""The registry of ``torch.onnx.export(dynamo=True)``; torch has no public function to extend it.
 
-Without these names the exporter has no translation, and says so: export a program that ``dcn_ops.decompositions()``
-took apart.
+Without these names the exporter has no translation, and says so. Then export a program that was decomposed with
+``dcn_ops.decompositions()``.
 """
 
 import logging
@@ -14,13 +14,13 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-# The module that registers torch's own translations to ONNX, on the first export of a process. It imports
+# The module that registers torch's own translations to ONNX at the first export of a process. It imports
 # onnxscript, which takes a second.
 _ONNX_TRANSLATIONS = "torch.onnx._internal.exporter._torchlib.ops"
 
 
 def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, below: Callable[..., Any]) -> None:
-    """Give ``torch.onnx.export(dynamo=True)`` a translation from ``opset`` on, a decomposition below."""
+    """Give ``torch.onnx.export(dynamo=True)`` a translation from ``opset`` on, and a decomposition below it."""
 
     def add() -> None:
         from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
@@ -32,14 +32,14 @@ def translate_to_onnx(op: Any, translation: Callable[..., Any], opset: int, belo
 
 
 def decompose_in_onnx(op: Any, decomposition: Callable[..., Any]) -> None:
-    """Have ``torch.onnx.export(dynamo=True)`` decompose an operator that ONNX doesn't have."""
+    """Make ``torch.onnx.export(dynamo=True)`` decompose an operator that ONNX doesn't have."""
     _when_imported(op, lambda: _decompose(op, decomposition))
 
 
 def _decompose(op: Any, decomposition: Callable[..., Any]) -> None:
-    # What the registry lacks at the requested opset is decomposed by a table that the exporter makes of torch's
-    # own. Not into torch's own: fake tensors with symbolic sizes would follow it and get other strides, and
-    # where CI is set in the environment, Inductor takes no whole operator that stands there.
+    # If the registry has no translation for the requested opset, the exporter decomposes with a table that it
+    # derives from torch's own. We don't change torch's own table: fake tensors with symbolic sizes would use it and
+    # get other strides. And if CI is set in the environment, Inductor accepts no whole operator that is in it.
     from torch.onnx._internal.exporter import _decomp
 
     make_table = _decomp.create_onnx_friendly_decomposition_table
@@ -55,20 +55,24 @@ def _when_imported(op: Any, add: Callable[[], None]) -> None:
     def register(_: ModuleType) -> None:
         try:
             add()
-        except (ImportError, AttributeError, TypeError) as error:  # the import of torch's own must not fail by this
+        except (
+            ImportError,
+            AttributeError,
+            TypeError,
+        ) as error:  # an error here must not break the import of torch's module
             _log.warning("%s has no translation to ONNX with this torch (%s); decompose it first", op, error)
 
     after_import(_ONNX_TRANSLATIONS, register)
 
 
 def after_import(name: str, function: Callable[[ModuleType], None]) -> None:
-    """Call ``function`` with a module once that is imported: now, or whenever somebody imports it."""
+    """Call ``function`` with a module once it is imported: now, or at its first import."""
     if name in sys.modules:
         function(sys.modules[name])
         return
     waiting = (finder for finder in sys.meta_path if isinstance(finder, _AfterImport) and finder.name == name)
     finder = next(waiting, None)
-    if finder is None:  # one for each name: two would ask each other
+    if finder is None:  # one per name: two of them would call each other forever
         finder = _AfterImport(name)
         sys.meta_path.insert(0, finder)
     finder.functions.append(function)

@@ -1,6 +1,6 @@
 """The threads of torch.
 
-Without this name native code runs in one thread.
+Without this name, native code runs in one thread.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import torch
 
 
 def parallel_for_address() -> int:
-    """Return the address of ``torch_parallel_for``, of torch's stable C interface; 0 where there is none."""
+    """Return the address of ``torch_parallel_for``, from torch's stable C interface; 0 if there is none."""
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:

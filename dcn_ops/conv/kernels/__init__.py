@@ -1,1 +1,1 @@
-"""Implementations of the deformable convolution, and which of them a call takes."""
+"""Implementations of the deformable convolution, and the choice of one for a call."""

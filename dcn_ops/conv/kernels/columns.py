@@ -1,6 +1,6 @@
-"""Fast composition of ATen kernels, for the CPU and for any device without kernels of its own: eager calls.
+"""The composition of ATen kernels for eager calls, on the CPU and on devices without a kernel of ours.
 
-What it computes stands in ``unroll``. Here results are written in place.
+``unroll`` describes the steps. This module writes results in place.
 """
 
 import os
@@ -19,9 +19,9 @@ NAME, IMPLEMENTATION, DETERMINISTIC = "columns", "composition", True
 
 
 def _keep_freed_memory() -> None:
-    # glibc returns freed memory to the system beyond twice the largest block freed so far. Every piece then pays
-    # for page faults. One block of nearly the largest size that counts, never touched, prevents that. What it gains
-    # stands in docs/performance.md. It is for the whole process, so it can be switched off.
+    # glibc returns freed memory to the system if it is more than twice the largest block that was freed so far.
+    # Then every piece pays for page faults. One large block, which is allocated, never touched and freed, prevents
+    # that. docs/performance-composition.md has the gain. It acts on the whole process, so it can be switched off.
     if os.environ.get("DCN_OPS_KEEP_MEMORY") != "0":
         torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
@@ -30,7 +30,7 @@ _keep_freed_memory()
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
-    """Take every call."""
+    """Accept every call."""
 
 
 class _InPlace:

@@ -1,10 +1,10 @@
-"""How filters multiply the columns: by a 1x1 convolution, a matrix product or, with groups, a strided convolution.
+"""The contraction of columns with filters: a 1x1 or a strided convolution, or a matrix product.
 
-A dense convolution reads the columns as [n, G*K*D, h, Wo]. With groups an ordinary convolution of stride = kernel
-reads them as [n, C, h*kh, Wo*kw]: the library has grouped kernels for that.
+A dense convolution reads the columns as [n, G*K*D, h, Wo]. With groups, an ordinary convolution whose stride is its
+kernel size reads them as [n, C, h*kh, Wo*kw], because torch has fast grouped kernels for that.
 
-Legend: C input channels, O filters, kh x kw kernel, K = kh * kw, G offset groups, D = C / G, Wo output columns; n
-and h count the images and the output rows of the chunk at hand, S samples and M output positions there.
+Legend: C input channels, O filters, kh x kw kernel, K = kh * kw, G offset groups, D = C / G, Wo output columns, n
+images and h output rows of the current chunk, S samples and M output positions there.
 """
 
 import torch
@@ -17,15 +17,15 @@ from dcn_ops.sampling.pieces import Chunk
 from dcn_ops.sampling.table import AS_IMAGE, BY_POSITION
 from dcn_ops.torch_internals.cpu import has_fast_half
 
-_LARGE = 2**18  # filters' elements, from which the 1x1 convolution takes longer to reorder them than it saves
+_LARGE = 2**18  # with more filter elements, the 1x1 convolution reorders them for longer than it saves
 
 
 class Contraction:
     """The contraction of one convolution, and its gradients.
 
     Attributes:
-        dtype: In which it is computed.
-        order: The samples', in which it reads the columns.
+        dtype: Dtype of the computation.
+        order: Memory order of the samples that it needs as columns.
     """
 
     def __init__(self, weight: Tensor, conv: Conv) -> None:
@@ -50,7 +50,7 @@ class Contraction:
         return F.linear(columns.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """Return the gradient of the output, [n, O, h, Wo], as the two below take it."""
+        """Return the gradient of the output, [n, O, h, Wo], as the next methods take it."""
         grad = grad.to(self.dtype)
         return _well_strided(grad) if self.conv.groups > 1 else grad
 
@@ -59,12 +59,12 @@ class Contraction:
         conv, kernel = self.conv, self._kernel
         if conv.groups == 1:
             return grad.permute(0, 2, 3, 1) @ kernel.flatten(1)
-        # Windows don't overlap: the transposed convolution is the gradient, in the layout of the columns.
+        # Windows don't overlap, so the transposed convolution is the gradient, in the layout of the columns.
         samples = F.conv_transpose2d(grad, kernel, stride=conv.kernel, groups=conv.groups)
         return samples.permute(0, 2, 3, 1)
 
     def no_gradient(self, dtype: torch.dtype) -> Tensor:
-        """Return zeros, to which ``add_gradient`` adds."""
+        """Return zeros for ``add_gradient``."""
         shape = self._kernel.shape[:2] if self.conv.groups == 1 else self._kernel.shape
         return self._kernel.new_zeros(shape, dtype=dtype)
 
@@ -81,7 +81,7 @@ class Contraction:
             total += grad.T @ columns
 
     def weight_gradient(self, total: Tensor) -> Tensor:
-        """Return the gradient of the weight, contiguous, from the filters'."""
+        """Return the gradient of the weight, contiguous, from the sum of ``add_gradient``."""
         weight, conv = self._weight, self.conv
         if conv.groups == 1:
             by_tap = total.view(weight.shape[0], conv.offset_groups, *conv.kernel, -1)  # [O, G, kh, kw, D]
@@ -92,8 +92,9 @@ class Contraction:
 def _dtype(weight: Tensor, conv: Conv) -> torch.dtype:
     if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
         return weight.dtype
-    # Matrix units multiply nothing grouped: with AMX, depthwise bfloat16 takes up to five times what float32 does.
-    # And in torch 2.11 to 2.15 one of those convolutions, 1xk with one output column, reads unwritten memory.
+    # Matrix units don't help grouped convolutions: with AMX, depthwise bfloat16 takes up to five times as long as
+    # float32. And in torch 2.11 to 2.15 one of those convolutions, 1xk with one output column, reads
+    # unwritten memory.
     return weight.dtype if conv.groups == 1 and has_fast_half(weight.dtype) else torch.float32
 
 
@@ -105,10 +106,10 @@ def _kernel(weight: Tensor, conv: Conv) -> Tensor:
 
 
 def _well_strided(tensor: Tensor) -> Tensor:
-    """Return [N, C, H, W] in channels_last, with the usual strides of dimensions of size 1 as well.
+    """Return [N, C, H, W] in channels_last, with the usual strides also for dimensions of size 1.
 
-    ``contiguous()`` keeps an unusual stride of such a dimension, since no element depends on it. Torch's
-    convolutions read the memory format off these strides, and then compute something else.
+    ``contiguous()`` keeps an unusual stride of such a dimension, because no element depends on it. But torch's
+    convolutions derive the memory format from these strides, and then give wrong results.
     """
     rows = tensor.permute(0, 2, 3, 1)
     return rows.flatten().view(rows.shape).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The native kernel, for CPUs: C++ without columns in memory, built with the first call that takes it."""
+"""The native kernel, for CPUs: C++ without columns in memory, built at the first call that needs it."""
 
 from collections.abc import Iterator
 
@@ -14,16 +14,16 @@ from dcn_ops.torch_internals.cpu import has_fast_half
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 
 _HALF = (torch.bfloat16, torch.float16)
-# Channels of a filter from which on the product takes most of the time.
+# From this many channels per filter on, the product takes most of the time.
 _MANY = 128
-# Output pixels of filters of so many elements, for which the composition's one product is faster.
+# For at most so many output pixels and at least so many filter elements, the composition is faster.
 _FEW_PIXELS, _LARGE_FILTERS = 64, 2**21
-# How many bytes the float32 copies of half-precision images take at a time; more where threads need more images.
+# Bytes of the float32 copies of half-precision images at a time; more if the threads need more images.
 _MOST_COPIED = 2**22
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take float32, float16 and bfloat16 on the CPU, where the library is built or can be."""
+    """Accept float32, float16 and bfloat16 on the CPU, if the library is built or can be built."""
     input = problem.input
     if input.device.type != "cpu":
         return f"the native kernel needs the CPU, got input.device={input.device}"
@@ -76,7 +76,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 
 
 def _widened(problem: Problem) -> Iterator[tuple[slice, Problem]]:
-    """Give some images at a time, with the float32 problem of those alone."""
+    """Yield some images at a time, with the float32 problem of these images."""
     input, offset, weight, bias, mask, conv = problem
     filters, bias = weight.float(), None if bias is None else bias.float()
     n, channels, height, width = input.shape

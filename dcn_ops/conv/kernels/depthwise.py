@@ -1,11 +1,12 @@
-"""Depthwise convolution: one bag for every output position, and neither samples nor columns in memory.
+"""Depthwise convolution: one embedding bag per output position, without samples or columns in memory.
 
-The filters multiply the image before it is sampled: a copy of the image for each tap. An output position is then a
-weighted sum of 4K rows of those copies, which is one bag. Its transpose gives the gradient of the copies: times the
-filters it is that of the image, times the image that of the filters. Large kernels go by rows of taps.
+The filters multiply the image before it is sampled, which gives a copy of the image for each tap. An output
+position is then a weighted sum of 4K rows of those copies, which is one bag. The transposed bag gives the gradient
+of the copies. Times the filters it is the gradient of the image, times the image the gradient of the filters. Large
+kernels are computed a few rows of taps at a time.
 
-Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G offset groups; n images and h output
-rows are in the chunk at hand, T taps in the rows of the kernel at hand, R rows in the padded images, of C channels.
+Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G offset groups, n images and h output
+rows of the current chunk, T taps of the current kernel rows, R rows of C channels in the padded images.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dcn_ops.sampling.geometry import BORDER, Conv, Pair, empty_channels_last, w
 from dcn_ops.sampling.pieces import Chunk, chunk_bytes, cut
 from dcn_ops.sampling.table import Table, make_table, table_backward
 
-_BYTES_PER_SAMPLE = 160  # of the table, what it is made of and its sort
+_BYTES_PER_SAMPLE = 160  # for the table, its intermediate results and its sort
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "depthwise", "composition", True
 
@@ -38,7 +39,7 @@ class Piece(NamedTuple):
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take filters of one channel each, of more taps than columns are good for."""
+    """Accept filters of one channel with many taps; with few taps, columns are faster."""
     conv, filters = problem.conv, problem.weight.shape[0]
     if not (conv.groups > 1 and conv.groups == problem.input.shape[1] == filters):
         return "it takes depthwise convolutions"
@@ -130,7 +131,7 @@ def _add_products(
     filters: Tensor,
     taps: slice,
 ) -> None:
-    """Add what the gradient of the copies, [T, R, C], gives; it is overwritten."""
+    """Add the gradients of image and filters from that of the copies, [T, R, C], which is overwritten."""
     if grad_rows is not None:
         for tap, of_copy in enumerate(of_copies.unbind(0), taps.start):
             grad_rows.addcmul_(of_copy, filters[tap])
@@ -146,7 +147,7 @@ def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, l
     by_images = cut(batch, tap_row_bytes * kh, limit)
     n = by_images[0][1] if by_images else batch
     by_tap_rows = cut(kh, tap_row_bytes * n, limit)
-    table_bytes = n * wo * kw * by_tap_rows[0][1] * conv.offset_groups * _BYTES_PER_SAMPLE  # of a row of the output
+    table_bytes = n * wo * kw * by_tap_rows[0][1] * conv.offset_groups * _BYTES_PER_SAMPLE  # per row of the output
     by_rows = cut(ho, table_bytes, limit)
     for n0, n1 in by_images:
         by_taps = []
@@ -173,7 +174,7 @@ def _by_group(copies: Tensor, conv: Conv) -> Tensor:  # [T, R, C] -> [T * R * G,
 
 
 def _copies(rows: Tensor, filters: Tensor, memory: Tensor | None) -> Tensor:  # [R, C], [T, C] -> [T, R, C]
-    # The first copies of a call are the largest, and lend the others their memory: else page faults take longer.
+    # The first copies of a call are the largest. The others use their memory, which saves page faults.
     if memory is None:
         return rows * filters[:, None]
     out = memory.flatten()[: rows.numel() * len(filters)].view(-1, *rows.shape)

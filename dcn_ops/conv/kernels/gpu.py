@@ -1,4 +1,4 @@
-"""Triton kernels for GPUs, imported with the first call that takes them: the operator must not need Triton."""
+"""Triton kernels for GPUs, imported at the first call that uses them, because the operator must not need Triton."""
 
 import importlib.util
 from functools import cache
@@ -13,7 +13,7 @@ DETERMINISTIC = False  # the gradient of the input is added up atomically
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take float32, float16 and bfloat16 on a GPU, where Triton is installed."""
+    """Accept float32, float16 and bfloat16 on a GPU, if Triton is installed."""
     input, weight = problem.input, problem.weight
     if not _is_installed():
         return "Triton is not installed; pip install triton"
@@ -28,13 +28,13 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
     return None
 
 
-@cache  # most calls are on a CPU, where a small one would take 2 % longer
+@cache  # without the cache a small call on the CPU would take 2 % longer
 def _elsewhere(device: torch.device) -> str:
     return f"Triton kernels need a GPU, got input.device={device}; move the tensors with .cuda()"
 
 
 @cache
-def _is_installed() -> bool:  # torch itself asks for it on Linux alone
+def _is_installed() -> bool:  # torch itself requires it only on Linux
     return importlib.util.find_spec("triton") is not None
 
 

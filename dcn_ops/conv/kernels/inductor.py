@@ -1,13 +1,13 @@
-"""Depthwise convolution for the compiler: written so that Inductor fuses it into a few vectorised loops.
+"""Depthwise convolution for the compiler, written so that Inductor fuses it into a few vectorised loops.
 
-No columns and no pieces: a loop over output positions and channels reads the four neighbours of every tap
-and adds them up. Run eagerly it would take K times the memory; it is traced, never called.
+A loop over output positions and channels reads the four neighbours of every tap and adds them up, without columns
+and pieces. Eager execution would need K times the memory, so this code is only traced.
 
-Inductor inlines what it may; where something is better computed once, ``stored`` keeps it apart: with neighbours
-whose padding is a condition within the loop, that takes six times as long.
+``stored`` stops Inductor from computing values again in the inner loop. Without it the padding becomes a condition
+in that loop, which takes six times as long.
 
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, kh x kw kernel, K = kh * kw, G offset groups,
-D = C / G; M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples an image, R rows of the padded images.
+D = C / G, M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples per image, R rows of the padded images.
 """
 
 from typing import NamedTuple
@@ -24,11 +24,11 @@ from dcn_ops.torch_internals.compiler import stored
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "inductor", "composition", True
 
-_rows_at = torch.ops.aten._unsafe_index  # without a check of every index
+_rows_at = torch.ops.aten._unsafe_index  # doesn't check every index
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take filters of one channel each on the CPU, where Inductor's loops run."""
+    """Accept filters of one channel on the CPU, where Inductor writes such loops."""
     conv = problem.conv
     if problem.input.device.type != "cpu":
         return "it takes the CPU"
@@ -37,7 +37,7 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
 
 
 class _Table(NamedTuple):
-    """What the samples read: the row of the upper left neighbour, distances from it, and the mask."""
+    """Where samples read: the row of the upper left neighbour, the distances from it, and the mask."""
 
     row: Tensor  # [N, P] integers
     y: Tensor  # [N, P]
@@ -82,7 +82,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     if need_weight:
         weights = [w.view(row.shape)[..., None] for w in table.weights()]
         samples = sum(_rows_at(n, [row]) * w for n, w in zip(neighbours, weights, strict=True))  # [M, G, K, D]
-        # First within rows of the output, which stay in the cache.
+        # First a sum per row of the output, which stays in the cache.
         products = (samples * grad_rows[:, :, None]).view(
             input.shape[0] * offset.shape[2], offset.shape[3], *samples.shape[1:]
         )
@@ -102,7 +102,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 
 
 def _neighbours(input: Tensor, conv: Conv) -> list[Tensor]:
-    """Return four views [.., D] of the padded rows: what the four neighbours of a row's index are in each."""
+    """Return four views [.., D] of the padded rows. The same index gives one of the four neighbours in each."""
     rows = stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
     steps = _layout(input, conv).neighbours
     count = rows.shape[0] - steps[-1]
@@ -129,7 +129,7 @@ def _filters(weight: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:  # [C, 1
 def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _Table:
     wide, groups = wide_dtype(input), conv.offset_groups
     (batch, _, height, width), (maps, ho, wo) = input.shape, offset.shape[1:]
-    # [N, Ho, Wo, G, kh, kw, (y, x)], flat but for images and coordinates: long loops without division.
+    # [N, Ho, Wo, G, kh, kw, (y, x)], flat except for images and coordinates, for long loops without division.
     positions = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2, 2)
     lower, distance = [], []
     for axis, (grid, size) in enumerate(
@@ -137,7 +137,7 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _T
     ):
         by_sample = grid.expand(*conv.kernel, ho, wo).permute(2, 3, 0, 1)[:, :, None]
         position = positions[..., axis] + stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
-        # What is far outside, and what is not a number, reads zeros alone.
+        # Positions far outside and NaN read only zeros.
         position = torch.where(position == position, position, -BORDER).clamp(-BORDER, size)
         lower.append(position.floor())
         distance.append(position - lower[-1])
@@ -172,11 +172,11 @@ def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # [N, P, ..] -> [N, *, H
 
 
 def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
-    """Return the gradient of the padded rows, [R, C], tap by tap or some taps at a time."""
+    """Return the gradient of the padded rows, [R, C], one or several taps at a time."""
     layout, taps = _layout(input, conv), conv.taps
     padded = layout._replace(pixel=1).rows
     row, weights = _by_group(table.row, conv), [_by_group(w, conv) for w in table.weights()]
-    size = padded * input.shape[1] * grad_rows.dtype.itemsize  # of a tap's copies
+    size = padded * input.shape[1] * grad_rows.dtype.itemsize  # per tap
     some_taps = cut(taps, size, chunk_bytes()) if is_known(size) else [(k, k + 1) for k in range(taps)]
     total = None
     for k0, k1 in some_taps:

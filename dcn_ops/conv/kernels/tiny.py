@@ -1,9 +1,9 @@
-"""Composition for images of a few pixels, where what counts is the number of calls: sampling as a matrix product.
+"""The composition for images of a few pixels: sampling is a matrix product, which needs few calls.
 
 The bilinear weight of pixel (y, x) in a sample at (py, px) is ``hat(py - y) * hat(px - x)``, with
-``hat(t) = max(0, 1 - |t|)``. These weights are a matrix with a row per pixel and a column per sample, and the
-image times that matrix gives the columns. Its work grows with the number of pixels; for a few dozen it is
-less than what starting the many small kernels of ``cpu`` costs.
+``hat(t) = max(0, 1 - |t|)``. These weights are a matrix with a row per pixel and a column per sample. The image
+times that matrix gives the columns. The work grows with the number of pixels. For a few dozen pixels it costs less
+than to start the many small kernels of ``columns``.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size, kh x kw kernel,
 K = kh * kw, G offset groups, D = C / G, P = K * Ho * Wo samples of an offset group.
@@ -19,41 +19,41 @@ from torch import Tensor
 from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.geometry import Conv, Pair
 
-# Multiply-adds of the product, at most: there it takes no longer than the calls that it saves.
+# Most multiply-adds of the product. Up to there it takes no longer than the calls that it saves.
 MAX_WORK = 2**22
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "tiny", "composition", True
 
 
 class Grid(NamedTuple):
-    """What depends on the shapes alone."""
+    """Tensors that depend only on the shapes."""
 
-    position: Tensor  # [K, 2, Ho, Wo], (y, x), where the plain convolution samples
+    position: Tensor  # [K, 2, Ho, Wo], (y, x): positions of the plain convolution's samples
     pixel: Tensor  # [max(H, W), 1, 1, 1, 1, 1]: 0, 1, ...
     distance: Tensor  # [max(H, W), 1, K, 2, Ho, Wo], from each row and column
     one: Tensor  # []
 
 
 class Samples(NamedTuple):
-    """How much of each row and column of the image the samples take."""
+    """The weight of each row and column of the image in each sample."""
 
     y: Tensor  # [H, N*G, K, Ho, Wo]
     x: Tensor  # [W, N*G, K, Ho, Wo]
     mask: Tensor | None  # [N*G, K, Ho, Wo]
-    matrix: Tensor  # [N*G, H*W, P], the mask multiplied in
+    matrix: Tensor  # [N*G, H*W, P], multiplied by the mask
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take small products on the CPU: of sampling, N * C * H * W * P, and of the filters with every image.
+    """Accept small products on the CPU: N * C * H * W * P for sampling, and the filters times every image.
 
-    And finite pixels, mask and gradient: a product reads them all, times 0 for most, which is NaN for those that
-    are not finite.
+    Pixels, mask and gradient must be finite: the product multiplies most of them by 0, which gives NaN for infinity
+    and NaN.
     """
     input, offset, weight, _, mask, conv = problem
     if input.device.type != "cpu":
         return "it takes the CPU"
     sampling = input.numel() * conv.taps * offset.shape[2] * offset.shape[3]
-    # The filters meet every image alone: of several, thin products, each of which reads all filters.
+    # The filters multiply each image separately. For several images these are thin products that read all filters.
     filters = weight.numel() if input.shape[0] == 1 else 8 * input.shape[0] * weight.numel()
     if not (0 < sampling <= MAX_WORK and filters <= MAX_WORK):
         return "it takes images of a few pixels"
@@ -62,7 +62,7 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return math.isfinite(tensor.sum().item())  # one small kernel; a sum that overflows costs time alone
+    return math.isfinite(tensor.sum().item())  # one small kernel; if the sum overflows, only time is lost
 
 
 def forward(problem: Problem) -> Tensor:
@@ -109,7 +109,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 
 
 def _widen(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return [N*G, D, H*W], [N*G, K, 2, Ho, Wo] and [N*G, K, Ho, Wo], in float32 at least."""
+    """Return [N*G, D, H*W], [N*G, K, 2, Ho, Wo] and [N*G, K, Ho, Wo], in float32 or wider."""
     batch, channels, height, width = input.shape
     groups, taps, output = conv.offset_groups, conv.taps, offset.shape[2:]
     image = input.reshape(batch * groups, channels // groups, height * width)
@@ -122,7 +122,7 @@ def _widen(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> tu
 
 @lru_cache(maxsize=64)
 def _grid(size: Pair, output: Pair, dtype: torch.dtype, conv: Conv) -> Grid:
-    cpu = torch.device("cpu")  # By name: the default device may be another.
+    cpu = torch.device("cpu")  # Explicit, because the default device may be another.
     y, x = torch.broadcast_tensors(*conv.grid((0, output[0]), output[1], dtype, cpu))
     position = torch.stack((y, x), 2).view(conv.taps, 2, *output)
     pixel = torch.arange(max(size), dtype=dtype, device=cpu).view(-1, 1, 1, 1, 1, 1)
@@ -131,7 +131,7 @@ def _grid(size: Pair, output: Pair, dtype: torch.dtype, conv: Conv) -> Grid:
 
 def _samples(offset: Tensor, mask: Tensor | None, size: tuple[int, int], conv: Conv) -> Samples:
     grid = _grid(size, offset.shape[3:], offset.dtype, conv)
-    # Infinitely far weighs 0, and so must what is not a number.
+    # Infinity weighs 0, and so must NaN.
     weight = (grid.one - (offset + grid.distance).abs_()).relu_().nan_to_num_()
     y, x = weight.unbind(3)
     if size[0] != size[1]:
@@ -144,11 +144,11 @@ def _samples(offset: Tensor, mask: Tensor | None, size: tuple[int, int], conv: C
 def _samples_backward(
     grad: Tensor, offset: Tensor, samples: Samples, size: tuple[int, int], conv: Conv
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of offset, [N*G, K, 2, Ho, Wo], and mask, [N*G, K, Ho, Wo], from the matrix's."""
+    """Return the gradients of offset, [N*G, K, 2, Ho, Wo], and mask, [N*G, K, Ho, Wo], from that of the matrix."""
     y, x, mask, _ = samples
     grid = _grid(size, offset.shape[3:], y.dtype, conv)
     grad = grad.transpose(0, 1).reshape(*size, *y.shape[1:])  # [H, W, N*G, K, Ho, Wo]
-    # A sample's neighbours are the pixels floor(position) and the next one, also at integers, where hat has a kink.
+    # The neighbours of a sample are the pixels floor(position) and the next one, also at integers (a kink of hat).
     lower = (offset + grid.position).floor() - grid.pixel
     slope_y, slope_x = ((lower == -1).to(y.dtype) - (lower == 0).to(y.dtype)).unbind(3)
     through_x = (grad * x).sum(1)

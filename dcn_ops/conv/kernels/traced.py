@@ -1,6 +1,6 @@
 """The composition of ATen kernels for the compiler.
 
-What it computes stands in ``unroll``. Here results are put together without writing in place.
+``unroll`` describes the steps. This module concatenates results and never writes in place.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,19 @@ from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.sampling.pieces import Chunk
 from dcn_ops.torch_internals.compiler import stored
 
-NAME, IMPLEMENTATION, DETERMINISTIC = "columns", "composition", True  # to the caller it is one with ``columns``
+NAME, IMPLEMENTATION, DETERMINISTIC = (
+    "columns",
+    "composition",
+    True,
+)  # for callers it is the same implementation as ``columns``
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
-    """Take every call."""
+    """Accept every call."""
 
 
 class _Concatenated:
-    """A tensor of chunks. Inductor lowers copies into slices to a select over all slices, for each element."""
+    """A tensor from concatenated chunks: Inductor lowers slice copies to a select over all slices, per element."""
 
     def __init__(self, like: Tensor, shape: Sequence[int]) -> None:
         self.like, self.shape = like, shape
@@ -40,7 +44,7 @@ class _Concatenated:
 
 
 def _padded(images: Tensor) -> Tensor:
-    return stored(padded_rows(images))  # Inductor would pad the images for every piece again.
+    return stored(padded_rows(images))  # otherwise Inductor pads the images again for every piece
 
 
 def _scattered(

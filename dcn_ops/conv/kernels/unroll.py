@@ -1,16 +1,15 @@
 """The composition of ATen kernels, for eager calls (``columns``) and for the compiler (``traced``).
 
 1. *table*: four row indices and four weights per sample, from offset and mask;
-2. *unroll*: a bag of four rows per sample gives the columns (im2col with offsets);
+2. *unroll*: an embedding bag of four rows per sample gives the im2col columns;
 3. *contract*: the filters multiply the columns.
 
-The backward keeps the inputs alone: it unrolls again for the weight, and sends the gradient of the
-columns back through the bags. Work goes in chunks of output rows, so that the columns, K times the input, never
-stand in memory as a whole. Eager calls and the compiler put the results of the pieces together in different ways.
+The backward keeps only the inputs. It unrolls again for the gradient of the weight, and sends the gradient of the
+columns back through the bags. The work is cut into chunks of output rows, because all columns together would need K
+times the memory of the input. Eager calls and the compiler assemble the results of the chunks in different ways.
 
 Legend: N batch, C input channels, O output channels, H x W input size, Ho x Wo output size, K taps,
-G offset groups, D = C / G; n and h count the images and output rows of one chunk, R rows of the padded images,
-S samples.
+G offset groups, D = C / G, n images and h output rows of one chunk, R rows of the padded images, S samples.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,11 +25,11 @@ from dcn_ops.sampling.geometry import Conv, Padded, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, blocks
 from dcn_ops.sampling.table import Table, make_table, table_backward
 
-SORT_BYTES = 128  # of a sample: its four entries, their order by row, and what the radix sort takes
+SORT_BYTES = 128  # per sample: its four entries, their order by row, and the memory of the radix sort
 
 
 class Assembled(Protocol):
-    """A tensor [N, *, H, W] in channels_last, of chunks that come in order."""
+    """A tensor [N, *, H, W] in channels_last that is assembled from chunks in their order."""
 
     def add(self, part: Tensor, chunk: Chunk) -> None:
         """Add the next chunk, [n, *, h, W]."""
@@ -40,12 +39,12 @@ class Assembled(Protocol):
 
 
 class Way(NamedTuple):
-    """What eager calls and the compiler do each in their own way."""
+    """The steps that differ between eager calls and the compiler."""
 
-    assembled: Callable[[Tensor, Sequence[int]], Assembled]  # of the dtype of a tensor, and a shape
-    padded: Callable[[Tensor], Tensor]  # images [n, H, W, C] -> their rows within a border, [R, C]
-    # Adds the gradient of samples, [S, D], of their rows and weights, to that of so many rows; None is zeros. The
-    # flag says whether the samples are all that there are.
+    assembled: Callable[[Tensor, Sequence[int]], Assembled]  # from a tensor with the dtype, and a shape
+    padded: Callable[[Tensor], Tensor]  # images [n, H, W, C] -> their rows with a border, [R, C]
+    # Adds the gradient of the rows, from that of samples, [S, D], their rows and weights, to a total; None is
+    # zeros. The flag says whether these are all samples.
     scattered: Callable[[Tensor | None, Tensor, Tensor, Tensor, int, bool], Tensor]
 
 
@@ -64,7 +63,7 @@ def forward(problem: Problem, way: Way) -> Tensor:
                 columns = contraction.columns(gather(rows, row, entry_weight), piece, output[1])
                 out.add(contraction.forward(columns, bias), piece)
                 del columns
-            del table  # before the next takes as much
+            del table  # before the next table needs the same memory
     return out.whole()
 
 
@@ -75,7 +74,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool], way: Way) -> Gra
     need_samples = need_input or need_offset or need_mask
     wo, wide, contraction = grad.shape[3], wide_dtype(input), Contraction(weight, conv)
     grad_input = _ImageGradient(input, grad.shape[2], conv, way) if need_input else None
-    # All chunks add up in the weight: in the wider dtype.
+    # The gradient of the weight is a sum over all chunks, so it uses the wider dtype.
     grad_filters = contraction.no_gradient(wide) if need_weight else None
     grad_maps = tuple(
         way.assembled(t, t.shape) if t is not None and needed else None
@@ -93,7 +92,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool], way: Way) -> Gra
                 if grad_filters is not None:
                     columns = contraction.columns(gather(rows, row, entry_weight), piece, wo)
                     contraction.add_gradient(grad_filters, grad_out, columns)
-                    del columns  # before their gradient takes as much
+                    del columns  # before their gradient needs the same memory
                 if not need_samples:
                     continue
                 samples = contraction.samples_backward(grad_out).to(wide).reshape(-1, rows.shape[1])
@@ -130,7 +129,7 @@ def _table(chunk: Chunk, problem: Problem, contraction: Contraction) -> Table:
 
 
 def _entries(table: Table, chunk: Chunk, piece: Chunk, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return rows and weights of a piece, four a sample."""
+    """Return rows and weights of a piece, four per sample."""
     conv = problem.conv
     entries = chunk.entries(piece, 4 * problem.offset.shape[3] * conv.taps * conv.offset_groups)
     return table.row[entries], table.weight[entries]
@@ -141,15 +140,15 @@ def _by_group(rows: Tensor, conv: Conv) -> Tensor:  # [.., C] -> [R, D]
 
 
 class _ImageGradient:
-    """The gradient of the input, from pieces that come image by image, or row by row of one image."""
+    """The gradient of the input, from pieces of whole images, or of rows of one image, in order."""
 
     def __init__(self, input: Tensor, output_height: int, conv: Conv, way: Way) -> None:
         self.total = way.assembled(input, input.shape)
         self.shape, self.output_height, self.conv, self.way = input.shape, output_height, conv, way
-        self.rows: Tensor | None = None  # of the images at hand, padded
+        self.rows: Tensor | None = None  # of the current images, padded
 
     def add(self, samples: Tensor, row: Tensor, weight: Tensor, piece: Chunk, before: int) -> None:
-        """Add the gradient of a piece's samples, [S, D], whose rows count from so many images before its own."""
+        """Add the gradient of a piece's samples, [S, D]; their rows start ``before`` images before the piece."""
         images, (_, channels, height, width) = piece.n1 - piece.n0, self.shape
         layout = Padded.of(images, (height, width), self.conv.offset_groups)
         if before:

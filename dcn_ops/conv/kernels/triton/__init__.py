@@ -1,1 +1,1 @@
-"""Triton kernels for GPUs: import nothing of this without Triton."""
+"""Triton kernels for GPUs. Importing this package needs Triton."""

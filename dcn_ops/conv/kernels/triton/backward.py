@@ -1,15 +1,15 @@
 """Backward of groups with more than one channel: one kernel for input, offset and mask, one for the weight.
 
-*samples*: the gradient of the samples is a matrix product, [M, O] times [O, K * C], whose tiles are used where they
-stand. Four atomic additions a sample send it to the float32 gradient of the input; its products with the four
-neighbours, summed over channels, are the gradient of the bilinear weights, and those of offset and mask are small
-formulas of that. A program owns BLOCK_M output positions, one tap and one offset group: nobody else writes its
+*samples*: the gradient of the samples is a matrix product, [M, O] times [O, K * C]. Its tiles are used at once and
+never stored. Four atomic additions per sample add it to the float32 gradient of the input. Its products with the
+four neighbours, summed over channels, are the gradient of the bilinear weights, from which those of offset and mask
+follow. A program owns BLOCK_M output positions, one tap and one offset group, so no other program writes the same
 part of offset and mask.
 
-*weight*: [O, M] times the samples, [M, K * C], which are sampled again. M is split; the caller sums the parts,
-float32, in a fixed order.
+*weight*: [O, M] times the samples, [M, K * C], which are sampled again. M is split into parts; the caller adds up
+their float32 results in a fixed order.
 
-Merged groups and segments: see ``forward``.
+``forward`` explains merged groups and segments.
 """
 
 import triton
@@ -72,7 +72,7 @@ def samples_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write or add what one tap of one offset group gives at some positions."""
+    """Write or add the gradients that one tap of one offset group gives at some positions."""
     ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     C_BLOCKS: tl.constexpr = (SEGMENT + BLOCK_C - 1) // BLOCK_C
     entry, block = tl.program_id(0) % ENTRIES, tl.program_id(0) // ENTRIES
@@ -161,11 +161,11 @@ def weight_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write the gradient of the weights of one tap, some filters and some channels, over one part of M."""
+    """Write the gradient of the weights of one tap, some filters and some channels, from one part of M."""
     N_BLOCKS: tl.constexpr = (MERGED * WIDTH + BLOCK_N - 1) // BLOCK_N
     C_BLOCKS: tl.constexpr = (SEGMENT + BLOCK_C - 1) // BLOCK_C
     program = tl.program_id(0)
-    # Programs that read the same positions are neighbours in time.
+    # Programs that read the same positions run one after the other.
     n_block, program = program % N_BLOCKS, program // N_BLOCKS
     c_block, program = program % C_BLOCKS, program // C_BLOCKS
     segment, program = program % (CHANNELS // SEGMENT), program // (CHANNELS // SEGMENT)

@@ -1,12 +1,13 @@
-"""Dense convolutions by columns, [M, K, C], and a library's matrix products.
+"""Dense convolutions with columns, [M, K, C], in memory, for a library's matrix products.
 
-*unroll* writes the columns, or meets its gradient with the neighbours, which gives those of offset and mask,
-or both at once, in its place. A program loops over taps: the pixels which they share stay in its nearest cache.
+*unroll* writes the columns. In the backward it also multiplies their gradient with the neighbours, which gives the
+gradients of offset and mask; the columns may then replace their gradient in memory. A program loops over taps, so
+the pixels that taps share stay in its first cache.
 
-*gather* makes the gradient of the input from that of the columns without atomic additions: *count* and
-*order* sort the samples by their upper left neighbour, and a program reads those whose neighbours lie among its
-pixels of one row: twice, since a sample lies between two rows. A matrix product adds them up, whose left side,
-[pixels, samples], is the bilinear weights.
+*gather* computes the gradient of the input from that of the columns, without atomic additions. *count* and *order*
+sort the samples by their upper left neighbour. A program owns some pixels of one row and reads the samples that
+have a neighbour among them. It reads two lists, because a sample lies between two rows. A matrix product adds them
+up; its left side, [pixels, samples], holds the bilinear weights.
 """
 
 import triton
@@ -32,7 +33,7 @@ def unroll_kernel(
     input_ptr,  # [N, H, W, C]
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
-    columns_ptr,  # [M, K, C]: in, its gradient, if that of offset or mask is needed; out, the columns
+    columns_ptr,  # [M, K, C]: first the gradient, if offset or mask needs it; afterwards the columns
     grad_offset_ptr,  # [N, Ho, Wo, G*K*2]
     grad_mask_ptr,  # [N, Ho, Wo, G*K]
     H,
@@ -51,7 +52,7 @@ def unroll_kernel(
     CHANNELS: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
     TAPS: tl.constexpr,
-    TAPS_EACH: tl.constexpr,  # of a program
+    TAPS_EACH: tl.constexpr,  # per program
     WINDOW: tl.constexpr,
     HAS_MASK: tl.constexpr,
     NEED_COLUMNS: tl.constexpr,
@@ -60,7 +61,7 @@ def unroll_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write what some taps of one offset group give at some positions."""
+    """Write columns or gradients of some taps of one offset group at some positions."""
     ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     SHARES: tl.constexpr = (TAPS + TAPS_EACH - 1) // TAPS_EACH
     share, program = tl.program_id(0) % SHARES, tl.program_id(0) // SHARES
@@ -94,7 +95,7 @@ def unroll_kernel(
 
 @triton.jit
 def _list_of(at, top, left, offset_group, size, OFFSET_GROUPS: tl.constexpr):
-    # One list for each upper left neighbour: of pixels, and of what lies a row above or a column before them.
+    # One list per upper left neighbour: a pixel, or a place one row above or one column before the image.
     return ((at[0] * OFFSET_GROUPS + offset_group) * (size[0] + 1) + top + 1) * (size[1] + 1) + left + 1
 
 
@@ -116,7 +117,7 @@ def count_kernel(
     WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Count the samples of each list, in the element after its own."""
+    """Count the samples of each list, in the element after the list's own."""
     entry, block = tl.program_id(0) % (OFFSET_GROUPS * TAPS), tl.program_id(0) // (OFFSET_GROUPS * TAPS)
     _, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
     in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
@@ -130,10 +131,10 @@ def count_kernel(
 def order_kernel(
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
-    next_ptr,  # [1 + lists], where each list begins, at first
+    next_ptr,  # [1 + lists], at first the start of each list
     row_ptr,  # [M*G*K], m * K + tap of each sample
-    x_ptr,  # [M*G*K], where it lies
-    above_ptr,  # [M*G*K], the weight of its upper row, times its mask
+    x_ptr,  # [M*G*K], its horizontal position
+    above_ptr,  # [M*G*K], the weight of its upper row times its mask
     below_ptr,
     H,
     W,
@@ -154,7 +155,7 @@ def order_kernel(
     HAS_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Write each sample to its list, in any order."""
+    """Append each sample to its list, in any order."""
     entry, block = tl.program_id(0) % (OFFSET_GROUPS * TAPS), tl.program_id(0) // (OFFSET_GROUPS * TAPS)
     tap = entry % TAPS
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
@@ -172,13 +173,13 @@ def order_kernel(
 
 @triton.jit(do_not_specialize=("H", "W", "first_image", "first_row"))
 def gather_kernel(
-    grad_columns_ptr,  # [m, K, C], of some images
-    start_ptr,  # [1 + lists], where each list begins
+    grad_columns_ptr,  # [m, K, C], for some images
+    start_ptr,  # [1 + lists], the start of each list
     row_ptr,  # [M*G*K]
     x_ptr,
     above_ptr,
     below_ptr,
-    grad_input_ptr,  # [n, H, W, C], of these images
+    grad_input_ptr,  # [n, H, W, C], for these images
     H,
     W,
     first_image,
@@ -189,7 +190,7 @@ def gather_kernel(
     BLOCK_N: tl.constexpr,  # samples
     BLOCK_C: tl.constexpr,
 ):
-    """Write the gradient of some pixels of one row, in BLOCK_C channels of one offset group."""
+    """Write the gradient of some pixels of one row, for BLOCK_C channels of one offset group."""
     OFFSET_GROUPS: tl.constexpr = CHANNELS // OFFSET_DEPTH
     C_BLOCKS: tl.constexpr = (OFFSET_DEPTH + BLOCK_C - 1) // BLOCK_C
     c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
@@ -202,7 +203,7 @@ def gather_kernel(
     channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < OFFSET_DEPTH
 
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for upper in tl.static_range(2):  # the samples below this row, and those below the one above it
+    for upper in tl.static_range(2):  # the samples below this row, then those below the row above
         line = (((first_image + image) * OFFSET_GROUPS + offset_group) * (H + 1) + row + 1 - upper) * (W + 1)
         low, high = tl.load(start_ptr + line + start), tl.load(start_ptr + line + end + 1)
         for block in range(low, high, BLOCK_N):
@@ -219,7 +220,7 @@ def gather_kernel(
             weights = tl.maximum(1 - tl.abs(x[None, :] - pixel[:, None]), 0) * vertical[None, :]
             rounded = weights.to(grad.dtype)
             total = tl.dot(rounded, grad, total, input_precision="ieee")
-            if grad.dtype != tl.float32:  # what rounding took from the weights
+            if grad.dtype != tl.float32:  # the rounding errors of the weights
                 total = tl.dot((weights - rounded.to(tl.float32)).to(grad.dtype), grad, total)
     tl.store(
         grad_input_ptr + ((image * H + row) * W + pixel)[:, None] * CHANNELS + channel[None, :],

@@ -1,6 +1,6 @@
-"""Which tiles a kernel runs with, by architecture and arithmetic: a small table, and the choice from it.
+"""The tiles of each kernel, by architecture and arithmetic: a small table, and the choice from it.
 
-``tests/gpu/test_triton_compile.py`` compiles every entry for its architectures, and asserts that nothing spills.
+``tests/gpu/test_triton_compile.py`` compiles every entry for its architectures and asserts that no register spills.
 """
 
 from functools import lru_cache
@@ -20,14 +20,15 @@ class Tile(NamedTuple):
 
 
 class Device(NamedTuple):
-    """What the choice depends on."""
+    """The properties of a device that the choice depends on."""
 
     architecture: str
     processors: int
 
 
-# Count, order, unroll and depthwise weight have one tile each: autotuning would run twice what adds up or replaces.
-# From the widest: a wide tile samples once for many filters, a narrow one fits few filters or fills a large GPU.
+# Count, order, unroll and depthwise weight have one tile each: they add to memory or overwrite their input, so
+# autotuning can't run them twice. The widest tile is first: it samples once for many filters. A narrow one suits
+# few filters, or fills a large GPU.
 Table = dict[str, tuple[Tile, ...]]
 _AMPERE: Table = {
     "forward half": (Tile(64, 256, 32, 8, 3), Tile(64, 128, 32, 8, 3), Tile(64, 32, 32, 4, 2)),
@@ -57,50 +58,50 @@ _HOPPER: Table = _AMPERE | {
 }
 _CDNA: Table = {
     name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in _AMPERE.items()
-}  # its 64 KiB of shared memory hold no third stage
+}  # its 64 KiB of shared memory are too small for a third stage
 TABLES = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA}
 
 
 @lru_cache
 def device_of(device: torch.device) -> Device:
-    """Return the table that the device takes, and its number of multiprocessors."""
+    """Return the table for the device, and its number of multiprocessors."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return Device("gfx942", properties.multi_processor_count)
     capability = (properties.major, properties.minor)
     known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-    # Those of workstations have the shared memory of sm_89, two thirds of sm_80's.
+    # GPUs of workstations have as much shared memory as sm_89, two thirds of sm_80.
     return Device(known.get(capability, "sm_89"), properties.multi_processor_count)
 
 
 def arithmetic(dtype: torch.dtype) -> str:
-    """Return how products are computed: "half"; of float32 "tf32", where torch's setting of matmul allows it."""
+    """Return the arithmetic of products: "half"; for float32 "tf32", if torch's setting of matmul allows it."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def tiles(kernel: str, device: Device, filters: int, channels: int, positions: int | None) -> list[Tile]:
-    """Return the tiles for a kernel, the one to take first; the others are what autotuning tries besides.
+    """Return the tiles for a kernel: first the default, then the others that autotuning tries.
 
     Args:
         kernel: A key of the tables.
         device: What ``device_of`` returns.
-        filters: Filters that one program may cover; 1 where tiles have no side of filters.
+        filters: Filters that one program may cover; 1 if tiles have no side of filters.
         channels: Channels that one program may cover.
-        positions: Output positions; None where they are not known yet.
+        positions: Output positions; None if they are not known yet.
     """
     table = TABLES[device.architecture][kernel]
     fitting = [t for t in table if t.n <= side(filters)] or [table[-1]]
     fitting = [t._replace(c=min(t.c, side(channels))) for t in fitting]
     if positions is None:
         return fitting
-    # The widest that still gives every second multiprocessor a program.
+    # The widest tile that still gives every second multiprocessor a program.
     full = [t for t in fitting if 2 * -(-positions // t.m) * -(-filters // t.n) >= device.processors]
     first = full[0] if full else fitting[-1]
     return [first, *(tile for tile in fitting if tile != first)]
 
 
 def side(size: int) -> int:
-    """Return the side of a tile that covers ``size``: a power of two, 16 at least, as tensor cores want."""
+    """Return the side of a tile that covers ``size``: a power of two, at least 16 for tensor cores."""
     return max(16, 1 << (size - 1).bit_length())

@@ -1,7 +1,7 @@
-"""Depthwise convolution, one channel a group and WIDTH filters a channel: multiply-adds instead of matrix products.
+"""Depthwise convolution, one channel per group and WIDTH filters per channel: multiply-adds, no matrix products.
 
-Nothing is contracted over channels, so that tensor cores have nothing to do, and what counts is the reading of
-neighbours. A program owns BLOCK_M output positions and BLOCK_C filters or channels of one offset group.
+Nothing is contracted over channels, so tensor cores don't help, and the reading of neighbours takes most of the
+time. A program owns BLOCK_M output positions and BLOCK_C filters or channels of one offset group.
 """
 
 import triton
@@ -117,7 +117,7 @@ def samples_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write or add what one tap of one offset group gives at some positions."""
+    """Write or add the gradients that one tap of one offset group gives at some positions."""
     ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     entry, block = tl.program_id(0) % ENTRIES, tl.program_id(0) // ENTRIES
     tap, group_start = entry % TAPS, entry // TAPS * OFFSET_DEPTH
@@ -186,7 +186,7 @@ def weight_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Add up the gradient of BLOCK_C filters over one part of M, which is this program's alone."""
+    """Add up the gradient of BLOCK_C filters over one part of M, which belongs to this program alone."""
     FILTERS: tl.constexpr = CHANNELS * WIDTH
     C_BLOCKS: tl.constexpr = (OFFSET_DEPTH * WIDTH + BLOCK_C - 1) // BLOCK_C
     c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
@@ -210,5 +210,5 @@ def weight_kernel(
             scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
             pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, filter // WIDTH, exists)
             sums = tl.sum(interpolate(pixels, bilinear(dy, dx, scale)) * grad, 0)
-            # By one thread for each filter, block after block: the order is the same in every run.
+            # One thread per filter adds block after block, so the order is the same in every run.
             tl.atomic_add(part + tap * FILTERS + filter, sums, mask=exists, sem="relaxed")

@@ -1,12 +1,12 @@
-"""Forward: an implicit matrix product, [M, K * C] times [K * C, O], whose left side is sampled on the fly.
+"""Forward: a matrix product, [M, K * C] times [K * C, O], whose left side is sampled on the fly.
 
-A program owns BLOCK_M output positions and BLOCK_N filters of one group. For each tap it finds its samples once,
-and for each block of channels reads four neighbours, interpolates in float32, and multiplies on tensor cores. No
-columns go through memory; a BLOCK_N that covers the filters samples once.
+A program owns BLOCK_M output positions and BLOCK_N filters of one group. For each tap it locates its samples once.
+For each block of channels it reads four neighbours, interpolates in float32 and multiplies on tensor cores. No
+columns go through memory. If BLOCK_N covers all filters, each sample is computed once.
 
-Groups of few channels are merged, so that no side of a product is tiny: MERGED groups share a tile of weights with
-zeros off its diagonal. A block of channels lies within one segment: the largest width that divides both the
-channels of a (merged) group and those of an offset group.
+Groups of few channels are merged, so that no side of a product is tiny: MERGED groups share a tile of weights whose
+off-diagonal blocks are zero. A block of channels lies within one segment. Its width is the largest that divides
+both the channels of a (merged) group and those of an offset group.
 """
 
 import triton
@@ -65,7 +65,7 @@ def forward_kernel(
     """Write the output of one tile."""
     N_BLOCKS: tl.constexpr = (MERGED * WIDTH + BLOCK_N - 1) // BLOCK_N
     COLUMNS: tl.constexpr = FILTERS // (MERGED * WIDTH) * N_BLOCKS
-    # Tiles of the same positions are neighbours in time: they read the same pixels.
+    # Tiles of the same positions run one after the other, because they read the same pixels.
     column, block = tl.program_id(0) % COLUMNS, tl.program_id(0) // COLUMNS
     group = column // N_BLOCKS
     m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)

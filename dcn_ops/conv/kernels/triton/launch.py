@@ -1,7 +1,7 @@
-"""The operator in Triton kernels: which are launched, on what.
+"""The operator as launches of Triton kernels.
 
 Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, G offset groups, K taps,
-M = N * Ho * Wo output positions; n counts the images at hand.
+M = N * Ho * Wo output positions; n images of the current call.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from dcn_ops.sampling.geometry import Conv
 from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.settings import workspace_limit
 
-_COLUMNS = 2**24  # elements of the columns, from which the backward in half precision goes by them
-_PIECES = 2  # times the workspace's limit: the columns of a GPU, since launching a piece takes long
+_COLUMNS = 2**24  # from this many elements on, the backward in half precision writes columns
+_PIECES = 2  # times the workspace limit: size of the columns on a GPU, because a launch takes long
 
 
 class Call(NamedTuple):
-    """What kernels read, of all images or some."""
+    """The tensors that kernels read, for all images or some."""
 
     image: Tensor  # [n, H, W, C]
     offset: Tensor  # [n, G*K*2, Ho, Wo]
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     conv: Conv
 
     def of(self, images: slice) -> "Call":
-        """Return the call of some of the images."""
+        """Return the call for some of the images."""
         mask = None if self.mask is None else self.mask[images]
         return self._replace(image=self.image[images], offset=self.offset[images], mask=mask)
 
@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """The gradients that a backward writes; None for each that is not asked for."""
+    """The gradients that a backward writes; None for each that is not needed."""
 
     input: Tensor | None  # [n, H, W, C]
     offset: Tensor | None  # [n, Ho, Wo, G*K*2]
@@ -59,7 +59,7 @@ class Wanted(NamedTuple):
 
     @property
     def any_map(self) -> bool:
-        """Tell whether that of offset or mask is asked for."""
+        """Tell whether the gradient of offset or mask is needed."""
         return self.offset is not None or self.mask is not None
 
 
@@ -86,7 +86,7 @@ def forward(problem: Problem) -> Tensor:
 def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out.
 
-    That of the input comes from additions whose order changes; the others are the same in every run.
+    The order of additions in the gradient of the input changes from run to run; the others are always the same.
     """
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     call, weight = _call(problem), problem.weight
@@ -106,7 +106,7 @@ def _call(problem: Problem) -> Call:
     return Call(_channels_last(problem.input), problem.offset, problem.mask, problem.weight, problem.conv)
 
 
-def _channels_last(tensor: Tensor) -> Tensor:  # [N, C, H, W] -> [N, H, W, C], a copy unless that is its layout
+def _channels_last(tensor: Tensor) -> Tensor:  # [N, C, H, W] -> [N, H, W, C], a copy unless it has this layout
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
@@ -116,21 +116,21 @@ def _empty_map(like: Tensor) -> Tensor:  # [N, *, Ho, Wo] -> [N, Ho, Wo, *]
 
 
 def _map_gradients(call: Call, wanted: Wanted) -> dict[str, Tensor]:
-    """Return where the gradients of offset and mask go, by the names of their pointers, which may be unused."""
+    """Return the memory for the gradients of offset and mask, by the names of their pointers."""
     of_maps = (call.offset if t is None else t for t in (wanted.offset, wanted.mask))
     return dict(zip(("grad_offset_ptr", "grad_mask_ptr"), of_maps, strict=True))
 
 
 def _parts(images: int, size: int, limit: int) -> list[slice]:
-    """Return slices of so many images of ``size`` bytes each, of which ``limit`` bytes hold a slice."""
+    """Return slices of the images, ``size`` bytes each, such that a slice has at most ``limit`` bytes."""
     return [slice(first, end) for first, end in cut(images, size, limit)]
 
 
-# Fused: samples are made where they are contracted. The gradient of the input is added up atomically.
+# Fused kernels sample where they contract. They add up the gradient of the input atomically.
 
 
 def _fused_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
-    """Write what is wanted, from ``grad``, [N, Ho, Wo, O]; return the gradient of the weight, if it is needed."""
+    """Write the gradients in ``wanted`` from ``grad``, [N, Ho, Wo, O]; return the weight's if needed."""
     if wanted.input is not None or wanted.any_map:
         filters = _channels_last(call.weight)
         wide = 0 if wanted.input is None or wanted.input.dtype == torch.float32 else 4 * call.image[0].numel()
@@ -169,13 +169,13 @@ def _weight_backward(grad: Tensor, call: Call) -> Tensor:
     return (total.permute(2, 0, 1).unsqueeze(1) if work.is_depthwise else total.permute(0, 3, 1, 2)).contiguous()
 
 
-# Dense convolutions by columns: they go through memory, once for many filters, to a library's products.
+# Dense convolutions with columns: these go through memory once for many filters, to a library's products.
 
 
 def _goes_by_columns(call: Call) -> bool:
-    """Tell whether the backward goes by columns: in many launches, which large problems are worth."""
+    """Tell whether the backward writes columns: this takes many launches, which pays for large problems."""
     offset, weight = call.offset, call.weight
-    # 32 bits count samples.
+    # Samples are counted in 32 bits.
     if call.conv.groups > 1 or (is_known(offset.numel()) and offset.numel() >= 2**32):
         return False
     size = offset.shape[0] * offset.shape[2] * offset.shape[3] * weight[0].numel()
@@ -199,7 +199,7 @@ def _columns_forward(call: Call, bias: Tensor | None) -> Tensor:  # -> [N, Ho, W
 
 
 def _columns_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
-    """Do as ``_fused_backward``."""
+    """Do the same as ``_fused_backward``."""
     offset, weight = call.offset, call.weight
     filters, grad_weight = _channels_last(weight).flatten(1), None
     lists = {} if wanted.input is None else _sample_lists(call)
@@ -227,7 +227,7 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
     if left.device.type == "cpu":  # Triton's interpreter
         return left.float() @ right.float()
-    if torch.version.hip:  # whose library is not known to widen
+    if torch.version.hip:  # whether its library can return float32 is unknown
         return (left @ right).float()
     return torch.mm(left, right, out_dtype=torch.float32)
 
@@ -237,7 +237,7 @@ def _unroll(
 ) -> Tensor:
     """Return the columns, [M, K*C], if they are needed; write the gradients of the maps that are wanted.
 
-    They take the place of their gradient, where that is given.
+    They overwrite their gradient if it is given.
     """
     work = call.workload()
     columns = call.image if grad_columns is None else grad_columns
@@ -255,7 +255,7 @@ def _unroll(
 
 
 def _sample_lists(call: Call) -> dict[str, Tensor]:
-    """Return the samples ordered by their upper left neighbour, as ``gather_kernel`` takes them."""
+    """Return the samples ordered by their upper left neighbour, for ``gather_kernel``."""
     work, offset = call.workload(), call.offset
     sizes, constants = work.sizes, work.constants
     lists = sizes["N"] * constants["OFFSET_GROUPS"] * (sizes["H"] + 1) * (sizes["W"] + 1)

@@ -1,4 +1,4 @@
-"""What a launch takes beside tensors: sizes, constants, tiles, the grid; worked out once for each shape.
+"""The arguments of a launch except tensors: sizes, constants, tiles, the grid; computed once per shape.
 
 Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, M = N * Ho * Wo output positions.
 """
@@ -32,13 +32,13 @@ KERNELS = {
     "order": columns.order_kernel,
     "gather": columns.gather_kernel,
 }
-_OF_DEPTHWISE = ("forward", "samples", "weight")  # depthwise convolutions have their own
-_MERGED_SIDE = 32  # channels and filters that merged groups have together, at least
+_OF_DEPTHWISE = ("forward", "samples", "weight")  # depthwise convolutions have kernels of their own for these
+_MERGED_SIDE = 32  # merged groups have at least so many channels and filters together
 
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """The numbers of one convolution, as kernels take them."""
+    """The numbers of one convolution, in the form that kernels take."""
 
     sizes: dict[str, int]
     constants: Constants
@@ -51,10 +51,10 @@ class Workload:
 
     @cached_property
     def splits(self) -> int:
-        """The parts into which M goes for the gradient of the weight: no function of M itself."""
+        """The number of parts of M for the gradient of the weight; it doesn't depend on M itself."""
         tile = _tiles("weight", self, None)[0]
         programs = _programs("weight", self.constants | {"SPLITS": 1, "BLOCK_N": tile.n, "BLOCK_C": tile.c})
-        each, most = (4, 512) if self.is_depthwise else (2, 64)  # parts of depthwise filters are small
+        each, most = (4, 512) if self.is_depthwise else (2, 64)  # the results for depthwise filters are small
         return max(1, min(most, -(-each * self.device.processors // programs)))
 
 
@@ -84,7 +84,7 @@ def _make_workload(
 
 
 def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Conv) -> Constants:
-    """Return what a kernel is compiled for: the numbers of a layer, of which a network has few."""
+    """Return the constants that a kernel is compiled for: the numbers of a layer, of which a network has few."""
     filters, depth = int(weight[0]), int(weight[1])
     groups, taps = int(conv.groups), int(conv.kernel[0] * conv.kernel[1])
     channels, width = depth * groups, filters // groups
@@ -106,7 +106,7 @@ def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Co
 
 
 def _merged(groups: int, depth: int, width: int) -> int:
-    """Return how many groups share a tile: as few of the divisors as give each of its sides 32, else all."""
+    """Return how many groups share a tile: the smallest divisor that gives each side 32, else all groups."""
     enough = (n for n in range(1, groups) if groups % n == 0 and n * min(depth, width) >= _MERGED_SIDE)
     return next(enough, groups)
 
@@ -115,10 +115,10 @@ def launch(kernel: str, work: Workload, tensors: dict[str, Tensor], **numbers: A
     """Launch a kernel, by its key in ``KERNELS`` without "depthwise".
 
     Args:
-        kernel: What it does.
-        work: Of the images that it reads.
-        tensors: By the names of its pointers.
-        numbers: What it takes besides, integers and flags.
+        kernel: Its key.
+        work: The convolution.
+        tensors: The tensors by the names of its pointers.
+        numbers: Further integers and flags by name.
     """
     tensor = next(iter(tensors.values()))
     traced = _is_traced(tensor)
@@ -132,7 +132,7 @@ def launch(kernel: str, work: Workload, tensors: dict[str, Tensor], **numbers: A
 
 
 def _is_traced(tensor: Tensor) -> bool:
-    """Tell whether a compiler traces, with tensors of its own, whose sizes may be symbols."""
+    """Tell whether a compiler traces; its tensors have no data, and their sizes may be symbols."""
     return type(tensor) not in (Tensor, torch.nn.Parameter)
 
 
@@ -145,7 +145,7 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
 def _plan(
     kernel: str, work: Workload, numbers: tuple[tuple[str, Any], ...], autotuned: bool
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the function, its grid, and its arguments beside the tensors."""
+    """Return the function, its grid and its arguments except tensors."""
     constants = work.constants | dict(numbers)
     choice = _tiles(kernel, work, work.sizes["M"])
     if kernel == "unroll":
@@ -169,9 +169,9 @@ def _own(kernel: str, work: Workload) -> str:
 
 
 def _tiles(kernel: str, work: Workload, m: Any) -> list[Tile]:
-    """Return the tiles for a kernel, the one to take first."""
+    """Return the tiles for a kernel, the default first."""
     constants, own = work.constants, _own(kernel, work)
-    filters, channels = 1, constants["OFFSET_DEPTH"]  # that a program may cover
+    filters, channels = 1, constants["OFFSET_DEPTH"]  # largest numbers per program
     if own.startswith("depthwise"):
         channels *= constants["WIDTH"]
     elif kernel in _OF_DEPTHWISE:
@@ -183,13 +183,13 @@ def _tiles(kernel: str, work: Workload, m: Any) -> list[Tile]:
 def _blocks(kernel: str, sizes: dict[str, int], block: int) -> int:
     if kernel == "weight":  # it splits M by itself
         return 1
-    if kernel == "gather":  # rows of pixels
+    if kernel == "gather":  # its positions are rows of pixels
         return sizes["N"] * sizes["H"] * -(-sizes["W"] // block)
     return -(-sizes["M"] // block)
 
 
 def _programs(kernel: str, meta: Constants) -> int:
-    """Return the number of programs for each block of M, or for all of it where the kernel splits it."""
+    """Return the number of programs per block of M, or for all of M if the kernel splits it."""
     taps, channels, offset_depth = meta["TAPS"], meta["CHANNELS"], meta["OFFSET_DEPTH"]
     if kernel in ("samples", "count", "order"):
         return channels // offset_depth * taps
@@ -209,7 +209,7 @@ def _programs(kernel: str, meta: Constants) -> int:
 
 
 def _taps_each(work: Workload, tile: Tile) -> int:
-    """Return the taps of a program that unrolls: all, unless there are too few programs then."""
+    """Return the taps per program of ``unroll``: all, unless this gives too few programs."""
     taps, m = int(work.constants["TAPS"]), work.sizes["M"]
     programs = _programs("unroll", work.constants | {"TAPS_EACH": taps})
     few = isinstance(m, int) and -(-m // tile.m) * programs < 4 * work.device.processors
@@ -217,14 +217,14 @@ def _taps_each(work: Workload, tile: Tile) -> int:
 
 
 def blocks_of(function: Any, tile: Tile) -> dict[str, int]:
-    """Return the sides of a tile by the names of the kernel's constants."""
+    """Return the sides of a tile, by the names of the kernel's constants."""
     sides = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_C": tile.c}
     return {name: value for name, value in sides.items() if name in function.arg_names}
 
 
 @lru_cache
 def _tuned(function: Any, choice: tuple[Tile, ...], constants: tuple[str, ...]) -> Any:
-    """Return the kernel with Triton's autotuning over ``choice``, whose results Triton's disk cache keeps."""
+    """Return the kernel with Triton's autotuning over ``choice``; Triton's disk cache keeps the results."""
     tried = [triton.Config(blocks_of(function, t), num_warps=t.warps, num_stages=t.stages) for t in choice]
     reset = [name for name in ("grad_input_ptr",) if name in function.arg_names]
     return triton.autotune(tried, key=list(constants), reset_to_zero=reset, cache_results=True)(function)

@@ -1,18 +1,18 @@
-"""What the kernels share: where samples lie, what they read, which weights meet them.
+"""Functions that kernels share: locations of samples, their neighbours, and the weights of filters.
 
 Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, K taps, G offset groups,
 M = N * Ho * Wo output positions in row-major order; BLOCK_* are the sides of a program's tile. Images are
 channels_last, [N, H, W, C]. WINDOW holds the kernel, stride, padding and dilation, each (vertical, horizontal).
 
-Numbers that change with the image are arguments one by one: Inductor has no type for a tuple of them (torch 2.11 to
-2.14: TypeError in ``signature_of``). Those of a layer, which are constants, may be a tuple.
+Numbers that change with the image are separate arguments, because Inductor has no type for a tuple of them (torch
+2.11 to 2.14: TypeError in ``signature_of``). The numbers of a layer are constants and may be a tuple.
 Indices that can pass 2**31, positions times a stride, are int64 before they are multiplied.
 """
 
 import triton
 import triton.language as tl
 
-# Sizes of maps change with every image: no kernels of their own for those that 16 divides.
+# Sizes of maps change with every image, so Triton shall not compile separate kernels for multiples of 16.
 MAP_SIZES = ("H", "W", "Ho", "Wo", "M", *(f"{name}_{axis}" for name in ("offset", "mask") for axis in "nchw"))
 
 
@@ -35,8 +35,7 @@ def map_entry(pointer, strides, at, entry):
 def offset_entry(pointer, strides, at, entry):
     """Return pointers to the vertical and the horizontal offset of an entry at positions ``at``.
 
-    Kernels load from them themselves: torch takes whatever pointer reaches a call that an address comes from as
-    written to.
+    Kernels load from them themselves: torch assumes that a function which returns addresses also writes to them.
     """
     vertical = map_entry(pointer, strides, at, 2 * tl.cast(entry, tl.int64))
     return vertical, vertical + strides[1]
@@ -44,7 +43,7 @@ def offset_entry(pointer, strides, at, entry):
 
 @triton.jit
 def load_mask(mask_ptr, strides, at, valid, entry, HAS_MASK: tl.constexpr):
-    """Return the mask of an entry at positions ``at``, 1 where there is none."""
+    """Return the mask of an entry at positions ``at``, or 1 if there is no mask."""
     scale = tl.full(valid.shape, 1.0, tl.float32)
     if HAS_MASK:
         scale = tl.load(map_entry(mask_ptr, strides, at, entry), mask=valid, other=0).to(tl.float32)
@@ -53,17 +52,17 @@ def load_mask(mask_ptr, strides, at, valid, entry, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def place(moved, at, valid, tap, size, WINDOW: tl.constexpr):
-    """Return where the samples of output positions ``at`` lie, for one tap and its offsets, ``moved``.
+    """Return the locations of the samples of output positions ``at``, for one tap and its offsets, ``moved``.
 
-    That is, which have a neighbour; the upper left one's row and column, int32; the distances from it. ``size`` is
-    (H, W).
+    These are: whether a neighbour exists; row and column of the upper left neighbour, int32; the distances from it.
+    ``size`` is (H, W).
     """
-    # The grid is exact in float32, so that a position is rounded once.
+    # The grid is exact in float32, so a position is rounded only once.
     grid_y = at[1] * WINDOW[2] - WINDOW[4] + tap // WINDOW[1] * WINDOW[6]
     grid_x = at[2] * WINDOW[3] - WINDOW[5] + tap % WINDOW[1] * WINDOW[7]
     y, x = grid_y.to(tl.float32) + moved[0].to(tl.float32), grid_x.to(tl.float32) + moved[1].to(tl.float32)
-    # False for NaN. What is not finite or out of reach goes to -2, none of whose neighbours exists, before it
-    # becomes an integer.
+    # False for NaN. Positions that are not finite or out of reach become -2, which has no neighbour, before the
+    # conversion to integers.
     usable = valid & (y >= -1) & (y < size[0]) & (x >= -1) & (x < size[1])
     y, x = tl.where(usable, y, -2.0), tl.where(usable, x, -2.0)
     top, left = tl.floor(y), tl.floor(x)
@@ -72,7 +71,7 @@ def place(moved, at, valid, tap, size, WINDOW: tl.constexpr):
 
 @triton.jit
 def locate(moved, at, valid, tap, size, CHANNELS: tl.constexpr, WINDOW: tl.constexpr):
-    """Return where the channels of the upper left neighbours begin, int64, which of the four exist, the distances.
+    """Return the index of the upper left neighbour's first channel, int64, which of the four exist, the distances.
 
     See ``place``.
     """
@@ -98,7 +97,7 @@ def bilinear(dy, dx, scale):
 
 @triton.jit
 def load_neighbours(image_ptr, first, row_stride, CHANNELS: tl.constexpr, exist, channel, channel_exists):
-    """Return the four neighbours in float32, [BLOCK_M, BLOCK_C]; ``first`` is where the upper left pixel begins."""
+    """Return the four neighbours in float32, [BLOCK_M, BLOCK_C]; ``first`` is the index of the upper left pixel."""
     pointer = image_ptr + first[:, None] + channel[None, :]
     top_left = tl.load(pointer, mask=exist[0][:, None] & channel_exists[None, :], other=0)
     top_right = tl.load(pointer + CHANNELS, mask=exist[1][:, None] & channel_exists[None, :], other=0)
@@ -132,9 +131,9 @@ def load_weight(
     TAPS: tl.constexpr,
     MERGED: tl.constexpr,
 ):
-    """Load a tile of weights, [O, K, DEPTH], at filters and channels that broadcast.
+    """Load a tile of weights, [O, K, DEPTH], for filters and channels that broadcast.
 
-    With groups merged a tile holds several: it is zero where filter and channel are not of one group.
+    If groups are merged, a tile holds several. It is zero if filter and channel belong to different groups.
     """
     if MERGED > 1:
         exists &= filter // WIDTH == channel // DEPTH
@@ -145,7 +144,7 @@ def load_weight(
 def add_to_neighbours(
     image_ptr, first, row_stride, CHANNELS: tl.constexpr, exist, channel, channel_exists, samples, weights
 ):
-    """Add the gradient of samples, [BLOCK_M, BLOCK_C], to that of their four neighbours, in float32, atomically."""
+    """Add the gradient of samples, [BLOCK_M, BLOCK_C], to that of their four neighbours, atomically in float32."""
     pointer = image_ptr + first[:, None] + channel[None, :]
     for i in tl.static_range(4):
         tl.atomic_add(
