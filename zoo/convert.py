@@ -17,6 +17,7 @@ class LayerArguments(TypedDict):
     offset_bound: float | None
     separable_predictor: bool
     predict_offsets: bool
+    mask_scale: float
 
 
 LAYER_ARGUMENTS = tuple(LayerArguments.__annotations__)

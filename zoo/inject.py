@@ -101,7 +101,8 @@ def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
     made: dict[nn.Conv2d, DeformConv2d] = {}
     for name, arguments in layers.items():
         conv = modules.get(name)
-        if not isinstance(arguments, Mapping) or set(arguments) != set(LAYER_ARGUMENTS):
+        # Folders of earlier versions have no mask_scale; it was 2.
+        if not isinstance(arguments, Mapping) or {"mask_scale", *arguments} != set(LAYER_ARGUMENTS):
             raise ValueError(f"expected the arguments {', '.join(LAYER_ARGUMENTS)} of {name!r}, got {arguments!r}")
         if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
             raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")

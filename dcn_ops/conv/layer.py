@@ -50,12 +50,14 @@ class DeformConv2d(OffsetPredictor):
             padding count as 0.
         predict_offsets: False for a layer that takes its offsets from outside, as torchvision's does; its
             state_dict then equals torchvision's.
+        mask_scale: Masks are ``mask_scale * sigmoid(·)``. With 1, the mask of mmcv, detectron2 and the DCNv2 forks,
+            a fresh layer's masks are ½, and it is not the plain convolution.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
     Raises:
-        ValueError: For an offset_groups that doesn't divide C, or a bound that is not positive.
-        TypeError: For an offset_groups that is not an integer, or a bound that is not a number.
+        ValueError: For an offset_groups that doesn't divide C, or a bound or mask_scale that is not positive.
+        TypeError: For an offset_groups that is not an integer, or a bound or mask_scale that is not a number.
     """
 
     # The class that from_conv2d converts. A subclass for another class overrides filters or pad.
@@ -78,6 +80,7 @@ class DeformConv2d(OffsetPredictor):
         offset_bound: float | None = None,
         separable_predictor: bool = False,
         predict_offsets: bool = True,
+        mask_scale: float = 2.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -95,7 +98,7 @@ class DeformConv2d(OffsetPredictor):
             dtype=dtype,
         )
         self._set_padding()
-        self._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
+        self._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets, mask_scale)
 
     @classmethod
     def from_conv2d(
@@ -107,6 +110,7 @@ class DeformConv2d(OffsetPredictor):
         offset_bound: float | None = None,
         separable_predictor: bool = False,
         predict_offsets: bool = True,
+        mask_scale: float = 2.0,
     ) -> Self:
         """Return a layer with the same Parameter objects, hooks, mode and attributes as a convolution.
 
@@ -123,7 +127,7 @@ class DeformConv2d(OffsetPredictor):
         layer.__dict__ = {k: v.copy() if isinstance(v, dict | set) else v for k, v in conv.__dict__.items()}
         layer._compiled_call_impl = None  # from conv.compile(): it would still call the convolution
         layer._set_padding()
-        layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets)
+        layer._add_offsets(offset_groups, modulated, offset_bound, separable_predictor, predict_offsets, mask_scale)
         return layer
 
     def to_conv2d(self) -> nn.Conv2d:
@@ -218,6 +222,8 @@ class DeformConv2d(OffsetPredictor):
     def extra_repr(self) -> str:
         """Return the arguments of the convolution and those of its offsets that differ from the default."""
         parts = [super().extra_repr(), f"offset_groups={self.offset_groups}", f"modulated={self.modulated}"]
+        if self.mask_scale != 2:
+            parts.append(f"mask_scale={self.mask_scale}")
         if self.offset_bound is not None:
             parts.append(f"offset_bound={self.offset_bound}")
         if self.separable_predictor:

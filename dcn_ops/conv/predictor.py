@@ -16,7 +16,7 @@ from dcn_ops.arguments import as_integer
 PARAMETERS = ("offset_depthwise_weight", "offset_weight", "offset_bias")
 # The attributes that a layer has in addition to those of a convolution.
 ATTRIBUTES = (
-    *("offset_groups", "modulated", "offset_bound", "separable_predictor", "predict_offsets"),
+    *("offset_groups", "modulated", "mask_scale", "offset_bound", "separable_predictor", "predict_offsets"),
     "_offset_channels",
 )
 
@@ -24,7 +24,7 @@ ATTRIBUTES = (
 class OffsetPredictor(nn.Conv2d):
     """A convolution that predicts its sampling locations and modulation mask from its padded input.
 
-    The predictor is zero-initialised: offsets are 0 and masks 1 at first.
+    The predictor is zero-initialised: offsets are 0 and masks mask_scale / 2 at first.
     """
 
     offset_depthwise_weight: nn.Parameter | None
@@ -39,6 +39,7 @@ class OffsetPredictor(nn.Conv2d):
         offset_bound: float | None,
         separable_predictor: bool,
         predict_offsets: bool,
+        mask_scale: float,
     ) -> None:
         offset_groups = as_integer("offset_groups", offset_groups)
         if offset_groups < 1 or self.in_channels % offset_groups:
@@ -47,8 +48,13 @@ class OffsetPredictor(nn.Conv2d):
             raise TypeError(f"expected offset_bound to be a number of pixels, or None, got {offset_bound=}")
         if offset_bound is not None and not 0 < offset_bound < math.inf:
             raise ValueError(f"expected a positive, finite offset_bound, in pixels, or None, got {offset_bound=}")
+        if isinstance(mask_scale, bool) or not isinstance(mask_scale, Real):
+            raise TypeError(f"expected mask_scale to be a number, got {mask_scale=}")
+        if not 0 < mask_scale < math.inf:
+            raise ValueError(f"expected a positive, finite mask_scale, such as 2 or 1, got {mask_scale=}")
         self.offset_groups = offset_groups
         self.modulated = modulated
+        self.mask_scale = float(mask_scale)
         self.offset_bound = offset_bound
         self.separable_predictor = separable_predictor
         self.predict_offsets = predict_offsets
@@ -141,4 +147,4 @@ class OffsetPredictor(nn.Conv2d):
             offset = bound * (2 * offset.sigmoid() - 1)
         if not self.modulated:
             return offset, None
-        return offset, 2 * out[:, self._offset_channels :].sigmoid()
+        return offset, self.mask_scale * out[:, self._offset_channels :].sigmoid()

@@ -122,6 +122,9 @@ def test_wrong_groups(change: dict[str, int]) -> None:
         ({"offset_bound": 0.0}, "offset_bound=0.0"),
         ({"offset_bound": torch.nan}, "offset_bound=nan"),
         ({"offset_bound": torch.inf}, "offset_bound=inf"),
+        ({"mask_scale": 0}, "mask_scale=0"),
+        ({"mask_scale": -1.0}, "mask_scale=-1.0"),
+        ({"mask_scale": torch.nan}, "mask_scale=nan"),
         ({"kernel_size": (3,)}, r"kernel_size to be an integer or a pair of integers, got kernel_size=\(3,\)"),
         ({"kernel_size": (3, 3, 3)}, r"kernel_size=\(3, 3, 3\)"),
         ({"kernel_size": 2.5}, "kernel_size=2.5"),
@@ -138,7 +141,15 @@ def test_wrong_layer(arguments: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"offset_groups": 2.0}, {"offset_groups": True}, {"offset_bound": "a"}], ids=str
+    "arguments",
+    [
+        {"offset_groups": 2.0},
+        {"offset_groups": True},
+        {"offset_bound": "a"},
+        {"mask_scale": "1"},
+        {"mask_scale": None},
+    ],
+    ids=str,
 )
 def test_wrong_types_of_a_layer(arguments: dict[str, Any]) -> None:
     (name, value), *_ = arguments.items()

@@ -109,6 +109,20 @@ def test_predictions_are_a_convolution_and_the_mask_a_sigmoid(image: Tensor) -> 
     assert torch.equal(layer(image), expected)
 
 
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_mask_scale_multiplies_the_sigmoid(scale: float, image: Tensor) -> None:
+    layer = trained_layer(mask_scale=scale)
+    _, twice = (usual := trained_layer()).offsets(image)
+    layer.load_state_dict(usual.state_dict())
+    _, mask = layer.offsets(image)
+    assert torch.equal(mask, scale * (twice / 2))
+    assert repr(layer).endswith(f"modulated=True, mask_scale={float(scale)})")
+    twin = DeformConv2d.from_conv2d(layer.to_conv2d(), mask_scale=scale)
+    assert repr(twin) == repr(layer)
+    assert torch.equal(twin.offsets(image)[1], torch.full((2, 9, 9, 7), scale / 2))
+    assert torch.equal(torch.jit.script(layer)(image), layer(image))
+
+
 def test_given_offsets_replace_the_predicted(image: Tensor) -> None:
     layer = trained_layer()
     offset, mask = torch.randn(2, 18, 9, 7), torch.rand(2, 9, 9, 7)
