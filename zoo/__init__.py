@@ -2,7 +2,7 @@
 
 import dcn_ops.interop.flops  # noqa: F401  (so that torch's FLOP counter counts converted networks)
 import zoo.networks.internimage  # noqa: F401  (registers the networks with timm)
-from zoo import optim
+from zoo import migrate, optim
 from zoo.batchnorm import fuse_batch_norm_
 from zoo.config import DCNConfig
 from zoo.fold import fold_
@@ -20,6 +20,7 @@ __all__ = [
     "inject_",
     "list_models",
     "load",
+    "migrate",
     "optim",
     "plan",
     "save",

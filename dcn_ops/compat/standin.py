@@ -1,7 +1,7 @@
 """What the stand-ins share: weight, bias and the numbers of a deformable convolution.
 
-They are no ``nn.Conv2d``, as the layers that they stand for are none: code that looks for convolutions, to initialise
-or convert them, passes them by.
+Like the layers that they stand for they are no ``nn.Conv2d``: code that initialises or converts convolutions leaves
+them alone.
 """
 
 from typing import Any
@@ -51,7 +51,9 @@ class StandIn(nn.Module):
     ) -> None:
         super().__init__()
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"expected groups to divide the channels, got {in_channels=}, {out_channels=}, {groups=}")
+            raise ValueError(
+                f"expected groups to divide the channels, got {in_channels=}, {out_channels=}, {groups=}"
+            )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _pair("kernel_size", kernel_size)

@@ -48,13 +48,9 @@ class OffsetPredictor(nn.Conv2d):
             raise TypeError(f"expected offset_bound to be a number of pixels, or None, got {offset_bound=}")
         if offset_bound is not None and not 0 < offset_bound < math.inf:
             raise ValueError(f"expected a positive, finite offset_bound, in pixels, or None, got {offset_bound=}")
-        if isinstance(mask_scale, bool) or not isinstance(mask_scale, Real):
-            raise TypeError(f"expected mask_scale to be a number, got {mask_scale=}")
-        if not 0 < mask_scale < math.inf:
-            raise ValueError(f"expected a positive, finite mask_scale, such as 2 or 1, got {mask_scale=}")
         self.offset_groups = offset_groups
         self.modulated = modulated
-        self.mask_scale = float(mask_scale)
+        self.mask_scale = _checked_scale(mask_scale)
         self.offset_bound = offset_bound
         self.separable_predictor = separable_predictor
         self.predict_offsets = predict_offsets
@@ -148,3 +144,12 @@ class OffsetPredictor(nn.Conv2d):
         if not self.modulated:
             return offset, None
         return offset, self.mask_scale * out[:, self._offset_channels :].sigmoid()
+
+
+def _checked_scale(mask_scale: Any) -> float:
+    if isinstance(mask_scale, bool) or not isinstance(mask_scale, Real):
+        raise TypeError(f"expected mask_scale to be a number, got {mask_scale=}")
+    scale = float(mask_scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"expected a positive, finite mask_scale, such as 2 or 1, got {mask_scale=}")
+    return scale
