@@ -107,7 +107,13 @@ MMCV_V2 = of_class("ModulatedDeformConv2dPack", Predicting)
 FORK = of_class("DCN", Predicting, predictor="conv_offset_mask", groups_name="deformable_groups")
 BASICSR_V1 = of_class("DeformConvPack", Predicting, maps=2, groups_name="deformable_groups")
 BASICSR_V2 = of_class("ModulatedDeformConvPack", Predicting, groups_name="deformable_groups")
-PREDICTING = {"mmcv v1": MMCV_V1, "mmcv v2": MMCV_V2, "fork": FORK, "BasicSR v1": BASICSR_V1, "BasicSR v2": BASICSR_V2}
+PREDICTING = {
+    "mmcv v1": MMCV_V1,
+    "mmcv v2": MMCV_V2,
+    "fork": FORK,
+    "BasicSR v1": BASICSR_V1,
+    "BasicSR v2": BASICSR_V2,
+}
 OUTSIDE = {
     "torchvision": of_class("DeformConv2d", Outside, groups_name="unknown"),
     "mmcv v2": of_class("ModulatedDeformConv2d", Outside),
@@ -119,7 +125,7 @@ EDVR = of_class("DCNv2Pack", Beside)
 
 
 def resnet(layer, offset_groups=1, caffe=False, deep=False, layers=(3, 4, 6, 3), bias=False, **kwargs):
-    """Return torchvision's ResNet with deformable conv2 at strides 8 to 32 and norms that do something, in float64."""
+    """Return torchvision's ResNet with deformable conv2 at strides 8 to 32 and perturbed norms, in float64."""
     torch.manual_seed(0)
     model = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, layers, num_classes=4, **kwargs)
     if deep:

@@ -99,7 +99,7 @@ def test_weights_keep_their_bits():
 def test_of_two_readings_the_caller_chooses():
     source = network(PREDICTING["mmcv v1"](in_channels=12, offset_groups=3)).double()
     model = network(nn.Conv2d(12, 8, 3, padding=1).double())
-    with pytest.raises(ValueError, match="54 channels for 9 taps are 2 offset groups with masks .* or 3 without"):
+    with pytest.raises(ValueError, match=r"54 channels for 9 taps are 2 offset groups with masks .* or 3 without"):
         migrate.load_(model, source.state_dict())
     migrate.load_(model, source.state_dict(), modulated=False)
     assert_equal(source, model, torch.randn(1, 12, 6, 6, dtype=torch.float64))
@@ -108,7 +108,7 @@ def test_of_two_readings_the_caller_chooses():
 def test_a_predictor_that_fits_no_layer_is_refused():
     source = network(PREDICTING["mmcv v2"]())
     weights = source.state_dict() | {"conv2.conv_offset.weight": torch.zeros(20, 8, 3, 3)}
-    with pytest.raises(ValueError, match="conv2: expected 2 or 3 predicted channels for each of 9 taps .* got 20"):
+    with pytest.raises(ValueError, match=r"conv2: expected 2 or 3 predicted channels for each of 9 taps .* got 20"):
         migrate.read(weights)
 
 

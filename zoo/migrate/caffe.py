@@ -4,7 +4,6 @@ So are detectron2's ResNets from MSRA's weights, and mmdetection's with ``style=
 from 0 to 255, minus the mean.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 import timm
@@ -47,11 +46,9 @@ def _register(base: str) -> None:
     def build(pretrained: bool = False, *, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
         if pretrained:
             raise ValueError(f"timm has no weights for {base + _SUFFIX}; zoo.migrate.load_ takes detectron2's")
-        model = timm.create_model(base, **kwargs)
+        # That of a saved network already has the suffix, and its own mean.
+        model = timm.create_model(base, pretrained_cfg=pretrained_cfg, **kwargs)
         to_caffe_(model)
-        if pretrained_cfg is not None:  # a saved network's
-            given = pretrained_cfg if isinstance(pretrained_cfg, dict) else asdict(pretrained_cfg)
-            model.pretrained_cfg = {**model.pretrained_cfg, **given, "architecture": base + _SUFFIX}
         return model
 
     build.__name__ = base + _SUFFIX

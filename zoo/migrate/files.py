@@ -111,8 +111,6 @@ class _Record:
 
     def __setstate__(self, _: Any) -> None: ...
 
-    def __setitem__(self, _: Any, __: Any) -> None: ...
-
 
 class _Arrays(pickle.Unpickler):
     """Unpickles NumPy arrays in plain containers, and no other class."""

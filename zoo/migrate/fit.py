@@ -84,10 +84,10 @@ def _to_convert(model: nn.Module, layers: Mapping[str, LayerArguments]) -> dict[
                 )
         elif type(module) in DEFORMABLE:
             convert[name] = wanted
-        elif module is not None or name.partition(".")[0] in dict(model.named_children()):
+        elif module is not None:
             raise ValueError(
                 f"expected a convolution at {name!r} of {type(model).__name__}, which the checkpoint deforms, got "
-                f"{module}; call zoo.migrate.replace_(model) first if it is another library's layer"
+                f"{type(module).__name__}; call zoo.migrate.replace_(model) first if it is another library's layer"
             )
     for name, module in modules.items():
         if isinstance(module, DeformConv2d) and module.predict_offsets and name not in layers:
