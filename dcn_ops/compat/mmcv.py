@@ -79,7 +79,11 @@ class _Layer(StandIn):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take the keys of mmcv's first version too: ``conv2_offset.weight`` beside ``conv2.weight``."""
+        """Take the keys of mmcv's first version too: ``conv2_offset.weight`` beside ``conv2.weight``.
+
+        As in mmcv, that needs its loader (``mmengine.runner.load_checkpoint``): torch's shows a module only the keys
+        below its own name.
+        """
         for name in ("weight", "bias") if hasattr(self, "conv_offset") else ():
             early, late = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
             if early in state_dict and late not in state_dict:
