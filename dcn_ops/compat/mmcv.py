@@ -81,8 +81,8 @@ class _Layer(StandIn):
     ) -> None:
         """Take the keys of mmcv's first version too: ``conv2_offset.weight`` beside ``conv2.weight``.
 
-        As in mmcv, that needs its loader (``mmengine.runner.load_checkpoint``): torch's shows a module only the keys
-        below its own name.
+        As in mmcv, this needs its loader (``mmengine.runner.load_checkpoint``): torch's loader shows a module only
+        the keys below its own name.
         """
         for name in ("weight", "bias") if hasattr(self, "conv_offset") else ():
             early, late = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
