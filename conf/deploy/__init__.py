@@ -1,1 +1,1 @@
-"""The config of dcn-export. Next to a group ``model/`` Hydra would read ``model=NAME`` as its choice."""
+"""Configs of dcn-export, dcn-migrate. Next to a group ``model/`` Hydra would read ``model=NAME`` as its choice."""

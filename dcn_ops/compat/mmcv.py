@@ -9,7 +9,6 @@ Legend: N batch, C input channels, K taps of the kernel, G offset groups, Ho x W
 
 import importlib
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -68,31 +67,6 @@ class _Layer(StandIn):
     def extra_repr(self) -> str:
         """Return the arguments of the layer."""
         return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Take the keys of mmcv's first version too: ``conv2_offset.weight`` beside ``conv2.weight``.
-
-        As in mmcv, this needs its loader (``mmengine.runner.load_checkpoint``): torch's loader shows a module only
-        the keys below its own name.
-        """
-        for name in ("weight", "bias") if hasattr(self, "conv_offset") else ():
-            early, late = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
-            if early in state_dict and late not in state_dict:
-                state_dict[late] = state_dict.pop(early)
-                # The parent has met the key before.
-                unexpected_keys[:] = [key for key in unexpected_keys if key != early]
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
 
 class DeformConv2d(_Layer):

@@ -23,7 +23,7 @@ class DeformConv2d(OffsetPredictor):
     """Deformable convolution that starts as the plain convolution with the same ``weight`` and ``bias``.
 
     A zero-initialised convolution predicts the offsets from the input, and with ``modulated`` also the mask
-    ``2 * sigmoid(·)``. So a new layer has offsets 0 and masks 1. The parameters ``offset_weight``
+    ``mask_scale * sigmoid(·)``. So a new layer has offsets 0 and masks 1. The parameters ``offset_weight``
     [G * K * (3 if modulated else 2), C, kh, kw] and ``offset_bias`` belong to the layer itself. There the
     ``init_weights`` of a network, which looks for convolutions, leaves them at zero.
 

@@ -13,12 +13,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from . import overrides
-from .schema import Bench, Evaluate, Export, Train, Visualize
+from .schema import Bench, Evaluate, Export, Migrate, Train, Visualize
 
 _SCHEMAS = {
     "train_schema": Train,
     "bench_schema": Bench,
     "export_schema": Export,
+    "migrate_schema": Migrate,
     "visualize_schema": Visualize,
     "evaluate_schema": Evaluate,
 }

@@ -160,6 +160,17 @@ class Export:
     block: str = "targets"
 
 
+@dataclass
+class Migrate:
+    """``conf/deploy/migrate.yaml``."""
+
+    checkpoint: str | None = None  # a file of mmdetection, mmsegmentation, detectron2, torchvision or YOLACT++
+    folder: str | None = None  # for zoo.load; neck and heads are in its rest.safetensors
+    caffe: bool | None = None  # strides in the 1x1 convolutions, BGR images; null: as the checkpoint suggests
+    modulated: bool | None = None  # whether layers have masks, if their shapes allow both
+    arguments: dict[str, Any] = field(default_factory=dict)  # of timm.create_model, such as output_stride
+
+
 # As Data; a missing size or number of channels is that of the network's training.
 _OPEN = {"img_size", "in_chans"}
 _TYPES = {f.name: f.type | None if f.name in _OPEN else f.type for f in dataclasses.fields(Data)}  # type: ignore[operator]

@@ -35,26 +35,6 @@ def test_packs_compute_and_train_as_mmcvs(version, groups, offset_groups):
         torch.testing.assert_close(states[1][key], value, rtol=1e-12, atol=1e-12)
 
 
-def load_as_mmcv(module, weights, prefix="", found=None):
-    """Load as mmcv's own loader, which shows every module the whole dict; torch's shows only its own keys."""
-    missing, unexpected = found = ([], []) if found is None else found
-    module._load_from_state_dict(weights, prefix, {}, True, missing, unexpected, [])
-    for name, child in module.named_children():
-        load_as_mmcv(child, weights, f"{prefix}{name}.", found)
-    return found
-
-
-@pytest.mark.parametrize("version", PACKS)
-def test_keys_of_mmcvs_first_version_load_by_its_loader(version):
-    ours, theirs = PACKS[version]
-    source = nn.ModuleDict({"conv2": theirs(bias=False)})
-    weights = {key.replace(".conv_offset", "_offset"): value for key, value in source.state_dict().items()}
-    model = nn.ModuleDict({"conv2": ours(8, 8, 3, padding=1, bias=False)})
-    assert load_as_mmcv(model, weights) == ([], [])
-    assert torch.equal(model["conv2"].conv_offset.bias, source["conv2"].conv_offset.bias)
-    assert list(model.state_dict()) == list(source.state_dict())
-
-
 CALLS = {
     "mmcv v1": (mmcv.DeformConv2d, mmcv.deform_conv2d, "deform_groups", False),
     "mmcv v2": (mmcv.ModulatedDeformConv2d, mmcv.modulated_deform_conv2d, "deform_groups", True),
@@ -84,43 +64,17 @@ def test_layers_and_functions_take_offsets_and_masks_from_outside(name):
 
 # As read in mmcv 2.2.0 and detectron2 0.6.
 SHAPE = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+NUMBERS = ["stride", "padding", "dilation", "groups"]
+V1, V2 = ["input", "offset", "weight", *NUMBERS], ["input", "offset", "mask", "weight", "bias", *NUMBERS]
 SIGNATURES = {
     mmcv.DeformConv2d: [*SHAPE, "deform_groups", "bias", "im2col_step"],
     mmcv.ModulatedDeformConv2d: [*SHAPE, "deform_groups", "bias"],
-    mmcv.deform_conv2d: [
-        "input",
-        "offset",
-        "weight",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "deform_groups",
-        "bias",
-        "im2col_step",
-    ],
-    mmcv.modulated_deform_conv2d: (
-        ["input", "offset", "mask", "weight", "bias", "stride", "padding", "dilation", "groups", "deform_groups"]
-    ),
+    mmcv.deform_conv2d: [*V1, "deform_groups", "bias", "im2col_step"],
+    mmcv.modulated_deform_conv2d: [*V2, "deform_groups"],
     detectron2.DeformConv: [*SHAPE, "deformable_groups", "bias", "norm", "activation"],
     detectron2.ModulatedDeformConv: [*SHAPE, "deformable_groups", "bias", "norm", "activation"],
-    detectron2.deform_conv: (
-        ["input", "offset", "weight", "stride", "padding", "dilation", "groups", "deformable_groups", "im2col_step"]
-    ),
-    detectron2.modulated_deform_conv: (
-        [
-            "input",
-            "offset",
-            "mask",
-            "weight",
-            "bias",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "deformable_groups",
-        ]
-    ),
+    detectron2.deform_conv: [*V1, "deformable_groups", "im2col_step"],
+    detectron2.modulated_deform_conv: [*V2, "deformable_groups"],
 }
 
 

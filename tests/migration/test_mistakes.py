@@ -121,7 +121,7 @@ CONTENTS = {
 def test_a_file_that_is_no_checkpoint(content, tmp_path):
     (tmp_path / "file.pth").write_bytes(CONTENTS[content])
     with pytest.raises(
-        ValueError, match=r"expected a checkpoint of torch.save, safetensors or .* got '.*file.pth'"
+        ValueError, match=r"expected a checkpoint of torch.save, safetensors or .* whole, got '.*file.pth'"
     ):
         migrate.read(tmp_path / "file.pth")
 

@@ -1,5 +1,7 @@
 """Whole checkpoints become networks of timm's with the source's features."""
 
+import copy
+
 import timm
 import torch
 from helpers import deformable
@@ -56,6 +58,7 @@ def test_mmdetections_faster_rcnn(tmp_path):
     assert result.renamed["backbone.layer3.5.conv2.conv_offset.bias"] == "layer3.5.conv2.offset_bias"
     assert set(result.loaded) == set(model.state_dict())
     assert not result.kept
+    assert result.source == "mmdetection"
     assert "left out: 30 tensors of neck, roi_head, rpn_head" in str(result)
 
 
@@ -95,6 +98,7 @@ def test_mmsegmentations_resnet_v1c_with_dilation():
     assert list(deformable(model)) == THIRTEEN
     assert_same_features(model, source)
     assert list(result.rest) == ["decode_head.conv_seg.weight"]
+    assert result.source == "mmsegmentation"
 
 
 def test_torchvisions_names_with_a_classifier_and_resnext(tmp_path):
@@ -122,6 +126,7 @@ def test_yolact_plus_plus_has_biases():
     model = tiny()
     result = migrate.load_(model, checkpoint)
     assert_same_features(model, source)
+    assert result.source == "YOLACT++"
     assert "biases of layer2.0.conv2, layer3.0.conv2, layer4.0.conv2" in result.notes[0]
 
 
@@ -131,9 +136,25 @@ def test_centernets_neck_stays_available():
     checkpoint = weights | renamed(up.state_dict(), prefix="deconv_layers.0.")
     checkpoint = {"epoch": 140, "state_dict": renamed(checkpoint, prefix="module.")}
     result = migrate.load_(tiny(), checkpoint)
+    assert result.source == "a DCNv2 fork"
     assert list(result.layers) == ["layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]
     names = {"weight", "bias", "offset_weight", "offset_bias"}
     assert result.rest.keys() == {f"deconv_layers.0.{name}" for name in names}
+
+
+def test_centernets_own_network_loads_whole():
+    source = resnet(FORK, **TINY)
+    source.deconv_layers = torch.nn.Sequential(PREDICTING["fork"]())
+    checkpoint = {"state_dict": renamed(source.state_dict(), prefix="module.")}
+    model = copy.deepcopy(source)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    migrate.replace_(model)
+    result = migrate.load_(model, checkpoint)
+    assert (len(result.layers), result.kept, result.rest) == (4, (), {})
+    torch.testing.assert_close(model(x := images()), source(x), rtol=1e-12, atol=1e-12)
+    layer = torch.randn(1, 8, 6, 6)
+    torch.testing.assert_close(model.deconv_layers.float()(layer), source.deconv_layers.float()(layer))
 
 
 def test_features_of_a_network_take_a_backbone_too():

@@ -45,6 +45,7 @@ def test_names_of_the_documents_are_there_after_importing_the_packages() -> None
     names = sorted({found for path in documents for found in name.findall(path.read_text())})
     assert {"zoo.optim.param_groups", "zoo.fold_", "dcn_ops.set_implementation"} <= set(names)
     modules = "dcn_ops, zoo, zoo.conf, zoo.scripts.storage.checkpoint, zoo.scripts.inspect.offset_statistics"
+    modules += ", dcn_ops.compat.mmcv, dcn_ops.compat.detectron2"
     code = f"import {modules}; " + "; ".join(names)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -68,7 +68,9 @@ def test_two_packages_are_installed_with_the_version_of_the_sources(wheel: Path)
     )
 
 
-@pytest.mark.parametrize("command", ["dcn-train", "dcn-bench", "dcn-evaluate", "dcn-export", "dcn-visualize"])
+@pytest.mark.parametrize(
+    "command", ["dcn-train", "dcn-bench", "dcn-evaluate", "dcn-export", "dcn-migrate", "dcn-visualize"]
+)
 def test_a_command_shows_its_config(command: str, elsewhere: Path) -> None:
     assert "Powered by Hydra" in run(elsewhere, command, "--help")
 

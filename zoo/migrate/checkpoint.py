@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.convert import LayerArguments
 from zoo.migrate.files import read_tensors, tensors_in
-from zoo.migrate.keys import find_layers
+from zoo.migrate.keys import find_layers, library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class Checkpoint:
     """The tensors of a checkpoint.
 
     Attributes:
+        source: Whose names it has, such as "mmdetection" or "detectron2".
         weights: All tensors, by their names in the source; those of predictors are called ``offset_weight`` and
             ``offset_bias`` and stand at their layer.
         layers: The layers that predict their offsets, with the arguments of ``dcn_ops.DeformConv2d``.
@@ -23,6 +24,7 @@ class Checkpoint:
         config: The text of the config in the checkpoint, or "".
     """
 
+    source: str
     weights: dict[str, Tensor]
     layers: dict[str, LayerArguments]
     renamed: dict[str, str]
@@ -58,4 +60,4 @@ def read(
         raise ValueError(f"expected a state_dict with tensors, got the keys {list(checkpoint)[:4]}")  # type: ignore[arg-type]
     layers, renamed = find_layers(weights, modulated)
     own = {renamed.get(key, key): value for key, value in weights.items()}
-    return Checkpoint(weights=own, layers=layers, renamed=renamed, config=config)
+    return Checkpoint(source=library(weights), weights=own, layers=layers, renamed=renamed, config=config)

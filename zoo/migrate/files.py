@@ -91,7 +91,7 @@ def _pickled(path: str | PathLike[str]) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{str(path)!r} can't be read: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(_not_run(path, ", ".join(names))) from error
 
 
 def _not_run(path: str | PathLike[str], names: str) -> str:
@@ -132,7 +132,7 @@ def _arrays(path: str | PathLike[str], error: Exception) -> Any:
                 raise ValueError(_not_run(path, str(refused))) from refused
         except Exception:  # no pickle at all; the answer is below
             pass
-    reason = " ".join(str(error).split())[:200]
+    # Without torch's own message, which advises to run the file.
     raise ValueError(
-        f"expected a checkpoint of torch.save, safetensors or a pickle of NumPy arrays, got {str(path)!r}: {reason}"
+        f"expected a checkpoint of torch.save, safetensors or a pickle of NumPy arrays, whole, got {str(path)!r}"
     ) from error

@@ -3,7 +3,8 @@
 Legend: C input channels, K taps of the kernel, G offset groups.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,6 +13,25 @@ from zoo.convert import LayerArguments
 # What the sources append to the name of a layer for its predictor: the DCNv2 forks, EDVR and YOLACT++; mmcv and
 # BasicSR; detectron2 and mmcv's first version, where it is the layer's neighbour.
 _PREDICTORS = (".conv_offset_mask", ".conv_offset", "_offset")
+
+
+# What only one source has among its names; of several the first counts.
+_LIBRARIES = (
+    (r"(^|\.)res2\.0\.conv1\.", "detectron2"),
+    (r"(^|\.)layers\.0\.0\.conv1\.", "YOLACT++"),
+    (r"^(decode_head|auxiliary_head)\.", "mmsegmentation"),
+    (r"^(roi_head|rpn_head|bbox_head)\.", "mmdetection"),
+    (r"\.conv_offset_mask\.", "a DCNv2 fork"),
+    (r"\.conv_offset\.(weight|bias)$", "mmcv or BasicSR"),
+    (r"_offset\.(weight|bias)$", "mmcv before version 2"),
+    (r"", "torchvision"),
+)
+
+
+def library(names: Iterable[str]) -> str:
+    """Return the source that has tensors of these names."""
+    listed = list(names)
+    return next(source for pattern, source in _LIBRARIES if any(re.search(pattern, name) for name in listed))
 
 
 def layer_arguments(offset_groups: int, modulated: bool) -> LayerArguments:

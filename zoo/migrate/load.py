@@ -22,7 +22,7 @@ class Migration:
     """What ``load_`` did.
 
     Attributes:
-        source: Whose names the backbone had, or "the network's own names".
+        source: Whose names the checkpoint has, such as "mmdetection".
         layers: The deformable layers, with their arguments.
         loaded: The network's tensors that were loaded.
         renamed: The names of those in the checkpoint, where they are others.
@@ -109,7 +109,7 @@ def load_(
     """
     check_network(model)
     found = _parts(model, read(checkpoint, modulated=modulated), caffe)
-    fitted = fit(model, found.weights, found.layers, partial=found.source == _OWN)
+    fitted = fit(model, found.weights, found.layers, partial=found.partial)
     if found.caffe:
         to_caffe_(model)
     elif is_caffe(model):
@@ -118,9 +118,6 @@ def load_(
         rebuild_(model, fitted.convert)
     model.load_state_dict(fitted.weights, strict=False)
     return _report(found, fitted)
-
-
-_OWN = "the network's own names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +129,27 @@ class _Parts:
     layers: dict[str, LayerArguments]
     names: dict[str, str]  # in the checkpoint -> in the network
     rest: dict[str, Tensor]
+    partial: bool = False  # whether tensors that the network doesn't have are left out
     caffe: bool = False
     notes: tuple[str, ...] = ()
 
 
+def _is_resnet(model: nn.Module) -> bool:
+    """Tell whether a network is a ResNet by timm's names, or its features, and no more than that."""
+    keys = model.state_dict().keys()
+    roots = {key.partition(".")[0] for key in keys}
+    return "layer1.0.conv1.weight" in keys and roots <= {"conv1", "bn1", *(f"layer{i}" for i in (1, 2, 3, 4)), "fc"}
+
+
 def _parts(model: nn.Module, checkpoint: Checkpoint, caffe: bool | None) -> _Parts:
-    if "layer1.0.conv1.weight" not in model.state_dict():  # no ResNet, nor its features
+    if not _is_resnet(model):
         return _Parts(
-            source=_OWN, weights=checkpoint.weights, layers=checkpoint.layers, names=checkpoint.renamed, rest={}
+            source=checkpoint.source,
+            weights=checkpoint.weights,
+            layers=checkpoint.layers,
+            names=checkpoint.renamed,
+            rest={},
+            partial=True,
         )
     backbone = find_backbone(checkpoint.weights, checkpoint.layers)
     sources = {own: source for source, own in checkpoint.renamed.items()}
@@ -156,7 +166,7 @@ def _parts(model: nn.Module, checkpoint: Checkpoint, caffe: bool | None) -> _Par
             "model.pretrained_cfg says for a range from 0 to 1: flip RGB images by images.flip(1)"
         )
     return _Parts(
-        source=backbone.source,
+        source=checkpoint.source,
         weights=backbone.weights,
         layers=backbone.layers,
         names={sources.get(key, key): name for key, name in backbone.names.items()},

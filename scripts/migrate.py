@@ -1,0 +1,56 @@
+"""dcn-migrate: write another library's checkpoint, as a network of timm's, into a folder of zoo.save."""
+
+import shutil
+from pathlib import Path
+from typing import cast
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+
+import zoo
+
+from .config import command, schema
+
+REST = "rest.safetensors"
+
+
+@hydra.main(version_base="1.3", config_path="pkg://zoo.conf.deploy", config_name="migrate")
+def _main(config: DictConfig) -> None:
+    with command.errors_in_one_line():
+        run(cast(schema.Migrate, OmegaConf.to_object(config)))
+
+
+def run(config: schema.Migrate) -> None:
+    """Write the folder, and print what was loaded, renamed and left out.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is no checkpoint, or of no architecture that timm has, or nothing in it is deformable.
+    """
+    if config.checkpoint is None or config.folder is None:
+        raise ValueError("expected a file and a folder: dcn-migrate checkpoint=FILE folder=FOLDER")
+    model, migration = zoo.migrate.build(
+        config.checkpoint, caffe=config.caffe, modulated=config.modulated, **config.arguments
+    )
+    if not migration.layers:
+        raise ValueError(
+            f"no layer of the backbone in {config.checkpoint} predicts offsets, so it is a plain network's; "
+            "zoo.migrate.build loads it all the same"
+        )
+    zoo.save(model, config.folder, config.arguments)
+    if migration.rest:  # neck and heads
+        path = Path(config.folder, REST)
+        save_file({key: value.contiguous().clone() for key, value in migration.rest.items()}, path)
+        shutil.copymode(path.with_name("config.json"), path)  # safetensors makes files that no other user may read
+    print(f"{migration}\nwritten: {config.folder}, to be read by zoo.load({config.folder!r})")
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    command.prepare(schema.Migrate)
+    _main()
+
+
+if __name__ == "__main__":
+    main()
