@@ -5,14 +5,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 from torch import nn
 
 from dcn_ops import DeformConv2d
+from zoo import mixers
 from zoo.config import DCNConfig
+from zoo.convert import sides
 from zoo.forward import Measured
 from zoo.parts import BACKBONE, DECODER, HEAD, is_composite
-from zoo.select import block_of, mismatch, refusal
+from zoo.select import block_of, mismatch, refusal, role
 from zoo.sites import Site, find_sites
 
 _FIRST_DEEP_STAGE = 2  # stride 8
@@ -51,31 +54,43 @@ def choose(model: nn.Module, configs: Sequence[DCNConfig], parts: Mapping[str, s
         refused={
             site.names[0]: refused[site]
             for site in sites
-            if site in refused and site not in chosen and max(site.conv.kernel_size) >= 3
+            if site in refused and site not in chosen and max(sides(site.layer)) >= 3
         },
     )
 
 
 def _select(model: nn.Module, sites: Iterable[Site], config: DCNConfig) -> tuple[list[Site], dict[Site, str]]:
     """Return the convolutions that a config selects, and why others of its parts can't be replaced."""
-    inside = [site for site in sites if site.part in config.parts]
-    refusals: dict[Site, str] = {}
-    for site in inside:
-        reason = refusal(
-            site.conv,
-            reads_image=site.reads_image and not config.stem,
-            computes_output=site.computes_output and not config.output_layers,
-            positions=site.positions,
-        )
-        if reason is not None:
-            refusals[site] = reason
+    poolings = config.operator != "v2"
+    inside = [s for s in sites if s.part in config.parts and (poolings or not isinstance(s.layer, nn.AvgPool2d))]
+    found = {site: _refusal(site, config) for site in inside}
+    refusals = {site: reason for site, reason in found.items() if reason is not None}
     able = [site for site in inside if site not in refusals]
     only_deep = config.stages is None and any(_is_deep(site) for site in able)
     reasons = {site: _why_not(site, config, only_deep) for site in able}
     chosen = [site for site in able if reasons[site] is None]
     if not chosen:
-        raise ValueError(_nothing(model, reasons, refusals))
+        raise ValueError(_nothing(model, config, reasons, refusals))
     return _every_nth_block(model, chosen, config.every) if config.every > 1 else chosen, refusals
+
+
+def _refusal(site: Site, config: DCNConfig) -> str | None:
+    """Tell why the config's operator can't replace a layer; None if it can."""
+    conditions: dict[str, Any] = {
+        "reads_image": site.reads_image and not config.stem,
+        "computes_output": site.computes_output and not config.output_layers,
+        "positions": site.positions,
+    }
+    if config.operator == "v2":
+        return refusal(cast("nn.Conv2d", site.layer), **conditions)
+    reason = mixers.unfit(site.layer, config.operator) or role(**conditions)
+    if reason is None and site.channels is None:
+        return "its channels are unknown, as the network doesn't run; pass input_size"
+    if reason is None and config.keep_output:
+        why = mixers.change(site.layer, config)
+        one = "" if config.operator == "v3" else "offset_group_width=1 keeps it, "
+        return why and f"would change the output ({why}); {one}keep_output=False allows it"
+    return reason
 
 
 def _why_not(site: Site, config: DCNConfig, only_deep: bool) -> str | None:
@@ -84,7 +99,7 @@ def _why_not(site: Site, config: DCNConfig, only_deep: bool) -> str | None:
     if config.towers == "last" and site.part in (DECODER, HEAD) and not (site.feeds_output or site.computes_output):
         return "not the last of its tower, with towers='last'"
     where = config if site.part == BACKBONE else replace(config, stages=None)
-    return mismatch(site.conv, site.names, site.stage, where)
+    return mismatch(cast("nn.Conv2d", site.layer), site.names, site.stage, where)
 
 
 def _is_deep(site: Site) -> bool:
@@ -110,7 +125,7 @@ def _check_model(model: nn.Module, configs: Sequence[DCNConfig], parts: Mapping[
     done = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, DeformConv2d) and parts[name] in wanted
+        if isinstance(module, DeformConv2d | mixers.DeformMixer2d) and parts[name] in wanted
     ]
     if done:
         raise ValueError(
@@ -161,13 +176,17 @@ def _check_patterns(modules: Iterable[str], config: DCNConfig) -> None:
                 )
 
 
-def _nothing(model: nn.Module, reasons: Mapping[Site, str | None], refusals: Mapping[Site, str]) -> str:
+def _nothing(
+    model: nn.Module, config: DCNConfig, reasons: Mapping[Site, str | None], refusals: Mapping[Site, str]
+) -> str:
     # Reasons from the config come first: the user can change those.
     groups = defaultdict(list)
-    for site, reason in (*reasons.items(), *refusals.items()):
+    first = {site: reason for site, reason in refusals.items() if "keep_output" in reason}
+    for site, reason in {**reasons, **first, **refusals}.items():
         groups[reason].append(site.names[0])
     lines = [f"  {reason}: {_some(names)}" for reason, names in list(groups.items())[:8]]
-    return "\n".join([f"no convolution of {type(model).__name__} can be replaced:", *(lines or ["  it has none"])])
+    kinds = "convolution" if config.operator == "v2" else "convolution or average pooling"
+    return "\n".join([f"no {kinds} of {type(model).__name__} can be replaced:", *(lines or ["  it has none"])])
 
 
 def _some(names: list[str], most: int = 4) -> str:

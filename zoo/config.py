@@ -9,7 +9,8 @@ from torch import nn
 
 from zoo.parts import BACKBONE, PARTS
 
-KINDS = ("dense", "grouped", "depthwise")
+KINDS = ("dense", "grouped", "depthwise", "pooling")
+OPERATORS = ("v2", "v3", "v4")
 TOWERS = ("all", "last")
 _SEQUENCES = {"parts": str, "stages": int, "kinds": str, "kernels": int, "include": str, "exclude": str}
 
@@ -24,7 +25,7 @@ class DCNConfig:
         stages: Stages of the backbone to convert; other parts have none. Stage s has stride 2^(s + 1) in the
             undilated network: (2, 3, 4) are the strides 8, 16 and 32, c3 to c5 of the detection papers. None
             converts those of (2, 3, 4) that the backbone has, or all of it if it has none.
-        kinds: Kinds to convert, some of "dense", "grouped" and "depthwise".
+        kinds: Kinds to convert, some of "dense", "grouped", "depthwise" and, for v3 and v4, "pooling".
         kernels: Kernel sizes to convert, by their larger side. None converts all of at least 3.
         include: Globs over module names, such as ``"layer4.*.conv2"``; at least one has to match.
         exclude: Globs over module names; none may match.
@@ -35,7 +36,11 @@ class DCNConfig:
         output_layers: Whether layers of decoder and head that compute an output of the network, such as FCOS's
             cls_logits, are converted too.
         stem: Whether convolutions that read the image are converted too.
-        offset_groups: Number of channel groups with their own offsets.
+        operator: "v2" makes convolutions deformable, also as v1 (see ``modulated``). "v3" and "v4" replace
+            depthwise convolutions and average poolings by DCNv3 and DCNv4, which have no filters.
+        keep_output: Refuse layers whose replacement changes the network's output, as most by v3 and v4 do.
+        offset_groups: Number of channel groups with their own offsets; v3 and v4 have groups of 16 channels where
+            this is 1 and there is no width.
         offset_group_width: Channels of such a group, instead of the number of groups: for layers of different
             widths.
         modulated: Whether a predicted mask weights the samples (v2) or not (v1).
@@ -59,6 +64,8 @@ class DCNConfig:
     towers: str = "all"
     output_layers: bool = False
     stem: bool = False
+    operator: str = "v2"
+    keep_output: bool = True
     offset_groups: int = 1
     offset_group_width: int | None = None
     modulated: bool = True
@@ -96,11 +103,17 @@ class DCNConfig:
             raise ValueError(f'expected at least one include pattern, such as "*", got {self.include=}')
         if self.towers not in TOWERS:
             raise ValueError(f"expected one of {TOWERS}, got {self.towers=}")
-        for name in ("output_layers", "stem"):
+        for name in ("output_layers", "stem", "keep_output"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"expected True or False, got {name}={getattr(self, name)!r}")
 
     def _check_layer(self) -> None:
+        if self.operator not in OPERATORS:
+            raise ValueError(f"expected one of {OPERATORS}, got {self.operator=}")
+        of_v2 = {"modulated": True, "offset_bound": None, "separable_predictor": None}
+        changed = [name for name, default in of_v2.items() if getattr(self, name) is not default]
+        if self.operator != "v2" and changed:
+            raise ValueError(f"only operator='v2' has {', '.join(changed)}, got {self.operator=}; leave them out")
         if not isinstance(self.modulated, bool):
             raise TypeError(f"expected True or False, got {self.modulated=}")
         if not isinstance(self.separable_predictor, bool | None):

@@ -46,14 +46,27 @@ def convert(conv: nn.Conv2d, **arguments: Any) -> DeformConv2d:
     return layer
 
 
+def sides(layer: Any) -> tuple[int, int]:
+    """Return the height and width of the kernel of a convolution or a pooling."""
+    return pair(layer.kernel_size)
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return a pair for an integer, which poolings keep as it was given."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
 def parents(name: str) -> list[str]:
     """Return the names of the modules that contain a module, the root's "" first."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def kind(conv: nn.Conv2d) -> str:
-    """Return "depthwise" (one channel per filter), "grouped" or "dense"."""
+def kind(layer: nn.Module) -> str:
+    """Return "pooling", or a convolution's "depthwise" (one channel per filter), "grouped" or "dense"."""
+    if isinstance(layer, nn.AvgPool2d):
+        return "pooling"
+    conv: Any = layer
     if conv.groups == 1:
         return "dense"
     return "depthwise" if conv.groups == conv.in_channels else "grouped"

@@ -24,8 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
+from zoo.config import OPERATORS, DCNConfig
 from zoo.coverage_table import Result, read, table
 from zoo.inject import inject_
+from zoo.mixers import DeformMixer2d
+
+_DEFAULT = DCNConfig()
 
 # Largest network that is run, with its float64 copy, in the memory of a small machine.
 MAX_PARAMS = 350_000_000
@@ -50,7 +54,7 @@ def family(name: str) -> str:
     return timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
 
 
-def examine(name: str, *, compile: bool = False, script: bool = False) -> Result:
+def examine(name: str, config: DCNConfig = _DEFAULT, *, compile: bool = False, script: bool = False) -> Result:
     """Convert an architecture, first without weights, and then, if memory allows it, compare it with the plain one.
 
     Returns:
@@ -66,42 +70,39 @@ def examine(name: str, *, compile: bool = False, script: bool = False) -> Result
     result["params"] = sum(p.numel() for p in model.parameters())
     result["candidates"] = sum(_is_candidate(module) for module in model.modules())
     try:
-        inject_(model)
+        inject_(model, config)
     except ValueError as error:
         return result | {"converted": 0, "error": str(error)}
-    layers = [module for module in model.modules() if isinstance(module, DeformConv2d)]
-    result["converted"] = len(layers)
-    result["added"] = sum(
-        p.numel() for n, p in model.named_parameters() if n.rpartition(".")[2].startswith("offset_")
-    )
+    result["converted"] = sum(isinstance(module, DeformConv2d | DeformMixer2d) for module in model.modules())
+    result["added"] = sum(p.numel() for p in model.parameters()) - result["params"]
     if result["params"] > MAX_PARAMS:
         return result | {"skipped": f"more than {MAX_PARAMS:,} parameters"}
-    compared = _compare(name, 1, compile=compile, script=script)
+    compared = _compare(name, config, 1, compile=compile, script=script)
     if not compared["identical"]:  # The plain network's error may be small on one image by chance.
-        compared = _compare(name, 8, compile=compile, script=script)
+        compared = _compare(name, config, 8, compile=compile, script=script)
     return result | compared
 
 
-def train(name: str) -> Result:
+def train(name: str, config: DCNConfig = _DEFAULT) -> Result:
     """Take one training step of a converted architecture, in training mode with gradients and an optimizer.
 
     Returns:
         trains, whether forward, backward and the step succeeded and every predictor got a finite gradient;
         otherwise why not trains; and plain trains, whether the plain network succeeds in the same step.
     """
-    failure = _failure(_step, _trainable(name, convert=True))
+    failure = _failure(_step, _trainable(name, config))
     if failure is None:
         return {"trains": True}
-    plain = _failure(_step, _trainable(name, convert=False))
+    plain = _failure(_step, _trainable(name, None))
     return {"trains": False, "why not trains": failure, "plain trains": plain is None}
 
 
-def _trainable(name: str, *, convert: bool) -> nn.Module:
+def _trainable(name: str, config: DCNConfig | None) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(name)
     with torch.no_grad():
         _perturb(model)
-    return inject_(model).train() if convert else model.train()
+    return model.train() if config is None else inject_(model, config).train()
 
 
 def _step(model: nn.Module) -> None:
@@ -113,12 +114,13 @@ def _step(model: nn.Module) -> None:
     logits = _first(model(image)).flatten(1)
     loss = F.cross_entropy(logits, torch.arange(images) % logits.shape[1])
     loss.backward()
-    layers = {n: module for n, module in model.named_modules() if isinstance(module, DeformConv2d)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, DeformConv2d | DeformMixer2d)}
+    moved = False
     for layer, parameter in ((n, p) for n, module in layers.items() for p in module.predictor_parameters()):
         if parameter.grad is None or not parameter.grad.isfinite().all():
             raise ValueError(f"the predictor of {layer} has no finite gradient, with a loss of {float(loss)}")
-    moved = [grad for m in layers.values() if (grad := getattr(m.offset_weight, "grad", None)) is not None]
-    if layers and not any(bool(grad.count_nonzero()) for grad in moved):
+        moved |= bool(parameter.grad.count_nonzero())
+    if layers and not moved:
         raise ValueError("no predictor has a gradient other than 0")
     optimizer.step()
 
@@ -133,7 +135,7 @@ def _is_candidate(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _compare(name: str, images: int, *, compile: bool, script: bool) -> Result:
+def _compare(name: str, config: DCNConfig, images: int, *, compile: bool, script: bool) -> Result:
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     _perturb(model)
@@ -145,7 +147,7 @@ def _compare(name: str, images: int, *, compile: bool, script: bool) -> Result:
     if script:
         attempts["scripts"] = _script
     asked = {key: attempt for key, attempt in attempts.items() if _failure(attempt, model) is None}
-    inject_(model)
+    inject_(model, config)
     difference = (_first(model(image)) - exact).abs().max().item()
     budget = 2 * (plain - exact).abs().max().item() + torch.finfo(plain.dtype).eps * exact.abs().max().item()
     result: Result = {"input": list(image.shape[1:]), "difference": difference, "budget": budget}
@@ -208,7 +210,7 @@ def _failure(attempt: Callable[[nn.Module], object], model: nn.Module) -> str | 
     return None
 
 
-def run(names: Iterable[str], file: Path, **options: bool) -> None:
+def run(names: Iterable[str], file: Path, config: DCNConfig = _DEFAULT, **options: bool) -> None:
     """Examine architectures; write one line for each."""
     done = {result["name"] for result in read(file)} if file.exists() else set()
     for name in names:
@@ -217,7 +219,7 @@ def run(names: Iterable[str], file: Path, **options: bool) -> None:
         _append(file, {"name": name, "family": family(name), "error": "ended the process"})
         start = time.perf_counter()
         try:
-            result = examine(name, **options)
+            result = examine(name, config, **options)
         except Exception as error:
             result = {"name": name, "family": family(name), "error": f"{type(error).__name__}: {error}"[:300]}
         result["seconds"] = round(time.perf_counter() - start, 1)
@@ -226,7 +228,7 @@ def run(names: Iterable[str], file: Path, **options: bool) -> None:
         gc.collect()
 
 
-def run_training(names: Iterable[str], file: Path) -> None:
+def run_training(names: Iterable[str], file: Path, config: DCNConfig = _DEFAULT) -> None:
     """Add a training step to the line of each architecture that was converted and run."""
     results = {result["name"]: result for result in read(file)}
     for name in names:
@@ -235,7 +237,7 @@ def run_training(names: Iterable[str], file: Path) -> None:
             continue
         _append(file, result | {"trains": False, "why not trains": "ended the process"})
         start = time.perf_counter()
-        result |= train(name) | {"training seconds": round(time.perf_counter() - start, 1)}
+        result |= train(name, config) | {"training seconds": round(time.perf_counter() - start, 1)}
         _append(file, result)
         print(json.dumps(result), flush=True)
         gc.collect()
@@ -257,6 +259,7 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th architecture, from the i-th on")
     parser.add_argument("--file", type=Path, default=Path("coverage.jsonl"), help="results, one line each")
     parser.add_argument("--table", action="store_true", help="print the table of the file, examine nothing")
+    parser.add_argument("--operator", choices=OPERATORS, default="v2", help="v3 and v4 convert average poolings")
     args = parser.parse_args()
     if args.table:
         print(table(read(args.file)))
@@ -266,9 +269,9 @@ def main() -> None:
     index, count = map(int, args.shard.split("/"))
     names = architectures(args.names, one_per_family=args.sample)[index::count]
     if args.train:
-        run_training(names, args.file)
+        run_training(names, args.file, DCNConfig(operator=args.operator))
     else:
-        run(names, args.file, compile=args.compile, script=args.script)
+        run(names, args.file, DCNConfig(operator=args.operator), compile=args.compile, script=args.script)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcn_ops import DeformConv2d
+from dcn_ops import DCNv3, DCNv4, DeformConv2d
 from zoo.calibrate import Predicted, calibrate
 from zoo.check import check_network
 from zoo.fusing import allow_fusing
@@ -88,6 +88,8 @@ def _layers(model: nn.Module) -> dict[DeformConv2d, list[str]]:
     if isinstance(model, nn.Conv2d):
         raise ValueError(f"expected a network that contains deformable layers, got the layer {model}")
     if not names:
+        if any(isinstance(m, DCNv3 | DCNv4) for m in model.modules()):
+            raise ValueError(f"{type(model).__name__} has DCNv3 or DCNv4, which have no filters to fold back to")
         convs = Counter(type(m).__name__ for m in model.modules() if isinstance(m, nn.Conv2d))
         found = ", ".join(f"{count} {name}" for name, count in convs.most_common()) or "no convolution"
         raise ValueError(f"expected a network that inject_ converted, got {type(model).__name__} with {found}")

@@ -1,5 +1,6 @@
 """One forward pass of a copy of a network, and what it shows."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,14 @@ from zoo.parts import BACKBONE, DECODER, HEAD, outermost
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
+# What may become deformable.
+_MEASURED = (nn.Conv2d, nn.AvgPool2d)
+
+
+def _lists() -> defaultdict[Any, list[Any]]:
+    return defaultdict(list)
+
+
 @dataclass(kw_only=True)
 class Measured:
     """What is known about a network, for one image.
@@ -27,9 +36,11 @@ class Measured:
         size: [C, H, W] of the image; None if unknown.
         seen: [H, W] that the backbone inside got; None if there is none, or if it was not called.
         failure: Why the network doesn't run to its end; None if it does.
-        readers: The convolutions that read the image.
-        called: The convolutions that were called before the run ended or failed.
-        positions: Outputs per channel of each convolution, 0 if it is never called; empty after a failure.
+        readers: The convolutions and poolings that read the image.
+        called: Those that were called before the run ended or failed.
+        inputs: The shapes [N, C, H, W] of the inputs of each, for one image.
+        positions: Outputs per channel of each convolution and pooling, 0 if it is never called; empty after a
+            failure.
         strides: Height of the image divided by the height of a convolution's (last) output; empty without a size,
             and after a failure of a network without a backbone inside. In a backbone inside, what it gets counts
             instead of the image, since detectors resize.
@@ -42,10 +53,11 @@ class Measured:
     size: Size | None = None
     seen: tuple[int, int] | None = None
     failure: str | None = None
-    readers: set[nn.Conv2d] = field(default_factory=set)
-    called: set[nn.Conv2d] = field(default_factory=set)
-    positions: dict[nn.Conv2d, int] = field(default_factory=dict)
-    strides: dict[nn.Conv2d, float] = field(default_factory=dict)
+    readers: set[nn.Module] = field(default_factory=set)
+    called: set[nn.Module] = field(default_factory=set)
+    inputs: defaultdict[nn.Module, list[tuple[int, int, int, int]]] = field(default_factory=_lists)
+    positions: dict[nn.Module, int] = field(default_factory=dict)
+    strides: dict[nn.Module, float] = field(default_factory=dict)
     consumers: dict[nn.Module, set[nn.Module | None]] = field(default_factory=dict)
     flops: int | None = None
     flops_by_part: dict[str, int] = field(default_factory=dict)
@@ -65,7 +77,7 @@ def forward(model: nn.Module, twin: nn.Module, size: Size, images: Any, parts: M
         images: What the copy takes: [N, C, H, W], or a list of images.
         parts: The part of each module, by name.
     """
-    run = Measured(size=size, positions={m: 0 for m in model.modules() if isinstance(m, nn.Conv2d)})
+    run = Measured(size=size, positions={m: 0 for m in model.modules() if isinstance(m, _MEASURED)})
     origins, counter = Origins(), FlopCounterMode(display=False)
     flops = PartFlops(counter, parts[""])
     for image in images:
@@ -107,7 +119,7 @@ def _hooks(
     for name, module in model.named_modules():
         if isinstance(module, _LAYERS) and parts[name] in (DECODER, HEAD):
             yield from _follow(origins, module, twin.get_submodule(name))
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, _MEASURED):
             hook = partial(_record, run, origins, module, images)
             yield twin.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
@@ -145,11 +157,15 @@ def _see(run: Measured, _: Any, args: Any, kwargs: Any) -> None:
 
 
 def _record(
-    run: Measured, origins: Origins, conv: nn.Conv2d, images: int, _: Any, args: Any, kwargs: Any, output: Tensor
+    run: Measured, origins: Origins, layer: nn.Module, images: int, _: Any, args: Any, kwargs: Any, output: Tensor
 ) -> None:
-    run.called.add(conv)
-    if any(IMAGE in origins.of(value) for value in (*args, *kwargs.values())):
-        run.readers.add(conv)
-    run.positions[conv] += output.numel() // conv.out_channels // images
+    run.called.add(layer)
+    given = [*args, *kwargs.values()]
+    if any(IMAGE in origins.of(value) for value in given):
+        run.readers.add(layer)
+    if given[0].dim() == 4:
+        count, *shape = given[0].shape
+        run.inputs[layer].append((max(1, count // images), *shape))
+    run.positions[layer] += output.numel() // output.shape[-3] // images
     assert run.size is not None
-    run.strides[conv] = (run.seen or run.size[1:])[0] / output.shape[-2]
+    run.strides[layer] = (run.seen or run.size[1:])[0] / output.shape[-2]

@@ -3,31 +3,29 @@
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
-from dcn_ops import DeformConv2d
 from zoo.check import Size, check_configs, check_network, check_size
 from zoo.choose import Choice, choose
 from zoo.config import DCNConfig
-from zoo.convert import LAYER_ARGUMENTS, LayerArguments, convert, parents, to_deformable
-from zoo.flops import conv_flops
+from zoo.convert import LAYER_ARGUMENTS, LayerArguments, convert, parents
 from zoo.forward import Measured
 from zoo.fusing import keep_unfused
 from zoo.layers import DEFORMABLE
 from zoo.measure import measure
+from zoo.mixers import MIXER_ARGUMENTS, REPLACED, MixerArguments, make
 from zoo.parts import BACKBONE, PARTS, find_parts
 from zoo.report import injection_table, show
-from zoo.results import Injection, Replacement
-from zoo.sites import Site
+from zoo.results import Injection
+from zoo.swaps import build_layers, replacements
 from zoo.weights import announce_plain_weights
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT = DCNConfig()
 _Model = TypeVar("_Model", bound=nn.Module)
-_Swap = tuple[Site, DeformConv2d]
 _Configs = DCNConfig | Sequence[DCNConfig]
 
 
@@ -48,7 +46,7 @@ def plan(model: nn.Module, config: _Configs = _DEFAULT, *, input_size: Size | No
     choice, measured = _choose(model, config, input_size, parts)
     seen = measured.seen
     injection = Injection(
-        replacements=tuple(_replacement(swap, measured) for swap in _swaps(choice.sites)),
+        replacements=replacements(model, choice.sites, measured),
         params_before=sum(p.numel() for p in model.parameters()),
         flops_before=measured.flops,
         input_size=measured.size,
@@ -70,6 +68,9 @@ def inject_(model: _Model, config: _Configs = _DEFAULT, *, input_size: Size | No
     could fold its convolutions into one (RepVGG's ``reparameterize``, LeViT's ``fuse``) no longer folds if one of
     them is deformable, and warns.
 
+    With ``operator="v3"`` or ``"v4"`` average poolings and depthwise convolutions become ``DCNv3`` or ``DCNv4``.
+    Their parameters have other names and shapes, so load plain weights before.
+
     Args:
         model: A plain network.
         config: What to replace; or several configs, of which a convolution takes the first that selects it.
@@ -85,43 +86,51 @@ def inject_(model: _Model, config: _Configs = _DEFAULT, *, input_size: Size | No
         TypeError: If an argument has another type.
     """
     choice, _ = _choose(model, config, input_size, _parts(model))
-    swaps = _swaps(choice.sites)
-    _replace(model, {site.conv: layer for site, layer in swaps})
+    _replace(model, {site.layer: layer for site, layer in build_layers(model, choice.sites)})
     return model
 
 
-def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments]) -> None:
-    """Convert exactly the convolutions of these names, in place.
+def rebuild_(model: nn.Module, layers: Mapping[str, LayerArguments | MixerArguments]) -> None:
+    """Convert exactly the layers of these names, in place.
 
     Raises:
-        ValueError: If a name is no convertible convolution, or the arguments are not those of a layer. The model
-            then stays unchanged.
+        ValueError: If a name is no convertible layer, or the arguments are not those of a layer. The model then
+            stays unchanged.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    made: dict[nn.Conv2d, DeformConv2d] = {}
+    made: dict[nn.Module, nn.Module] = {}
+    like = next(model.parameters())
     for name, arguments in layers.items():
-        conv = modules.get(name)
+        old = modules.get(name)
+        given: Any = arguments
+        if isinstance(given, Mapping) and set(given) == set(MIXER_ARGUMENTS):
+            if old is None or type(old) not in REPLACED or given["operator"] not in ("v3", "v4"):
+                raise ValueError(
+                    f"expected a convolution or pooling at {name!r} of {type(model).__name__}, got {old}"
+                )
+            made[old] = make(old, like=like, **given)
+            continue
         # Folders of earlier versions have no mask_scale; it was 2.
-        if not isinstance(arguments, Mapping) or {"mask_scale", *arguments} != set(LAYER_ARGUMENTS):
+        if not isinstance(given, Mapping) or {"mask_scale", *given} != set(LAYER_ARGUMENTS):
             raise ValueError(f"expected the arguments {', '.join(LAYER_ARGUMENTS)} of {name!r}, got {arguments!r}")
-        if not isinstance(conv, nn.Conv2d) or type(conv) not in DEFORMABLE:
-            raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {conv}")
-        made[conv] = convert(conv, **arguments)
+        if not isinstance(old, nn.Conv2d) or type(old) not in DEFORMABLE:
+            raise ValueError(f"expected a convolution at {name!r} of {type(model).__name__}, got {old}")
+        made[old] = convert(old, **given)
     _replace(model, made)
 
 
-def _replace(model: nn.Module, layers: Mapping[nn.Conv2d, DeformConv2d]) -> None:
-    """Put each layer in the place of its convolution, under all of its names."""
+def _replace(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each layer in the place of the one that it replaces, under all of its names."""
     names = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d) and module in layers:
+        if module in layers:
             names[module].append(name)
     keep_unfused({model.get_submodule(parent) for of in names.values() for name in of for parent in parents(name)})
-    for conv, layer in layers.items():
-        for name in names[conv]:
+    for old, layer in layers.items():
+        for name in names[old]:
             model.set_submodule(name, layer)
-        logger.debug("%s: %s -> %s", " = ".join(names[conv]), conv, layer)
-    logger.info("%s: %d convolutions became deformable", type(model).__name__, len(layers))
+        logger.debug("%s: %s -> %s", " = ".join(names[old]), old, layer)
+    logger.info("%s: %d layers became deformable", type(model).__name__, len(layers))
     announce_plain_weights(model)
 
 
@@ -158,30 +167,3 @@ def _params_by_part(model: nn.Module, parts: Mapping[str, str]) -> dict[str, int
     for name, parameter in model.named_parameters():
         found[parts[name.rpartition(".")[0]]] += parameter.numel()
     return found
-
-
-def _swaps(sites: Mapping[Site, DCNConfig]) -> list[_Swap]:
-    """Build all layers before any is put in place, so that errors leave the network unchanged."""
-    swaps = []
-    for site, config in sites.items():
-        try:
-            swaps.append((site, to_deformable(site.conv, config)))
-        except ValueError as error:
-            raise ValueError(f"{site.names[0]}: {error}; exclude this layer, or change the config") from error
-    return swaps
-
-
-def _replacement(swap: _Swap, measured: Measured) -> Replacement:
-    site, layer = swap
-    count = None if measured.flops is None else measured.positions[site.conv]
-    return Replacement(
-        fqn=site.names[0],
-        part=site.part,
-        stage=site.stage,
-        old=repr(site.conv),
-        new=repr(layer),
-        params_before=sum(p.numel() for p in site.conv.parameters()),
-        params_after=sum(p.numel() for p in layer.parameters()),
-        flops_before=None if count is None else conv_flops(site.conv, count),
-        flops_after=None if count is None else conv_flops(layer, count),
-    )

@@ -5,7 +5,7 @@ from typing import Any
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from dcn_ops import DeformConv2d
+from dcn_ops import DCNv3, DCNv4, DeformConv2d
 from zoo.check import check_network
 
 
@@ -36,7 +36,7 @@ def param_groups(
     offsets = {
         parameter
         for layer in model.modules()
-        if isinstance(layer, DeformConv2d)
+        if isinstance(layer, DeformConv2d | DCNv3 | DCNv4)
         for parameter in layer.predictor_parameters()
     }
     excused: Any = getattr(model, "no_weight_decay", set)()

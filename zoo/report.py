@@ -52,10 +52,13 @@ def folding_table(folding: Folding, saved: Mapping[str, int | None]) -> Table:
 
 def _caption(injection: Injection) -> str:
     reasons = defaultdict(list)
+    for r in injection.replacements:
+        if r.changes_output is not None:
+            reasons[f"CHANGES THE OUTPUT ({r.changes_output})"].append(r.fqn)
     for name, reason in injection.refused.items():
-        reasons[reason].append(name)
-    refused = [f"stays as it is ({reason}): {', '.join(names)}" for reason, names in reasons.items()]
-    return "\n".join([*refused, _about_flops(injection)])
+        reasons[f"stays as it is ({reason})"].append(name)
+    lines = [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
+    return "\n".join([*lines, _about_flops(injection)])
 
 
 def _about_flops(injection: Injection) -> str:

@@ -17,6 +17,7 @@ class Replacement:
         params_after: Parameters of the layer, the offset predictor's included.
         flops_before: FLOPs (2 × multiply-adds) for one image; None if the network could not be run.
         flops_after: The same for the layer: convolution, offset predictor and bilinear sampling.
+        changes_output: Why the network's output changes, which needed ``keep_output=False``; None if it doesn't.
     """
 
     fqn: str
@@ -28,6 +29,7 @@ class Replacement:
     params_after: int
     flops_before: int | None = None
     flops_after: int | None = None
+    changes_output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dcn_ops import DeformConv2d
 from zoo.check import check_folder, check_network
 from zoo.convert import LAYER_ARGUMENTS
+from zoo.mixers import DeformMixer2d, arguments
 from zoo.pretrained import CONFIG, LOADING, WEIGHTS, data_config
 from zoo.rebuild import create, difference
 
@@ -48,9 +49,11 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
             "build; save its state_dict, and load it after building the network and inject_ with the same config"
         )
     layers = {
-        name: {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
+        name: arguments(layer)
+        if isinstance(layer, DeformMixer2d)
+        else {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
         for name, layer in model.named_modules()
-        if isinstance(layer, DeformConv2d)
+        if isinstance(layer, DeformConv2d | DeformMixer2d)
     }
     if not layers:
         raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
@@ -63,9 +66,9 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     # ``deformable`` records the conversion, and the number of classes has its own key.
     not_saved = {"base", "dcn", "deformable", "num_classes", *LOADING}
     built = {**getattr(model, "_model_args", {}), **(model_args or {})}
-    arguments = {key: value for key, value in built.items() if key not in not_saved}
-    arguments = _as_json({**arguments, "base": base, "deformable": layers})
-    config = _config(model, _rebuildable(model, arguments))
+    of_timm = {key: value for key, value in built.items() if key not in not_saved}
+    described = _as_json({**of_timm, "base": base, "deformable": layers})
+    config = _config(model, _rebuildable(model, described))
     _write(Path(folder), config, _apart(model.state_dict()))
 
 

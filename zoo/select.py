@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from zoo.config import DCNConfig
-from zoo.convert import kind, parents
+from zoo.convert import kind, parents, sides
 from zoo.layers import DEFORMABLE
 
 
@@ -25,6 +25,11 @@ def refusal(
         return f"patch embedding: kernel and stride are {_by(conv.kernel_size)}"
     if not conv.weight.is_floating_point():
         return f"{conv.weight.dtype} instead of a floating dtype"
+    return role(reads_image=reads_image, positions=positions, computes_output=computes_output)
+
+
+def role(*, reads_image: bool, positions: int | None, computes_output: bool) -> str | None:
+    """Tell why a layer should stay as it is, whatever it is; None if it may change."""
     if reads_image:
         return "reads the image"
     if positions == 0:
@@ -41,8 +46,8 @@ def mismatch(conv: nn.Conv2d, names: Sequence[str], stage: int | None, config: D
         return f"{where}, not in stages={config.stages}"
     if kind(conv) not in config.kinds:
         return f"{kind(conv)}, not in kinds={config.kinds}"
-    if config.kernels is not None and max(conv.kernel_size) not in config.kernels:
-        return f"kernel {_by(conv.kernel_size)}, not in kernels={config.kernels}"
+    if config.kernels is not None and max(sides(conv)) not in config.kernels:
+        return f"kernel {_by(sides(conv))}, not in kernels={config.kernels}"
     if not _matches(names, config.include):
         return f"not in include={config.include}"
     if _matches(names, config.exclude):

@@ -1,9 +1,9 @@
-"""The convolutions of a network, each with its names, its part, its stage and its role."""
+"""The layers of a network that may become deformable, each with its names, its part, its stage and its role."""
 
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from timm.layers import CondConv2d
 from torch import nn
@@ -15,10 +15,10 @@ from zoo.stages import find_name, stage_by_name, stage_by_stride
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A convolution.
+    """A convolution or an average pooling.
 
     Attributes:
-        conv: The module.
+        layer: The module.
         names: All its names, several if it is shared.
         part: The part of the first name.
         stage: The stage of the first name; None outside the backbone, or if it is unknown.
@@ -26,9 +26,10 @@ class Site:
         computes_output: Whether it is a layer of decoder or head whose results no other layer reads.
         feeds_output: Whether all layers that read its results compute outputs.
         positions: Number of its outputs per channel; 0 if it is not called, None if that is unknown.
+        inputs: The shapes [N, C, H, W] of its inputs for one image, empty if they are unknown.
     """
 
-    conv: nn.Conv2d
+    layer: nn.Module
     names: tuple[str, ...]
     part: str
     stage: int | None
@@ -36,45 +37,53 @@ class Site:
     computes_output: bool
     feeds_output: bool
     positions: int | None
+    inputs: tuple[tuple[int, int, int, int], ...]
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of its input; None if they are unknown, as a pooling has no number of its own."""
+        own = getattr(self.layer, "in_channels", None)
+        return own or (self.inputs[0][1] if self.inputs else None)
 
 
 def find_sites(model: nn.Module, parts: Mapping[str, str], measured: Measured) -> list[Site]:
-    """Return the convolutions of a network, in order of definition."""
-    names: defaultdict[nn.Conv2d, list[str]] = defaultdict(list)
+    """Return the convolutions and average poolings of a network, in order of definition."""
+    names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         # CondConv2d has the attributes of a convolution; it is refused with its reason.
-        if isinstance(module, nn.Conv2d | CondConv2d):
-            names[cast("nn.Conv2d", module)].append(name)
+        if isinstance(module, nn.Conv2d | nn.AvgPool2d | CondConv2d):
+            names[module].append(name)
     readers, stages = _image_readers(model, measured), _stages_of_timm(model)
-    return [_site(conv, tuple(n), parts[n[0]], stages, readers, measured) for conv, n in names.items()]
+    return [_site(layer, tuple(n), parts[n[0]], stages, readers, measured) for layer, n in names.items()]
 
 
 def _site(
-    conv: nn.Conv2d,
+    layer: nn.Module,
     names: tuple[str, ...],
     part: str,
     stages: Mapping[str, int | None],
-    readers: set[nn.Conv2d],
+    readers: set[nn.Module],
     measured: Measured,
 ) -> Site:
     ends = part in (DECODER, HEAD)
-    consumers = measured.consumers.get(conv, set())
+    consumers = measured.consumers.get(layer, set())
     return Site(
-        conv=conv,
+        layer=layer,
         names=names,
         part=part,
-        stage=_stage(names[0], conv, stages, measured) if part == BACKBONE else None,
-        reads_image=conv in readers,
-        computes_output=ends and not consumers,
+        stage=_stage(names[0], layer, stages, measured) if part == BACKBONE else None,
+        reads_image=layer in readers,
+        computes_output=ends and not consumers and not isinstance(layer, nn.AvgPool2d),
         feeds_output=ends and bool(consumers) and all(measured.computes_output(layer) for layer in consumers),
-        positions=measured.positions.get(conv),
+        positions=measured.positions.get(layer),
+        inputs=tuple(measured.inputs.get(layer, ())),
     )
 
 
-def _stage(name: str, conv: nn.Conv2d, stages: Mapping[str, int | None], measured: Measured) -> int | None:
+def _stage(name: str, layer: nn.Module, stages: Mapping[str, int | None], measured: Measured) -> int | None:
     if name in stages:
         return stages[name]
-    stride = measured.strides.get(conv)
+    stride = measured.strides.get(layer)
     return None if stride is None else stage_by_stride(stride)
 
 
@@ -87,8 +96,8 @@ def _stages_of_timm(model: nn.Module) -> dict[str, int | None]:
     return stages
 
 
-def _image_readers(model: nn.Module, measured: Measured) -> set[nn.Conv2d]:
-    """Return the convolutions that timm names, and outside of timm's networks those that the forward pass found."""
+def _image_readers(model: nn.Module, measured: Measured) -> set[nn.Module]:
+    """Return the layers that timm names, and outside of timm's networks those that the forward pass found."""
     found = set(measured.readers)
     for root in timm_backbones(model):
         network: Any = model.get_submodule(root)

@@ -73,6 +73,10 @@ class DCNv3(Aggregation):
         """Set the prediction to zero and draw new projections."""
         reset(zero=(self.offset, self.mask), drawn=(self.input_proj, self.output_proj))
 
+    def predictor_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that predict offsets and masks, without the depthwise convolution before them."""
+        return [*self.offset.parameters(), *self.mask.parameters()]
+
     def forward(self, input: Tensor) -> Tensor:
         """Aggregate input [N, H, W, C] to [N, Ho, Wo, C].
 

@@ -75,6 +75,10 @@ class DCNv4(Aggregation):
         drawn = [layer for layer in (self.value_proj, self.output_proj) if layer is not None]
         reset(zero=(self.offset_mask,), drawn=drawn)
 
+    def predictor_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that predict offsets and masks, without a depthwise convolution before them."""
+        return [*self.offset_mask.parameters()]
+
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """Aggregate an image, or its tokens.
 
