@@ -102,6 +102,26 @@ def _executorch(file: Path, threads: int) -> Run:
     return lambda images: method.execute([torch.from_numpy(np.ascontiguousarray(images))])[0].numpy()
 
 
+def _ncnn(file: Path, threads: int) -> Run:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    if net.load_param(str(file)) or net.load_model(str(file.with_suffix(".bin"))):
+        raise RuntimeError(f"ncnn doesn't load {file.name}: ncnn lacks one of its layers, or it is damaged")
+
+    def scores(image: np.ndarray) -> np.ndarray:  # [C, H, W], contiguous
+        extractor = net.create_extractor()
+        extractor.input("in0", ncnn.Mat(image))
+        status, out = extractor.extract("out0")
+        if status:
+            raise RuntimeError(f"ncnn stopped with status {status}")
+        return np.array(out)
+
+    return lambda images: np.stack([scores(image) for image in np.ascontiguousarray(images)])
+
+
 RUNTIMES: dict[str, Callable[[Path, int], Run]] = {
     "eager": _eager,
     "compile": _compile,
@@ -111,6 +131,7 @@ RUNTIMES: dict[str, Callable[[Path, int], Run]] = {
     "openvino": _openvino,
     "torchscript": _torchscript,
     "executorch": _executorch,
+    "ncnn": _ncnn,
 }
 _OF_TORCH = {"eager", "compile", "aoti", "torch-export", "torchscript", "executorch"}
 

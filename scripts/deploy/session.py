@@ -4,6 +4,7 @@ import copy
 import logging
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import zoo
 
 from ..config.schema import Export
-from . import photos, report, source, targets, verify
+from . import guard, photos, report, source, targets, verify
 from .progress import stage
 from .report import Row
 from .workplace import publish, workplace
@@ -146,7 +147,8 @@ class Session:
             ImportError: If a package is missing.
         """
         target, config = targets.TARGETS[name], self.config
-        targets.check(name, config.dynamic, config.dtype, config.int8, config.decompose)
+        asked = {field.name: getattr(config, field.name) for field in fields(guard.Wish) if field.name != "target"}
+        targets.check(guard.Wish(target=name, **asked))
         files = self.files(name, places)
         for file, network in zip(files, self._networks(), strict=True):
             target.write(self._job(network), file)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dcn_ops
 
-from . import inputs, quantize
+from . import guard, inputs, quantize, through_pnnx
 
 DYNAMIC = {"none": (), "batch": (0,), "size": (0, 2, 3)}
 _NAMES = {0: "batch", 2: "height", 3: "width"}
@@ -51,10 +51,10 @@ class Job:
         with _quiet():
             return torch.export.export(self.model, (example,), dynamic_shapes=(dims,))
 
-    def portable(self, largest: int | None = None) -> torch.export.ExportedProgram:
-        """Return the program in core ATen."""
+    def portable(self, largest: int | None = None, *, finite: bool = False) -> torch.export.ExportedProgram:
+        """Return the program in core ATen; ``finite`` as for ``dcn_ops.decompositions``."""
         with _quiet():
-            return self.program(largest).run_decompositions(dcn_ops.decompositions(self.sampling))
+            return self.program(largest).run_decompositions(dcn_ops.decompositions(self.sampling, finite=finite))
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,18 @@ class Target:
     library: str = "never"  # when its process imports dcn_ops: "never", "whole" (unless decomposed), "always"
 
 
-def check(name: str, dynamic: str, dtype: str, int8: bool, decompose: bool) -> None:
+def check(wish: guard.Wish) -> None:
     """Raise ValueError if the target doesn't support the job, ImportError if it needs a missing package."""
-    target = TARGETS[name]
-    if name == "torchscript" and decompose and dynamic != "none":
-        raise ValueError(f"a decomposed TorchScript trace has constant sizes: use dynamic=none, got {dynamic=}")
-    if dynamic not in target.dynamic:
-        raise ValueError(f"{name} compiles for the sizes it meets: use dynamic=none, got {dynamic=}")
-    if dtype not in target.dtypes:
-        raise ValueError(f"{name} is exported in {', '.join(target.dtypes)}, got {dtype=}")
-    if int8 and not target.int8:
+    name, target = wish.target, TARGETS[wish.target]
+    if wish.dynamic not in target.dynamic:
+        raise ValueError(f"{name} files have constant sizes: use dynamic=none, got dynamic={wish.dynamic!r}")
+    if wish.dtype not in target.dtypes:
+        raise ValueError(f"{name} is exported in {', '.join(target.dtypes)}, got dtype={wish.dtype!r}")
+    if wish.int8 and not target.int8:
         able = [other for other, value in TARGETS.items() if value.int8]
         raise ValueError(f"int8 is exported to {', '.join(able)}, got target={name}")
-    packages = (*target.packages, *(("torchao",) if int8 and name != "onnx" else ()))
+    guard.check(wish)
+    packages = (*target.packages, *(("torchao",) if wish.int8 and name != "onnx" else ()))
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise ImportError(f"{', '.join(missing)} not installed: pip install 'dcn-zoo[{target.extra}]'")
 
@@ -206,6 +205,13 @@ def _executorch(job: Job, file: Path) -> None:
         file.write_bytes(edge.to_executorch().buffer)
 
 
+def _ncnn(job: Job, file: Path) -> None:
+    # ncnn has neither a batch nor a NaN check, and pnnx has no slices with steps, which gathers would need.
+    one = replace(job, model=_contiguous(job.model), images=job.images[:1], sampling="grid_sample")
+    with _quiet(), torch.no_grad():
+        through_pnnx.write(one.portable(finite=True).module(), one.images, file)
+
+
 TARGETS = {
     "compile": Target(".cache", _compile, dynamic=("none",), library="always"),
     "aoti": Target(".pt2", _aoti, int8=True),
@@ -214,4 +220,5 @@ TARGETS = {
     "openvino": Target(".xml", _openvino, ("openvino",)),
     "torchscript": Target(".pt", _torchscript, library="whole"),
     "executorch": Target(".pte", _executorch, ("executorch",), "executorch", dtypes=("float32",)),
+    "ncnn": Target(".ncnn.param", _ncnn, ("ncnn", "pnnx"), "ncnn", dynamic=("none",), dtypes=("float32",)),
 }
