@@ -1,0 +1,92 @@
+"""The results file, what changed in it, and the tables of docs/runtimes.md."""
+
+from collections import Counter
+from typing import Any
+
+from .cases import CASES
+from .judge import ANSWERS
+from .routes import ROUTES, Route
+
+Results = dict[str, dict[str, Any]]  # by route: versions, and cells by case
+_TABLES = {
+    "operators": lambda route: not (_portable(route)),
+    "portable": lambda route: _portable(route),
+}
+
+
+def _portable(route: Route) -> bool:
+    return route.form in ("grid_sample", "gather")
+
+
+def changes(before: Results, now: Results) -> list[str]:
+    """Return a line for each cell whose answer differs from the one in the results before."""
+    lines = []
+    for name, route in now.items():
+        old = before.get(name)
+        if old is None:
+            continue
+        releases = f"{_release(old)} → {_release(route)}"
+        for case, cell in route["cells"].items():
+            former = old["cells"].get(case)
+            if former is not None and former["answer"] != cell["answer"]:
+                lines.append(f"{name}, {releases}: {case}: {former['answer']} → {say(cell)}")
+    return lines
+
+
+def _release(route: dict[str, Any]) -> str:
+    return ", ".join(route["versions"].values())
+
+
+def say(cell: dict[str, Any]) -> str:
+    """Return the words for a cell."""
+    if cell["answer"] == "right":
+        return "right"
+    if "message" in cell:
+        return f"{cell['answer']} ({cell['message'][:90]})"
+    return f"{cell['answer']} ({_amount(cell)})"
+
+
+def _amount(cell: dict[str, Any]) -> str:
+    if cell.get("nonfinite"):
+        return "NaN"
+    return f"{cell['error']:.1g}"
+
+
+def summary(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return the table of routes: how many cases have which answer, and the largest error of the right ones."""
+    head = ["#", "runtime", "the layer in it", "version", "cases", *ANSWERS, "largest error of the right, float32"]
+    rows = []
+    for i, route in enumerate(ROUTES, 1):
+        if route.name not in results:
+            continue
+        result = results[route.name]
+        counts = Counter(cell["answer"] for cell in result["cells"].values())
+        errors = [
+            cell["error"]
+            for case, cell in result["cells"].items()
+            if cell["answer"] == "right" and CASES[case].dtype == "float32"
+        ]
+        version = ", ".join(result["versions"].values())
+        number = [str(counts[answer] or "") for answer in ANSWERS]
+        largest = f"{max(errors):.0e}" if errors else ""
+        rows.append([str(i), route.runtime, route.way, version, str(len(result["cells"])), *number, largest])
+    return head, rows
+
+
+_SIGNS = {"right": "", "refused": "–", "crashed": "**crash**", "hung": "**hangs**"}
+
+
+def matrix(results: Results, name: str) -> tuple[list[str], list[list[str]]]:
+    """Return one table of cells: a row for each case, a column for each route, numbered as in the summary."""
+    columns = [(str(i), r) for i, r in enumerate(ROUTES, 1) if r.name in results and _TABLES[name](r)]
+    head = ["case", *(number for number, _ in columns)]
+    return head, [[case, *(_sign(results[r.name]["cells"].get(case)) for _, r in columns)] for case in CASES]
+
+
+def _sign(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "?"
+    if cell["answer"] in _SIGNS:
+        return _SIGNS[cell["answer"]]
+    text = "shape" if "message" in cell else _amount(cell)
+    return f"**{text}**" if cell["answer"] == "wrong" else text

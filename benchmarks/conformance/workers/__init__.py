@@ -1,0 +1,1 @@
+"""The programs that run in the processes of the runtimes; they import nothing else of the project."""
