@@ -27,8 +27,24 @@ class Model:
 
 
 @dataclass
+class Task:
+    """What the network is trained for: classification, detection or segmentation."""
+
+    name: str = "classification"
+
+
+@dataclass
+class Head:
+    """The detector or segmenter around the timm network."""
+
+    name: str | None = None  # None: timm's own classifier
+    channels: int = 256  # width of the pyramid and the head
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of the library's class, such as detections_per_img
+
+
+@dataclass
 class Data:
-    """The data set, read by ``timm.data.create_dataset`` or a distorted MNIST, and the augmentations."""
+    """The data set, read by ``timm.data.create_dataset``, a distorted MNIST or scenes, and the augmentations."""
 
     name: str = MISSING
     root: str | None = None
@@ -37,6 +53,8 @@ class Data:
     img_size: int = 224
     in_chans: int = 3
     num_classes: int | None = None  # None: the number of classes in the data set
+    classes: list[str] | None = None  # of scenes (voc, coco, ...), in order; None: those of the annotations
+    colors: list[str] | None = None  # of masks in colour: "#rrggbb" of each class; None: masks of class numbers
     download: bool = False  # for torch/ data sets
     kwargs: dict[str, Any] = field(default_factory=dict)  # for timm.data.create_dataset
     batch_size: int = 64  # images of an optimizer step, over all processes and accumulated parts
@@ -85,6 +103,8 @@ class Optim:
 class Train:
     """``conf/train.yaml``."""
 
+    task: Task = MISSING
+    head: Head = MISSING
     model: Model = MISSING
     dcn: DCN = MISSING  # type: ignore[valid-type]
     data: Data = MISSING

@@ -13,9 +13,11 @@ from . import images
 from .digits import TRAINED, DistortedDigits, digits
 from .distortions import DISTORTIONS, MNIST_MEAN, MNIST_STD
 from .order import Keyed, Keys, collate
+from .scenes import dataset as scenes
+from .scenes import splits as scene_splits
 from .transforms import transform_config
 
-Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] float32, labels [N] int64
+Batch = tuple[Tensor, Any]  # images [N, C, H, W] float32; labels [N] int64, or a list of targets
 Loader = DataLoader[Any]  # of Batch
 
 
@@ -29,13 +31,14 @@ class Splits(NamedTuple):
     transform: dict[str, Any]  # preprocessing of the images, with timm's names: mean, std, interpolation, ...
 
 
-def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
+def create_splits(config: Data, transform: dict[str, Any], seed: int, masks: bool = False) -> Splits:
     """Build the loaders.
 
     Args:
         config: The data group of the config.
         transform: timm's ``resolve_data_config`` of the model: mean, std, interpolation, crop_pct.
         seed: For the order and the distortions.
+        masks: Whether the objects of scenes need masks.
 
     Raises:
         FileNotFoundError: If a folder of images doesn't exist.
@@ -44,13 +47,15 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int) -> Splits:
     """
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
+    elif config.name in scene_splits.FORMATS:
+        splits = _scenes_of(config, transform_config(config, transform), seed, masks)
     else:
         transform = transform_config(config, transform)
         train, evaluate = images.create_datasets(config, transform)
         number, classes = _classes(train, config)
         loaders = [_loader_of(d, config, seed, d is train, number) for d in (train, evaluate)]
         splits = Splits(loaders[0], loaders[1], number, classes, transform)
-    if splits.num_classes < 2:
+    if splits.num_classes < 2 and config.name not in scene_splits.FORMATS:
         raise ValueError(f"expected two classes or more, got {splits.classes or splits.num_classes}")
     if len(splits.train) == 0:
         raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
@@ -83,6 +88,27 @@ def create_evaluation(
     names = images.class_names(dataset)
     loader = _loader_of(dataset, config, seed, False, len(names or ()) or config.num_classes or num_classes)
     return loader, names, transform
+
+
+def _scenes_of(config: Data, transform: dict[str, Any], seed: int, masks: bool) -> Splits:
+    train, evaluate = scene_splits.create_datasets(config, transform, masks)
+    names = train.split.classes
+    if config.num_classes not in (None, len(names)):
+        raise ValueError(
+            f"the data have the classes {', '.join(names)}, got data.num_classes={config.num_classes}; drop it"
+        )
+    loaders = [_loader_of_scenes(dataset, config, seed) for dataset in (train, evaluate)]
+    return Splits(loaders[0], loaders[1], len(names), names, transform)
+
+
+def _loader_of_scenes(dataset: scenes.Scenes, config: Data, seed: int) -> Loader:
+    size = _limited(len(dataset), config, dataset.training)
+    return _loader(Keyed(dataset, seed, size), size, config, seed, dataset.training, scenes.collate)
+
+
+def _limited(size: int, config: Data, training: bool) -> int:
+    """Return the number of images to use; of those that train, ``Keys`` limits the batches."""
+    return size if training or config.max_batches is None else min(size, config.max_batches * config.batch_size)
 
 
 def _classes(dataset: Any, config: Data) -> tuple[int, tuple[str, ...] | None]:
@@ -118,9 +144,7 @@ def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classe
     collate_fn = partial(collate, num_classes=num_classes)
     if isinstance(dataset, IterableDataset):
         return _stream(dataset, config, training, collate_fn)
-    size = len(dataset)
-    if not training and config.max_batches is not None:
-        size = min(size, config.max_batches * config.batch_size)
+    size = _limited(len(dataset), config, training)
     return _loader(Keyed(dataset, seed, size), size, config, seed, training, collate_fn)
 
 

@@ -1,7 +1,6 @@
 """Checkpoints: safetensors files whose header holds the recipe that rebuilds the model. No pickle."""
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +13,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo import DCNConfig, inject_
+from zoo import DCNConfig
 
+from ..networks.build import LOADING, check_head, create, make_deformable
 from . import weights
 from .files import atomically
 
-# JSON: {"create_model": kwargs of timm.create_model, "dcn": kwargs of DCNConfig or None, and optionally
-# "pretrained_cfg": mean, std, input_size, interpolation and crop_pct of the images, and label_names}
+# JSON: "create_model" has the kwargs of timm.create_model, "dcn" those of DCNConfig or None. Optionally, "head" has
+# name, channels and kwargs of the detector or segmenter around the network, and "pretrained_cfg" mean, std,
+# input_size, interpolation and crop_pct of the images, and label_names.
 Recipe = dict[str, Any]
 
-_KEYS = {"create_model", "dcn", "pretrained_cfg"}
+_KEYS = {"create_model", "head", "dcn", "pretrained_cfg"}
 _CFG = {"mean", "std", "input_size", "interpolation", "crop_pct", "label_names"}
 _DCN = {field.name for field in dataclasses.fields(DCNConfig)} - {"where"}
-# Arguments of create_model that choose what is loaded and how, and of zoo's "dcn", whose base is another name.
-_LOADING = {*inspect.signature(timm.create_model).parameters, "base", "dcn", "deformable"} - {
-    "model_name",
-    "kwargs",
-}
 
 
 def check_recipe(recipe: Any) -> Recipe:
@@ -44,10 +40,11 @@ def check_recipe(recipe: Any) -> Recipe:
     arguments, dcn, cfg = (recipe.get(key) or {} for key in ("create_model", "dcn", "pretrained_cfg"))
     if not all(isinstance(part, dict) for part in (arguments, dcn, cfg)):
         raise ValueError(f"expected a recipe of three dicts, got {str(recipe)[:200]}")
+    check_head(recipe.get("head"))
     name = arguments.get("model_name")
     if not isinstance(name, str) or not timm.is_model(name):
         raise ValueError(f"expected the name of a network in timm's registry, got model_name={name!r}")
-    if loading := sorted(key for key in arguments if key in _LOADING or key.startswith("pretrained")):
+    if loading := sorted(key for key in arguments if key in LOADING or key.startswith("pretrained")):
         named = ", ".join(f"{key}={arguments[key]!r}" for key in loading)
         raise ValueError(f"a recipe builds a network and loads nothing, got {named}")
     if unknown := [*sorted(set(dcn) - _DCN), *sorted(set(cfg) - _CFG)]:
@@ -64,22 +61,23 @@ def build(recipe: Recipe, *, pretrained: bool = False, start: Path | None = None
     Args:
         recipe: As written by ``save``.
         pretrained: Load timm's weights, before the conversion.
-        start: A file of initial weights, of a plain or a converted network.
+        start: A file of initial weights, of a plain or a converted network. With a head: of the whole, or of only
+            the plain timm network in it.
 
     Raises:
         FileNotFoundError: If the file of weights doesn't exist.
         ValueError: If ``check_recipe`` refuses the recipe, timm can't build it, or the weights don't fit.
     """
-    arguments = check_recipe(recipe)["create_model"]
+    arguments, head = check_recipe(recipe)["create_model"], recipe.get("head")
     state = None if start is None else weights.read(start)
-    try:
-        model: nn.Module = timm.create_model(**arguments, pretrained=pretrained)
-    except (TypeError, AssertionError, RuntimeError) as error:  # what constructors and timm's loader raise
-        raise ValueError(f"timm can't build this network, {arguments}, {pretrained=}: {error}") from error
+    body = None if state is None or head is None or weights.has_head(state) else start
+    model: nn.Module = create(arguments, head, pretrained=pretrained, body=body)
+    if body is not None:
+        state = None
     if state is not None and not weights.converted(state):
         weights.load_into(model, state, str(start))
     if recipe["dcn"] is not None:
-        inject_(model, DCNConfig(**recipe["dcn"]))
+        make_deformable(model, DCNConfig(**recipe["dcn"]))
     if state is not None and weights.converted(state):
         weights.load_into(model, state, str(start))
     return model

@@ -36,6 +36,11 @@ def converted(state: dict[str, Tensor]) -> bool:
     return any(key.endswith("offset_weight") for key in state)
 
 
+def has_head(state: dict[str, Tensor]) -> bool:
+    """Tell whether weights belong to a detector or segmenter, not to a timm network."""
+    return any(key.startswith(("backbone.", "encoder.")) for key in state)
+
+
 def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Load all weights except a classifier's for other classes, which starts anew as with timm's own weights.
 

@@ -1,5 +1,6 @@
 """Image classification: one class for each image, by cross-entropy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Classification:
     """
 
     best = "top1"
+    compiles = True
 
     def __init__(self, config: Optim, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -33,6 +35,9 @@ class Classification:
     def arguments(self) -> dict[str, Any]:
         """Return the number of classes."""
         return {"num_classes": self.num_classes}
+
+    def head(self) -> None:
+        """Return None: timm's networks have classifiers."""
 
     def check(self, output: object, images: int) -> str | None:
         """Expect one score per class."""
@@ -46,9 +51,18 @@ class Classification:
         """Mix images [N, C, H, W] and their labels [N], which become shares [N, classes]."""
         return self.mixup(images, targets) if self.mixup else (images, targets)
 
+    def inputs(self, images: Tensor, targets: Tensor) -> tuple[Tensor]:
+        """Return only the images."""
+        return (images,)
+
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of logits [N, classes] with labels [N] or shares [N, classes]."""
         return F.cross_entropy(output, targets, label_smoothing=self.label_smoothing)
+
+    def picture(self, image: Tensor, answer: Tensor, classes: Sequence[str]) -> tuple[Tensor, str]:
+        """Return the image [3, H, W] and the name of its class, a label, or scores [classes]."""
+        label = int(answer if answer.ndim == 0 else answer.argmax())
+        return image, classes[label] if classes else str(label)
 
     def show(self, metrics: Metrics) -> dict[str, str]:
         """Return the top-1 accuracy."""

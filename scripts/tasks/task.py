@@ -1,17 +1,20 @@
 """The interface between a training and its task. The loop itself has no loss and no metric."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Metrics = dict[str, float]
+Targets = Any  # labels [N], masks [N, H, W], or a list of dicts: what the task's data set makes
+Output = Any  # scores [N, ...], or a list of dicts, one for each image
 
 
 class Evaluation(Protocol):
     """The metrics of one pass over the evaluation split."""
 
-    def update(self, output: Tensor, targets: Tensor) -> None:
+    def update(self, output: Output, targets: Targets) -> None:
         """Add a batch of all processes together: the network's output in float32, and the targets."""
 
     def compute(self) -> Metrics:
@@ -19,7 +22,12 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """What the network is trained for. The first task is ``classification.Classification``."""
+    """What the network is trained for: ``Classification``, ``Detection`` or ``Segmentation``.
+
+    In training mode the network gets ``inputs``, and ``loss`` its output; in eval mode it gets only the images.
+    """
+
+    compiles: bool  # whether torch.compile takes the network without a graph break
 
     @property
     def best(self) -> str:
@@ -28,14 +36,32 @@ class Task(Protocol):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``timm.create_model`` that depend on the data, such as the number of classes."""
 
+    def head(self) -> dict[str, Any] | None:
+        """Return the recipe of the head around the timm network; None for timm's own classifier."""
+
     def check(self, output: object, images: int) -> str | None:
         """Return what is wrong with a network's output for so many images; None if nothing is."""
 
-    def prepare(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Return a step's images and targets as the network gets them, for instance mixed."""
 
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+    def inputs(self, images: Tensor, targets: Targets) -> tuple[Any, ...]:
+        """Return the arguments of the network in training mode for a part of a step; the images come first."""
+
+    def loss(self, output: Output, targets: Targets) -> Tensor:
         """Return the loss of a part of a step, a scalar."""
+
+    def picture(self, image: Tensor, answer: Any, classes: Sequence[str]) -> tuple[Tensor, str]:
+        """Draw a target, or the output for one image.
+
+        Args:
+            image: [3, H, W] uint8.
+            answer: What belongs to this image.
+            classes: Names of the classes.
+
+        Returns:
+            The picture [3, H, W] uint8, and its title.
+        """
 
     def show(self, metrics: Metrics) -> dict[str, str]:
         """Return the numbers of an evaluation for display: each with its unit, by title."""

@@ -4,13 +4,13 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, convert_to_fp32, send_to_device
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -21,7 +21,7 @@ from ..data.loaders import Splits
 from ..data.order import seed_all
 from ..inspect import offset_statistics
 from ..storage import checkpoint
-from ..tasks.task import Metrics, Task
+from ..tasks.task import Metrics, Output, Targets, Task
 from . import divergence, optimization, state
 from .metric_log import MetricLog
 from .offsets import WithOffsets
@@ -173,8 +173,8 @@ class _Training:
         loader.set_epoch(position.epoch)
         if position.step == self.steps:
             return
-        for images, labels in loader:
-            loss, sizes = self._step(images, labels, position.epoch * self.steps + position.step)
+        for images, targets in loader:
+            loss, sizes = self._step(images, targets, position.epoch * self.steps + position.step)
             losses.append(loss)
             position.step += 1
             advance()
@@ -189,15 +189,15 @@ class _Training:
                         f"{signal.Signals(signum).name}: stopped at {self._where()}; saved {self.path}", signum
                     )
 
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _step(self, images: Tensor, targets: Targets, step: int) -> tuple[Tensor, Tensor]:
         """Take an optimizer step; return the loss and the mean |offset| of each layer."""
         optim, parts = self.config.optim, self.config.optim.accumulate
         seed_all(self.config.seed, step, self.accelerator.process_index, 1)
-        images, targets = self.task.prepare(images.to(memory_format=_memory_format(self.config)), labels)
+        images, targets = self.task.prepare(images.to(memory_format=_memory_format(self.config)), targets)
         total, sizes = torch.zeros((), device=images.device), torch.zeros(0)
-        for part, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+        for part, target in zip(images.chunk(parts), _chunks(targets, parts), strict=True):
             with self.accelerator.accumulate(self.called):
-                output, sizes, squares = self.called(part)
+                output, sizes, squares = self.called(*self.task.inputs(part, target))
                 loss = self.task.loss(output, target)
                 if optim.offset_l2:
                     loss = loss + optim.offset_l2 * squares.sum()
@@ -265,9 +265,25 @@ class _Training:
             self.probe = self.probe if len(self.probe) else images
             with self.accelerator.autocast():
                 out = net(images)
-            output = (out if self.ema is not None else out[0]).float()
-            found.update(*self.accelerator.gather_for_metrics((output, targets)))
+            output = convert_to_fp32(out if self.ema is not None else out[0])
+            found.update(*self._gathered(output, targets))
         return found.compute()
+
+    def _gathered(self, output: Output, targets: Targets) -> tuple[Output, Targets]:
+        """Return the outputs and targets of all processes."""
+        if isinstance(output, Tensor):
+            return self.accelerator.gather_for_metrics((output, targets))
+        # Lists with an entry for each image, whose tensors differ in size.
+        pairs = list(zip(*send_to_device((output, targets), "cpu"), strict=True))
+        pairs = self.accelerator.gather_for_metrics(pairs, use_gather_object=True)
+        return [one for one, _ in pairs], [target for _, target in pairs]
+
+
+def _chunks(targets: Targets, parts: int) -> Sequence[Targets]:
+    if isinstance(targets, Tensor):
+        return targets.chunk(parts)
+    size = len(targets) // parts
+    return [targets[i * size : (i + 1) * size] for i in range(parts)]
 
 
 def _memory_format(config: Train) -> torch.memory_format:

@@ -33,16 +33,16 @@ class WithOffsets(nn.Module):
             for name, layer in self.layers.items()
         ]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, *rest: Any) -> tuple[Any, Tensor, Tensor]:
         """Return the network's output, mean |offset| [layers] without gradient, and mean squared offset [layers].
 
         A layer that is called several times has the means over its calls; a layer that is not called has 0.
         """
         self._seen = {name: [] for name in self.layers}
-        output = self.model(images)
+        output = self.model(images, *rest)
+        nothing = images.new_zeros((), dtype=torch.float32)
         if not self.layers:
-            return output, output.new_zeros(0), output.new_zeros(0)
-        nothing = output.new_zeros((), dtype=torch.float32)
+            return output, nothing.new_zeros(0), nothing.new_zeros(0)
         sizes, squares = [], []
         for calls in self._seen.values():
             sizes.append(sum((size for size, _ in calls), nothing) / max(1, len(calls)))

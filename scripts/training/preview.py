@@ -7,67 +7,86 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.schema import Train
 from ..data.images import Images, count_classes
 from ..data.loaders import Splits
+from ..data.scenes import census
+from ..data.scenes.dataset import Scenes, scenes_of
+from ..inspect import gallery
+from ..tasks.task import Targets, Task
 
 SHOWN = 32
+COMPARED = 4
 
 
-def show(splits: Splits, config: Train, folder: Path) -> None:
-    """Decode every image, print the number of images per class, and draw some images of a training batch.
+def show(splits: Splits, task: Task, config: Train, folder: Path) -> None:
+    """Decode every image, count images or objects of each class, and draw images of a training batch.
 
     Raises:
         ValueError: If an image can't be decoded.
     """
-    table = Table(title=f"{config.data.name or config.data.root}: {splits.num_classes} classes")
-    for column in ("class", "train", "evaluate"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    counts = []
     for loader in (splits.train, splits.evaluate):
         inner: Any = getattr(loader.dataset, "dataset", None)
-        if isinstance(inner, Images):
+        if isinstance(inner, Images | Scenes):
             for index in track(range(len(inner)), f"decoding {len(inner)} images", transient=True):
                 inner.decode(index)
-        counts.append(count_classes(loader.dataset))
-    for index in range(splits.num_classes):
-        name = splits.classes[index] if splits.classes else str(index)
-        table.add_row(name, *("unknown" if count is None else f"{count[index]:,}" for count in counts))
+    boxes = scenes_of(splits.train.dataset) is not None
+    table = _objects_of_each_class(splits, config) if boxes else _images_of_each_class(splits, config)
     console = Console()
     console.print(table)
     steps = len(splits.train)
     console.print(f"{steps} steps of {config.data.batch_size} images an epoch, {config.optim.epochs} epochs")
     path = folder / "augmented.png"
-    draw(splits, path)
+    draw(splits, task, path)
     console.print(f"augmented training images: {path}")
 
 
-def draw(splits: Splits, path: Path) -> None:
-    """Draw the first images of the first training batch with their classes, as the network gets them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    images, labels = next(iter(splits.train))
-    pictures = _denormalised(images[:SHOWN], splits.transform)
-    rows = (len(pictures) + 7) // 8
-    figure, axes = pyplot.subplots(rows, 8, figsize=(12, 1.7 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, picture, label in zip(axes.flat, pictures, labels.tolist(), strict=False):
-        axis.imshow(picture.numpy(), cmap="gray")
-        axis.set_title(splits.classes[label] if splits.classes else str(label), fontsize=8)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+def draw(splits: Splits, task: Task, path: Path) -> None:
+    """Draw the first images of the first training batch with their targets, as the network gets them."""
+    images, targets = next(iter(splits.train))
+    pictures = gallery.as_bytes(images[:SHOWN], splits.transform)
+    drawn = [task.picture(*pair, splits.classes or ()) for pair in zip(pictures, targets, strict=False)]
+    columns, side = (4, 3.0) if scenes_of(splits.train.dataset) else (8, 1.5)
+    gallery.draw([drawn[i : i + columns] for i in range(0, len(drawn), columns)], path, side)
 
 
-def _denormalised(images: Tensor, transform: dict[str, Any]) -> Tensor:
-    """Convert images [N, C, H, W] of the network's input to [N, H, W] or [N, H, W, 3] in 0 to 1."""
-    mean, std = (torch.tensor(transform[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    pictures = (images * std + mean).clamp(0, 1).movedim(1, -1)
-    return pictures if pictures.shape[-1] == 3 else pictures.mean(-1)
+@torch.inference_mode()
+def compare(
+    models: dict[str, nn.Module], images: Tensor, targets: Targets, splits: Splits, task: Task, path: Path
+) -> None:
+    """Draw the first images with the truth and with the output of each network, a row each."""
+    shown = images[:COMPARED]
+    answers = {"truth": targets[:COMPARED], **{name: model.eval()(shown) for name, model in models.items()}}
+    pictures, rows = gallery.as_bytes(shown, splits.transform), []
+    for name, of in answers.items():
+        drawn = [task.picture(*pair, splits.classes or ()) for pair in zip(pictures, of, strict=False)]
+        rows.append([(picture, f"{name}: {title}") for picture, title in drawn])
+    gallery.draw(rows, path, side=3.5)
+
+
+def _images_of_each_class(splits: Splits, config: Train) -> Table:
+    table = Table(title=f"{config.data.name or config.data.root}: {splits.num_classes} classes")
+    for column in ("class", "train", "evaluate"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    counts = [count_classes(loader.dataset) for loader in (splits.train, splits.evaluate)]
+    for index in range(splits.num_classes):
+        name = splits.classes[index] if splits.classes else str(index)
+        table.add_row(name, *("unknown" if count is None else f"{count[index]:,}" for count in counts))
+    return table
+
+
+def _objects_of_each_class(splits: Splits, config: Train) -> Table:
+    held = [scenes for loader in (splits.train, splits.evaluate) if (scenes := scenes_of(loader.dataset))]
+    sizes = " and ".join(f"{len(scenes):,}" for scenes in held)
+    table = Table(
+        title=f"{config.data.root}: objects in {sizes} images, by their size at {config.data.img_size} pixels"
+    )
+    names = [f"{split} {size}" for split in ("train", "evaluate") for size in census.SIZES]
+    for column in ("class", *names):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    counts = [census.count(scenes, config.data.img_size) for scenes in held]
+    for index, name in enumerate(splits.classes or ()):
+        table.add_row(name, *(f"{found[index, size]:,}" for found in counts for size in census.SIZES))
+    return table

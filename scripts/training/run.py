@@ -18,10 +18,11 @@ from zoo import DCNConfig, plan
 from ..config.schema import Train
 from ..data.loaders import Splits, create_splits
 from ..inspect import cascade, figures
+from ..networks.build import timm_network
 from ..storage import checkpoint
 from ..storage.files import locked
-from ..tasks.classification import Classification
-from ..tasks.task import Metrics, Task
+from ..tasks import create as tasks
+from ..tasks.task import Metrics, Targets, Task
 from . import engine, preview, resume, summary, variants
 from .divergence import still_layers
 from .processes import create_accelerator
@@ -35,6 +36,7 @@ class _Trained:
     model: nn.Module
     scores: Metrics  # of the last epoch
     batch: Tensor  # evaluation images, on the device
+    targets: Targets  # of those images
 
 
 def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[summary.Row]:
@@ -53,19 +55,20 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
         Stopped: On SIGTERM or Ctrl-C, once the state is saved.
     """
     variants.check(config)
+    tasks.check(config)
     accelerator = create_accelerator(config)
     # Only the first process chooses the folder: others may see another second, or have another disk mounted.
     if config.resume and not config.dry_run and accelerator.is_main_process:
         folder = resume.choose(config, folder, runs or [])
     folder = broadcast_object_list([folder])[0]
     splits = _splits(config)
-    task = Classification(config.optim, splits.num_classes)
+    task = tasks.create(config, splits)
     built = variants.build_all(config, splits, task, accelerator)
     if config.dry_run:
-        preview.show(splits, config, folder)
+        preview.show(splits, task, config, folder)
         if "dcn" in built:
             plan(
-                checkpoint.build(built["dcn"].recipe | {"dcn": None}),
+                timm_network(checkpoint.build(built["dcn"].recipe | {"dcn": None})),
                 DCNConfig(**built["dcn"].recipe["dcn"]),
                 input_size=splits.transform["input_size"],
             )
@@ -76,7 +79,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         trained = _train_all(built, splits, task, config, accelerator, folder)
-        return _report(trained, task, config, folder) if config.report else []
+        return _report(trained, splits, task, config, folder) if config.report else []
 
 
 def _train_all(
@@ -93,7 +96,7 @@ def _train_all(
 def _splits(config: Train) -> Splits:
     pretrained_cfg = timm.get_pretrained_cfg(config.model.name) or PretrainedCfg()
     transform = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())
-    return create_splits(config.data, transform, config.seed)
+    return create_splits(config.data, transform, config.seed, masks=config.head.name == "mask_rcnn")
 
 
 def _train(
@@ -123,17 +126,25 @@ def _train(
                 "optim.offset_lr_scale or optim.epochs",
                 *(name, ", ".join(still) if len(still) < 6 else f"{len(still)} layers"),
             )
-    images, _ = next(iter(splits.evaluate))
-    return _Trained(model, scores, images.to(accelerator.device))
+    images, targets = next(iter(splits.evaluate))
+    return _Trained(model, scores, images.to(accelerator.device), targets)
 
 
-def _report(trained: dict[str, _Trained], task: Task, config: Train, folder: Path) -> list[summary.Row]:
+def _report(
+    trained: dict[str, _Trained], splits: Splits, task: Task, config: Train, folder: Path
+) -> list[summary.Row]:
     batch = next(iter(trained.values())).batch
     models = {name: variant.model for name, variant in trained.items()}
-    rows = summary.measure(models, {name: variant.scores for name, variant in trained.items()}, batch)
+    scores = {name: variant.scores for name, variant in trained.items()}
+    rows = summary.measure(models, scores, batch, compiled=task.compiles)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
     summary.show(rows, task.show, len(batch), title, folder / "results.json")
     if "dcn" in models:
         figures.sampling(batch[:8], cascade.of_each_layer(models["dcn"], batch[:8]), folder / "sampling.png")
         print(f"sampling locations: {folder / 'sampling.png'}")
+    if config.task.name != "classification":
+        preview.compare(
+            models, batch, next(iter(trained.values())).targets, splits, task, folder / "predictions.png"
+        )
+        print(f"predictions beside the truth: {folder / 'predictions.png'}")
     return rows

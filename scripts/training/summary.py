@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,16 +34,22 @@ class Row:
     def as_json(self) -> dict[str, object]:
         """Return one flat object."""
         values = asdict(self)
-        return {"variant": self.variant, **values.pop("scores"), **values}
+        # JSON has no NaN.
+        scores = {name: value if math.isfinite(value) else None for name, value in values.pop("scores").items()}
+        return {"variant": self.variant, **scores, **values}
 
 
 def measure(
-    models: dict[str, nn.Module], scores: dict[str, Metrics], images: Tensor, rounds: int = 30
+    models: dict[str, nn.Module],
+    scores: dict[str, Metrics],
+    images: Tensor,
+    rounds: int = 30,
+    compiled: bool = True,
 ) -> list[Row]:
-    """Count FLOPs and time the networks alternately on one batch, in eval mode."""
+    """Count FLOPs and time the networks alternately on one batch, in eval mode; also ``compiled`` ones."""
     rows = []
     eager: dict[str, Callable[[], object]] = {}
-    compiled: dict[str, Callable[[], object]] = {}
+    fused: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
         model.eval()
         counter = FlopCounterMode(display=False)
@@ -51,10 +58,10 @@ def measure(
         parameters = sum(p.numel() for p in model.parameters())
         rows.append(Row(name, scores[name], parameters, counter.get_total_flops() // len(images)))
         eager[name] = partial(model, images)
-        compiled[name] = partial(torch.compile(model, fullgraph=True), images)
+        fused[name] = partial(torch.compile(model, fullgraph=True), images)
     eager_ms = _medians(eager, rounds, images.device)
     try:
-        compiled_ms = _medians(compiled, rounds, images.device)
+        compiled_ms = _medians(fused, rounds, images.device) if compiled else {}
     except Exception as error:  # a compiler error must not cost the run its results
         _log.warning("torch.compile failed, so the table lacks its latency (is there a C++ compiler?): %s", error)
         compiled_ms = {}

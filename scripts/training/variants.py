@@ -89,6 +89,7 @@ def recipe_of(name: str, config: Train, splits: Splits, task: Task) -> checkpoin
             **task.arguments(),
             **config.model.kwargs,
         },
+        **({} if (head := task.head()) is None else {"head": head}),
         "dcn": asdict(config.dcn) if name == "dcn" else None,
         "pretrained_cfg": {**splits.transform, **names},
     }

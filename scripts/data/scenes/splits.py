@@ -1,0 +1,70 @@
+"""The splits of a data set of scenes."""
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+from ...config.schema import Data
+from . import voc
+from .dataset import Scenes
+from .scene import Split
+from .transforms import create_transform
+
+_log = logging.getLogger(__name__)
+_MODES = {1: "L", 3: "RGB"}
+_READ = {"voc": voc.read}
+# The formats of each task.
+BOXES = ("voc",)
+FORMATS = (*BOXES,)
+
+
+def create_datasets(config: Data, transform: dict[str, Any], masks: bool) -> tuple[Scenes, Scenes]:
+    """Read and check both splits.
+
+    Args:
+        config: The data group of the config.
+        transform: mean, std, interpolation.
+        masks: Whether objects need masks.
+
+    Raises:
+        FileNotFoundError: If a folder or a file of annotations doesn't exist.
+        ValueError: If anything is wrong with an annotation, or the splits share an image.
+    """
+    train = _read(config, config.train_split, "data.train_split", config.classes).checked()
+    evaluate = _read(config, config.eval_split, "data.eval_split", list(train.classes)).checked()
+    if shared := {scene.image for scene in train.scenes} & {scene.image for scene in evaluate.scenes}:
+        _log.warning("%d images are in both splits, such as %s", len(shared), min(shared))
+    return _scenes(train, config, transform, masks, True), _scenes(evaluate, config, transform, masks, False)
+
+
+def create_evaluation(config: Data, transform: dict[str, Any], masks: bool) -> Scenes:
+    """Read and check the evaluation split."""
+    split = _read(config, config.eval_split, "data.eval_split", config.classes).checked()
+    return _scenes(split, config, transform, masks, False)
+
+
+def _scenes(split: Split, config: Data, transform: dict[str, Any], masks: bool, training: bool) -> Scenes:
+    boxes = config.name in BOXES
+    steps = create_transform(config, transform, training, boxes)
+    return Scenes(split, steps, _MODES[config.in_chans], masks, training)
+
+
+def _read(config: Data, split: str, key: str, classes: list[str] | None) -> Split:
+    if config.in_chans not in _MODES:
+        raise ValueError(f"images are read as grey or RGB: expected data.in_chans=1 or 3, got {config.in_chans}")
+    if config.root is None or not Path(config.root).is_dir():
+        raise FileNotFoundError(f"expected a folder of images and annotations, got data.root={config.root}")
+    if twice := {name for name in classes or () if (classes or []).count(name) > 1}:
+        raise ValueError(
+            f"expected each class once, got data.classes={classes} with {', '.join(sorted(twice))} twice"
+        )
+    return _READ[config.name](Path(config.root), split, key, classes)
+
+
+def check_format(config: Data, task: str, formats: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` if a task doesn't read this format."""
+    if config.name not in formats:
+        guess = difflib.get_close_matches(config.name, formats, n=1)
+        mend = f"; did you mean data={guess[0]}?" if guess else ""
+        raise ValueError(f"task={task} reads data={', '.join(formats)}, got data.name='{config.name}'{mend}")

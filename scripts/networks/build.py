@@ -1,0 +1,86 @@
+"""Build the network of a recipe, and make it deformable."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from zoo import DCNConfig, inject_
+
+from . import detectors, segmenters
+from .backbone import create_body
+
+HEADS = (*detectors.DETECTORS, *segmenters.SEGMENTERS)
+# Arguments of create_model that choose what is loaded and how, and of zoo's "dcn", whose base is another name.
+LOADING = {*inspect.signature(timm.create_model).parameters, "base", "dcn", "deformable"} - {"model_name", "kwargs"}
+_KEYS = {"name", "channels", "kwargs"}
+
+
+def check_head(head: Any) -> None:
+    """Raise ``ValueError`` unless the head of a recipe is None, or names a head with its width and arguments."""
+    if head is None:
+        return
+    if not isinstance(head, dict) or set(head) != _KEYS or head["name"] not in HEADS:
+        raise ValueError(f"expected a head of {', '.join(HEADS)} with {', '.join(sorted(_KEYS))}, got {head!r}")
+    if loading := sorted(filter(_loads, head["kwargs"])):
+        raise ValueError(f"a head loads nothing, got {', '.join(loading)} in its kwargs")
+
+
+def _loads(key: str) -> bool:
+    """Tell whether an argument of timm, torchvision or segmentation_models_pytorch may choose what is loaded."""
+    return key in LOADING or key.startswith(("pretrained", "weights", "encoder"))
+
+
+def create(
+    arguments: dict[str, Any], head: dict[str, Any] | None, *, pretrained: bool = False, body: Path | None = None
+) -> Any:
+    """Create a plain network.
+
+    Args:
+        arguments: Of ``timm.create_model``.
+        head: Name, channels and kwargs of a head; None for timm's own classifier.
+        pretrained: Load timm's weights.
+        body: A file of weights of the plain timm network under a head.
+
+    Raises:
+        ValueError: If a library can't build it.
+    """
+    try:
+        if head is None:
+            return timm.create_model(**arguments, pretrained=pretrained)
+        return _with_head(arguments, head, pretrained, body)
+    except (TypeError, AssertionError, RuntimeError) as error:  # what constructors and timm's loader raise
+        made = f"{arguments}, {pretrained=}" if head is None else f"{arguments}, {head}, {pretrained=}"
+        raise ValueError(f"timm can't build this network, {made}: {error}") from error
+
+
+def _with_head(arguments: dict[str, Any], head: dict[str, Any], pretrained: bool, body: Path | None) -> Any:
+    name, channels, kwargs = head["name"], head["channels"], head["kwargs"]
+    model: Any
+    if name in segmenters.SEGMENTERS:
+        model = segmenters.create(name, arguments, channels, kwargs, pretrained, body)
+        classifiers: tuple[str, ...] = (segmenters.CLASSIFIER,)
+    else:
+        backbone = create_body(arguments, pretrained, body)
+        model = detectors.create(name, backbone, arguments["num_classes"], channels, kwargs)
+        classifiers = detectors.CLASSIFIERS[name]
+    # As timm's networks have them.
+    model.num_classes = arguments["num_classes"]
+    model.pretrained_cfg = {"classifier": classifiers}
+    return model
+
+
+def make_deformable(model: Any, config: DCNConfig) -> None:
+    """Convert the timm network of a recipe in place; the layers of a pyramid and a head stay as they are."""
+    inject_(timm_network(model), config)
+
+
+def timm_network(model: Any) -> nn.Module:
+    """Return the timm network in a detector or segmenter, or the model itself."""
+    if isinstance(getattr(getattr(model, "backbone", None), "body", None), nn.Module):
+        return model.backbone.body
+    if isinstance(getattr(getattr(model, "encoder", None), "model", None), nn.Module):
+        return model.encoder.model
+    return model

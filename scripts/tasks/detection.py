@@ -1,0 +1,155 @@
+"""Object detection: boxes, and masks in them, by the losses of torchvision's detectors."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+from ..config.schema import Train
+from . import drawing
+from .task import Metrics
+
+_SHOWN = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
+_SIZES = {"APs": "map_small", "APm": "map_medium", "APl": "map_large"}
+SHOWN_SCORE = 0.3  # of the boxes in pictures
+_MASK = 0.5  # probability above which a pixel belongs to an object
+
+
+class Detection:
+    """The best epoch has the largest AP: of masks with Mask R-CNN, else of boxes.
+
+    Args:
+        config: Its head; mixup and cutmix are refused.
+        classes: Names of the classes.
+
+    Raises:
+        ValueError: If the recipe has something that detectors don't.
+    """
+
+    compiles = False  # the number of boxes depends on the image
+
+    def __init__(self, config: Train, classes: Sequence[str]) -> None:
+        optim = config.optim
+        if optim.mixup or optim.cutmix or optim.label_smoothing:
+            raise ValueError(
+                "detectors have no mixup, cutmix and label smoothing; drop "
+                f"{optim.mixup=}, {optim.cutmix=}, {optim.label_smoothing=}"
+            )
+        self.classes, self.config = tuple(classes), config.head
+        self.masks = config.head.name == "mask_rcnn"
+        self.best = "mask/AP" if self.masks else "AP"
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the number of classes."""
+        return {"num_classes": len(self.classes)}
+
+    def head(self) -> dict[str, Any]:
+        """Return the detector's recipe."""
+        return {"name": self.config.name, "channels": self.config.channels, "kwargs": dict(self.config.kwargs)}
+
+    def check(self, output: object, images: int) -> str | None:
+        """Expect boxes with labels and scores, for each image."""
+        wanted = {"boxes", "labels", "scores"} | ({"masks"} if self.masks else set())
+        if isinstance(output, list) and len(output) == images and all(wanted <= set(one) for one in output):
+            return None
+        return f"a list of {', '.join(sorted(wanted))} for each image, got {type(output).__name__}"
+
+    def prepare(self, images: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Return both unchanged."""
+        return images, targets
+
+    def inputs(self, images: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Any, ...]:
+        """Return images and targets: in training mode detectors compute their losses themselves."""
+        return images, targets
+
+    def loss(self, output: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+        """Return the sum of the detector's losses."""
+        return torch.stack(list(output.values())).sum()
+
+    def picture(self, image: Tensor, answer: dict[str, Tensor], classes: Sequence[str]) -> tuple[Tensor, str]:
+        """Draw boxes and masks, those of an output from a score of ``SHOWN_SCORE`` on."""
+        return drawing.objects(image, confident(answer), classes)
+
+    def show(self, metrics: Metrics) -> dict[str, str]:
+        """Return AP, AP50 and AP75 of boxes, and of masks if there are any."""
+        shown = {name: f"{metrics[name]:.1f}" for name in _SHOWN}
+        if self.masks:
+            shown |= {f"mask {name}": f"{metrics[f'mask/{name}']:.1f}" for name in _SHOWN}
+        return shown
+
+    def evaluation(self, device: torch.device) -> "AveragePrecision":
+        """Return empty metrics."""
+        return AveragePrecision(self.classes, self.masks)
+
+
+def confident(answer: dict[str, Tensor], score: float = SHOWN_SCORE) -> dict[str, Tensor]:
+    """Return the objects of an output from a score on, with masks [N, H, W] of bool; a target unchanged."""
+    if "scores" not in answer:
+        return answer
+    kept = {name: value[answer["scores"] >= score] for name, value in answer.items()}
+    return {**kept, "masks": binary(kept["masks"])} if "masks" in kept else kept
+
+
+def binary(masks: Tensor) -> Tensor:
+    """Convert Mask R-CNN's probabilities [N, 1, H, W] to masks [N, H, W] of bool."""
+    return masks[:, 0] > _MASK if masks.ndim == 4 else masks.bool()
+
+
+class AveragePrecision:
+    """COCO's average precision in percent: overall, by size of the objects, and by class.
+
+    Sizes are those of the network's input: small below 32² pixels, large above 96².
+
+    Args:
+        classes: Names of the classes.
+        masks: Whether to also measure masks.
+    """
+
+    def __init__(self, classes: Sequence[str], masks: bool) -> None:
+        self.classes = classes
+        self.kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if masks else ("bbox",)
+        # Batches already contain those of all processes.
+        self._metric = MeanAveragePrecision(
+            iou_type=self.kinds, class_metrics=True, sync_on_compute=False, backend="pycocotools"
+        )
+        self._metric.warn_on_many_detections = False
+
+    def update(self, output: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
+        """Add the outputs and targets of some images."""
+        self._metric.update([_on_cpu(one) for one in output], [_truth(one) for one in targets])
+
+    def compute(self) -> Metrics:
+        """Return ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and ``AP/<class>``; NaN without an object.
+
+        Those of masks have ``mask/`` before their names.
+        """
+        found: Metrics = {}
+        values = self._metric.compute()
+        for kind in self.kinds:
+            prefix, key = ("mask/", "segm_") if kind == "segm" else ("", "bbox_" if len(self.kinds) > 1 else "")
+            for name, of in (_SHOWN | _SIZES).items():
+                found[prefix + name] = _percent(values[key + of])
+            by_class = dict(
+                zip(values["classes"].reshape(-1).tolist(), values[f"{key}map_per_class"].reshape(-1), strict=True)
+            )
+            for label, name in enumerate(self.classes):
+                found[f"{prefix}AP/{name}"] = _percent(by_class[label]) if label in by_class else math.nan
+        return found
+
+
+def _on_cpu(one: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {name: value.cpu() for name, value in one.items()}
+    return {**found, "masks": binary(found["masks"])} if "masks" in found else found
+
+
+def _truth(one: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = _on_cpu(one)
+    return {**found, "iscrowd": found["ignored"].to(torch.uint8)}
+
+
+def _percent(value: Tensor) -> float:
+    """Convert torchmetrics' share, which is -1 where there is nothing to find."""
+    return math.nan if value.item() < 0 else round(100 * value.item(), 5)
