@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from ...config.schema import Data
-from . import voc
-from .dataset import Scenes
+from . import coco, label_maps, voc
+from .dataset import Objects, Pixels, Scenes
 from .scene import Split
 from .transforms import create_transform
 
 _log = logging.getLogger(__name__)
 _MODES = {1: "L", 3: "RGB"}
-_READ = {"voc": voc.read}
+_READ = {"voc": voc.read, "coco": coco.read, "instances": label_maps.read_instances}
 # The formats of each task.
-BOXES = ("voc",)
-FORMATS = (*BOXES,)
+BOXES = tuple(_READ)
+PIXELS = ("masks",)
+FORMATS = (*BOXES, *PIXELS)
 
 
 def create_datasets(config: Data, transform: dict[str, Any], masks: bool) -> tuple[Scenes, Scenes]:
@@ -46,8 +47,18 @@ def create_evaluation(config: Data, transform: dict[str, Any], masks: bool) -> S
 
 def _scenes(split: Split, config: Data, transform: dict[str, Any], masks: bool, training: bool) -> Scenes:
     boxes = config.name in BOXES
-    steps = create_transform(config, transform, training, boxes)
-    return Scenes(split, steps, _MODES[config.in_chans], masks, training)
+    steps, mode = create_transform(config, transform, training, boxes), _MODES[config.in_chans]
+    if not boxes:
+        return Pixels(split, steps, mode, training, config.colors)
+    if masks:
+        _check_shapes(split)
+    return Objects(split, steps, mode, training, masks)
+
+
+def _check_shapes(split: Split) -> None:
+    for scene in split.scenes:
+        if any(thing.shape is None for thing in scene.things):
+            raise ValueError(f"{scene.source}: an object in {scene.image} has no mask, which head=mask_rcnn needs")
 
 
 def _read(config: Data, split: str, key: str, classes: list[str] | None) -> Split:
@@ -59,6 +70,10 @@ def _read(config: Data, split: str, key: str, classes: list[str] | None) -> Spli
         raise ValueError(
             f"expected each class once, got data.classes={classes} with {', '.join(sorted(twice))} twice"
         )
+    if config.name == "masks":
+        return label_maps.read_masks(Path(config.root), split, key, classes, config.colors)
+    if config.colors is not None:
+        raise ValueError(f"data.colors={config.colors} are for data=masks; drop them")
     return _READ[config.name](Path(config.root), split, key, classes)
 
 
