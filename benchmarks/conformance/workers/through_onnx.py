@@ -61,7 +61,7 @@ def _compiled(model: Any, about: Any) -> Run:
     precision = about["dtype"].replace("bfloat", "bf").replace("float", "f")
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32" if precision == "f64" else precision}
     request = openvino.compile_model(model, "CPU", settings).create_infer_request()
-    return lambda given: request.infer(list(given[n] for n in ("x", "offset", "mask") if n in given))[0]
+    return lambda given: request.infer([given[n] for n in ("x", "offset", "mask") if n in given])[0]
 
 
 def opencv(folder: Path, form: str, about: Any) -> Run:
