@@ -43,6 +43,8 @@ def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
     found: dict[str, Samples] = {}
 
     def seen(name: str, layer: DeformConv2d, input: Tensor) -> None:
+        if len(input) != len(images):  # a detector's regions, not images
+            return
         positions = layer.sampling_positions(input)[:, 0]
         _, mask = layer.offsets(input)
         masks = torch.ones_like(positions[:, :, 0]) if mask is None else mask[:, : positions.shape[1]]

@@ -53,6 +53,8 @@ def measure(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[LayerOffs
     outside: dict[str, list[float]] = {}
 
     def seen(name: str, layer: DeformConv2d, input: Tensor) -> None:
+        if not len(input):  # a detector's head, where no region was found
+            return
         offset, mask = layer.offsets(input)
         pairs = offset.float().unflatten(1, (-1, 2))  # [N, G * K, 2, Ho, Wo]
         lengths.setdefault(name, []).append(pairs.square().sum(2).sqrt().flatten().cpu())

@@ -33,12 +33,15 @@ def create(
         body: Instead: a file of weights of the whole timm network.
 
     Raises:
-        ValueError: If the library is not installed.
+        ValueError: If the library is not installed, or the channels don't fit.
     """
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
         raise ValueError(f'head.name={name} needs pip install "dcn-zoo[detect]": {error}') from error
+    step = 64 if name == "smp_fpn" else 16  # groups of a norm, halvings of a width
+    if channels < step or channels % step:
+        raise ValueError(f"expected head.channels as a multiple of {step} for {name}, got {channels}")
     rest = {k: v for k, v in arguments.items() if k not in ("model_name", "num_classes", "in_chans")}
     if body is not None:
         rest["pretrained_cfg_overlay"] = {"file": str(body)}

@@ -1,0 +1,138 @@
+"""dcn-evaluate, dcn-visualize and dcn-predict of detectors and segmenters."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scenes import write_masks, write_voc
+from zoo.scripts.config.command import compose_train
+from zoo.scripts.config.schema import Evaluate, InspectedData, Predict, Visualize
+from zoo.scripts.inspect import evaluation, prediction, visualization
+from zoo.scripts.training.run import run
+
+TINY = [
+    "data.img_size=64", "data.batch_size=4", "data.workers=0", "head.channels=32", "optim.epochs=1",
+    "optim.warmup_epochs=0", "trackers=[]", "device=cpu", "report=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    write_voc(folder / "data")
+    run(compose_train("task=detection", "data=voc", f"data.root={folder / 'data'}", *TINY), folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("segmenter")
+    write_masks(folder / "data")
+    classes = "data.classes=[ground,disc,square]"
+    run(
+        compose_train("task=segmentation", "data=masks", f"data.root={folder / 'data'}", classes, *TINY),
+        folder / "run",
+    )
+    return folder
+
+
+def data_of(folder: Path, name: str):
+    return InspectedData(
+        name=name, root=str(folder / "data"), eval_split="val" if name == "voc" else "validation", img_size=None,
+        in_chans=None, batch_size=4, workers=0,
+    )  # fmt: skip
+
+
+def weights(folder: Path, variant: str = "dcn") -> str:
+    return str(folder / "run" / variant / "last.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "name", "metric"), [("detector", "voc", "AP"), ("segmenter", "masks", "mIoU")])
+def test_evaluation_gives_the_metrics_of_the_training(
+    kind: str,
+    name: str,
+    metric: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = request.getfixturevalue(kind)
+    data = data_of(folder, name)
+    evaluation.run(
+        Evaluate(weights(folder), against=[weights(folder, "plain")], data=data, rounds=2, device="cpu"), tmp_path
+    )
+    found = json.loads((tmp_path / "results.json").read_text())["networks"]
+    for variant in ("plain", "dcn"):
+        (row,) = csv.DictReader((folder / "run" / variant / "metrics.csv").read_text().splitlines())
+        assert found[variant][metric] == pytest.approx(float(row[f"eval/{metric}"]), abs=1e-3)
+    assert (tmp_path / "predictions.png").stat().st_size > 1000
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("disc", "square", "images/s"))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("detector", "voc"), ("segmenter", "masks")])
+def test_visualize_draws_samples_and_predictions(
+    kind: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
+    config = Visualize(
+        checkpoint=weights(folder), data=data_of(folder, name), images=2, field_images=2, device="cpu"
+    )
+    drawn = visualization.run(config, tmp_path)
+    assert {"sampling", "offsets", "predictions"} <= set(drawn)
+    assert all(path.stat().st_size > 1000 for path in drawn.values())
+
+
+def test_predicted_boxes_are_in_the_pixels_of_each_image(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that answers half of its input finds half of the padded image, whatever its size."""
+    images = tmp_path / "images"
+    (images / "below").mkdir(parents=True)
+    for name, size in (("wide.png", (128, 32)), ("below/high.jpg", (64, 640))):
+        Image.new("RGB", size, (9, 9, 9)).save(images / name)
+
+    class Half(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+            side = float(batch.shape[-1]) / 2
+            boxes = torch.tensor([[0.0, 0.0, side, side], [0.0, 0.0, 1.0, 1.0]])
+            return [{"boxes": boxes, "labels": torch.tensor([1, 0]), "scores": torch.tensor([0.9, 0.1])}]
+
+    monkeypatch.setattr(prediction.checkpoint, "load", lambda *_: Half())
+    assert prediction.run(Predict(weights(detector), str(images), device="cpu"), tmp_path) == 2
+    found = {one["image"]: one["objects"] for one in json.loads((tmp_path / "predictions.json").read_text())}
+    assert found["wide.png"] == [{"class": "square", "score": 0.9, "box": [0.0, 0.0, 64.0, 32.0]}]
+    assert found["below/high.jpg"] == [{"class": "square", "score": 0.9, "box": [0.0, 0.0, 64.0, 320.0]}]
+    for name, size in (("wide.jpg", (128, 32)), ("below/high.jpg", (64, 640))):
+        with Image.open(tmp_path / "pictures" / name) as picture:
+            assert picture.size == size
+
+
+def test_predicted_masks_have_the_size_of_each_image(segmenter: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (80, 50)).save(images / "grey.png")
+    prediction.run(Predict(weights(segmenter), str(images), pictures=False, device="cpu"), tmp_path)
+    with Image.open(tmp_path / "masks" / "grey.png") as mask:
+        assert mask.size == (80, 50)
+        assert set(np.unique(np.array(mask))) <= {0, 1, 2}
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_what_cannot_be_predicted_is_refused(detector: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected a folder of images, got images=nowhere"):
+        prediction.run(Predict(weights(detector), "nowhere"), tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"can't read the image .*broken\.png"):
+        prediction.run(Predict(weights(detector), str(tmp_path), device="cpu"), tmp_path)
+
+
+def test_a_detector_does_not_evaluate_digits(detector: Path, tmp_path: Path) -> None:
+    data = data_of(detector, "mnist_rts")
+    data.root = None
+    with pytest.raises(ValueError, match=r"is fcos, which doesn't read data\.name='mnist_rts': set data="):
+        evaluation.run(Evaluate(weights(detector), data=data, device="cpu"), tmp_path)
