@@ -40,7 +40,11 @@ TRAINED_SIZE = 128
 
 def architectures(pattern: str = "*", *, one_per_family: bool = False) -> list[str]:
     """Return timm's architectures, or the first one of each family."""
-    names = [n for n in timm.list_models(exclude_filters="*_dcn") if n != "dcn" and fnmatch.fnmatchcase(n, pattern)]
+    names = [
+        n
+        for n in timm.list_models(exclude_filters=["*_dcn", "*_caffe"])
+        if n != "dcn" and fnmatch.fnmatchcase(n, pattern)
+    ]
     if one_per_family:
         first: dict[str, str] = {}
         for name in names:

@@ -38,7 +38,7 @@ def test_a_plain_checkpoint_is_refused(tmp_path):
 MISTAKES = {
     (): "error: expected a file and a folder: dcn-migrate checkpoint=FILE folder=FOLDER",
     ("checkpoint=none.pth", "folder=out"): "error: expected a checkpoint file, got 'none.pth'",
-    ("checkpont=none.pth",): "did you mean checkpoint?",
+    ("folders=out",): "did you mean folder?",
 }
 
 

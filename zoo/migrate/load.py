@@ -156,6 +156,9 @@ def _parts(model: nn.Module, checkpoint: Checkpoint, caffe: bool | None) -> _Par
     notes = []
     if backbone.folded:
         notes.append(f"the biases of {', '.join(backbone.folded)} are in the running means of their BatchNorms")
+    beside = {key for key in checkpoint.weights if key.startswith(backbone.prefix) and key not in backbone.names}
+    if backbone.prefix and beside:
+        notes.append(f"beside the ResNet the source has {', '.join(sorted(beside)[:3])}, which timm's does without")
     style = caffe
     if caffe is None:
         style, reason = backbone.is_caffe(checkpoint.config)
