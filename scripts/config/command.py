@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from . import overrides
-from .schema import Bench, Evaluate, Export, Migrate, Train, Visualize
+from .schema import Bench, Evaluate, Export, Migrate, Predict, Train, Visualize
 
 _SCHEMAS = {
     "train_schema": Train,
@@ -22,6 +22,7 @@ _SCHEMAS = {
     "migrate_schema": Migrate,
     "visualize_schema": Visualize,
     "evaluate_schema": Evaluate,
+    "predict_schema": Predict,
 }
 # Config groups without their own field.
 _GROUPS: dict[type, tuple[str, ...]] = {Train: ("experiment",)}

@@ -220,6 +220,17 @@ class Visualize:
 
 
 @dataclass
+class Predict:
+    """``conf/predict.yaml``."""
+
+    checkpoint: str = MISSING  # of dcn-train
+    images: str = MISSING  # a folder
+    score: float = 0.3  # of the boxes that are written
+    pictures: bool = True
+    device: str = "auto"
+
+
+@dataclass
 class Evaluate:
     """``conf/evaluate.yaml``."""
 

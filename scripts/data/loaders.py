@@ -63,7 +63,7 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int, masks: boo
 
 
 def create_evaluation(
-    config: Data, transform: dict[str, Any], num_classes: int, seed: int
+    config: Data, transform: dict[str, Any], num_classes: int, seed: int, masks: bool = False
 ) -> tuple[Loader, tuple[str, ...] | None, dict[str, Any]]:
     """Build the loader of only the evaluation split.
 
@@ -72,6 +72,7 @@ def create_evaluation(
         transform: As in ``create_splits``.
         num_classes: Upper bound of the labels if the data set has no known number of classes.
         seed: For the order and the distortions.
+        masks: Whether the objects of scenes need masks.
 
     Returns:
         The loader, the names of the classes if the data set has them, and the preprocessing of the images.
@@ -84,6 +85,9 @@ def create_evaluation(
         splits = _digits_of(config, seed)
         return splits.evaluate, splits.classes, splits.transform
     transform = transform_config(config, transform)
+    if config.name in scene_splits.FORMATS:
+        held = scene_splits.create_evaluation(config, transform, masks)
+        return _loader_of_scenes(held, config, seed), held.split.classes, transform
     dataset = images.create_evaluation(config, transform)
     names = images.class_names(dataset)
     loader = _loader_of(dataset, config, seed, False, len(names or ()) or config.num_classes or num_classes)

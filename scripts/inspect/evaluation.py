@@ -15,9 +15,11 @@ from .. import timing
 from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, corrupt
 from ..data.loaders import Batch
+from ..storage.checkpoint import read_recipe
 from ..storage.provenance import provenance
 from ..tasks.classification import percent
-from . import scores
+from ..tasks.create import of_recipe
+from . import outputs, scores
 from .scores import Result
 from .subject import Subject, existing, of_checkpoint
 
@@ -41,9 +43,12 @@ class Normalisation:
 def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     """Evaluate, print and save.
 
+    Detectors and segmenters have no corruptions: their results are in the files, and none are returned.
+
     Args:
         config: The composed config.
-        folder: Receives ``results.json``, and ``confusion-<network>.csv`` and ``.png`` for each network.
+        folder: Receives ``results.json``, and ``confusion-<network>.csv`` and ``.png`` for each classifier, or
+            ``predictions.png``.
 
     Raises:
         FileNotFoundError: If a checkpoint or a folder of images doesn't exist.
@@ -61,6 +66,9 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     stamp = provenance("dcn-evaluate")
     paths = _named([existing(path) for path in (config.checkpoint, *config.against)])
     subjects = {name: of_checkpoint(path, name, config.data, device, config.seed) for name, path in paths.items()}
+    if tasks := {name: task for name, path in paths.items() if (task := of_recipe(read_recipe(path)))}:
+        _with_heads(subjects, tasks, config, device, stamp, folder)
+        return {}
     labels = {name: subject.labels() for name, subject in subjects.items()}
     calls = {name: _prepared(subject.model, config) for name, subject in subjects.items()}
     results = {}
@@ -75,6 +83,36 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     data = next(iter(subjects.values())).data
     scores.show(results, str(data.name or data.root), config.severities, batch)
     return results
+
+
+def _with_heads(
+    subjects: dict[str, Subject],
+    tasks: dict[str, Any],
+    config: Evaluate,
+    device: torch.device,
+    stamp: Any,
+    folder: Path,
+) -> None:
+    """Evaluate detectors or segmenters, print, save and draw."""
+    if len({task.kind for task in tasks.values()}) > 1:
+        raise ValueError(
+            "expected checkpoints with the same metrics, got boxes, masks or pixels; evaluate them apart"
+        )
+    if config.compile:
+        raise ValueError("compile=true is for classifiers; drop it")
+    models = {name: _prepared(subject.model, config) for name, subject in subjects.items()}
+    metrics = {
+        name: outputs.measure(models[name], subject, tasks[name], device) for name, subject in subjects.items()
+    }
+    images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
+    speed = throughput(models, images, config.rounds)
+    first = next(iter(subjects.values()))
+    outputs.show(metrics, speed, str(first.data.root))
+    outputs.write(metrics, speed, stamp, folder / "results.json")
+    shown, targets = next(iter(first.loader))
+    task, path = next(iter(tasks.values())), folder / "predictions.png"
+    outputs.compare(models, (shown.to(device), targets), first.transform, task, first.classes, path)
+    print(f"predictions beside the truth: {path}")
 
 
 def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A network to inspect, and the images for it: size, normalisation, classes."""
 
+import dataclasses
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..config.schema import Data
 from ..data.digits import CANVAS
 from ..data.distortions import DISTORTIONS
 from ..data.loaders import Loader, create_evaluation
+from ..data.scenes import splits as scenes
 from ..storage import checkpoint
 
 
@@ -83,8 +85,32 @@ def of_checkpoint(path: Path, name: str, config: Any, device: torch.device, seed
         raise ValueError(f"{path}: weights that are not finite, such as {broken[0]}: the training diverged")
     recorded = recipe.get("pretrained_cfg") or {}
     size = recorded.get("input_size", (recipe["create_model"].get("in_chans"), None))
-    names = recorded.get("label_names")
+    names, head = recorded.get("label_names"), recipe.get("head")
+    if (config.name in scenes.FORMATS) != (head is not None):
+        raise ValueError(
+            f"{path} is {'a classifier' if head is None else head['name']}, which doesn't read "
+            f"data.name='{config.name}': set data= to the data of its training"
+        )
+    if head is not None:
+        return _of_scenes(name, model, recipe, complete(config, size[0], size[-1]), seed)
     return _subject(name, model, complete(config, size[0], size[-1]), None if names is None else tuple(names), seed)
+
+
+def _of_scenes(name: str, model: Any, recipe: checkpoint.Recipe, data: Data, seed: int) -> Subject:
+    """Return a network with a head, and scenes whose classes have the numbers of its training."""
+    names = (recipe.get("pretrained_cfg") or {}).get("label_names")
+    data = dataclasses.replace(data, classes=data.classes or names)
+    masks = recipe["head"]["name"] == "mask_rcnn"
+    loader, classes, transform = create_evaluation(
+        data, resolve_data_config({}, model=model), model.num_classes, seed, masks
+    )
+    if names and tuple(names) != classes:
+        raise ValueError(
+            f"'{name}' knows the classes {', '.join(names)}, got data.classes={data.classes}; drop data.classes"
+        )
+    return Subject(
+        name=name, model=model, data=data, loader=loader, transform=transform, answers=classes, classes=classes
+    )
 
 
 def of_timm(name: str, pretrained: bool, config: Any, seed: int) -> Subject:

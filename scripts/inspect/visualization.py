@@ -3,7 +3,9 @@
 import json
 import logging
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +16,8 @@ import zoo  # noqa: F401  (registers resnet50_dcn and the other presets with tim
 
 from ..config.schema import Visualize
 from ..storage import checkpoint
-from . import cascade, figures, offset_statistics, receptive
+from ..tasks.create import of_recipe
+from . import cascade, figures, offset_statistics, outputs, receptive
 from .layers import deformable_layers
 from .subject import Subject, existing, of_checkpoint, of_timm
 
@@ -29,7 +32,8 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
         folder: Receives the PNGs, ``offsets.json`` and ``receptive.json``.
 
     Returns:
-        The pictures by name: "sampling", "offsets" and "history" for a converted network, "receptive" for any.
+        The pictures by name: "sampling", "offsets" and "history" for a converted network, "receptive" for any
+        classifier, "predictions" for a detector or a segmenter.
 
     Raises:
         FileNotFoundError: If a checkpoint or a folder of images doesn't exist.
@@ -49,7 +53,12 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     drawn = _of_offsets(subject, images, config, folder) if deformable_layers(model) else {}
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
-    drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
+    if config.checkpoint is not None and (task := of_recipe(checkpoint.read_recipe(config.checkpoint))):
+        drawn["predictions"] = folder / "predictions.png"
+        batch, names = (images, _targets(subject, len(images))), subject.classes
+        outputs.compare({"network": model}, batch, subject.transform, task, names, drawn["predictions"])
+    else:
+        drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
     for path in drawn.values():
         print(f"drawn: {path}")
     return drawn
@@ -72,6 +81,11 @@ def _images(subject: Subject, config: Visualize) -> Tensor:
         if sum(map(len, batches)) >= wanted:
             break
     return torch.cat(batches)[:wanted]
+
+
+def _targets(subject: Subject, count: int) -> list[Any]:
+    """Return the first targets, one for each image."""
+    return [target for _, targets in islice(subject.loader, count) for target in targets][:count]
 
 
 def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Path) -> dict[str, Path]:

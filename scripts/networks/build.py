@@ -1,13 +1,10 @@
-"""Build the network of a recipe, and make it deformable."""
+"""Build the network of a recipe."""
 
 import inspect
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
-
-from zoo import DCNConfig, inject_
 
 from . import detectors, segmenters
 from .backbone import create_body
@@ -66,21 +63,6 @@ def _with_head(arguments: dict[str, Any], head: dict[str, Any], pretrained: bool
         backbone = create_body(arguments, pretrained, body)
         model = detectors.create(name, backbone, arguments["num_classes"], channels, kwargs)
         classifiers = detectors.CLASSIFIERS[name]
-    # As timm's networks have them.
-    model.num_classes = arguments["num_classes"]
-    model.pretrained_cfg = {"classifier": classifiers}
-    return model
-
-
-def make_deformable(model: Any, config: DCNConfig) -> None:
-    """Convert the timm network of a recipe in place; the layers of a pyramid and a head stay as they are."""
-    inject_(timm_network(model), config)
-
-
-def timm_network(model: Any) -> nn.Module:
-    """Return the timm network in a detector or segmenter, or the model itself."""
-    if isinstance(getattr(getattr(model, "backbone", None), "body", None), nn.Module):
-        return model.backbone.body
-    if isinstance(getattr(getattr(model, "encoder", None), "model", None), nn.Module):
-        return model.encoder.model
+    # No ``pretrained_cfg``: zoo would take the whole for a network of timm.
+    model.num_classes, model.classifiers = arguments["num_classes"], classifiers
     return model

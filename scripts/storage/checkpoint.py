@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo import DCNConfig
+from zoo import DCNConfig, inject_
 
-from ..networks.build import LOADING, check_head, create, make_deformable
+from ..networks.build import LOADING, check_head, create
 from . import weights
 from .files import atomically
 
@@ -77,7 +77,8 @@ def build(recipe: Recipe, *, pretrained: bool = False, start: Path | None = None
     if state is not None and not weights.converted(state):
         weights.load_into(model, state, str(start))
     if recipe["dcn"] is not None:
-        make_deformable(model, DCNConfig(**recipe["dcn"]))
+        size = None if head is None else (recipe.get("pretrained_cfg") or {}).get("input_size")
+        inject_(model, DCNConfig(**recipe["dcn"]), input_size=None if size is None else tuple(size))
     if state is not None and weights.converted(state):
         weights.load_into(model, state, str(start))
     return model
@@ -128,7 +129,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
     if cfg := recipe.get("pretrained_cfg"):
         # JSON has no tuples, but timm expects tuples for mean, std and input_size.
         cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
-        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **cfg}
+        model.pretrained_cfg = model.default_cfg = {**getattr(model, "pretrained_cfg", {}), **cfg}
     return model.to(device).eval()
 
 

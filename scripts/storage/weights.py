@@ -66,7 +66,8 @@ def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    names: Any = getattr(model, "classifiers", None) or cfg.get("classifier") or ()  # of a head, of timm
     return (names,) if isinstance(names, str) else tuple(names)
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from ..config.schema import Train
+from ..config.schema import Head
 from . import drawing
 from .task import Metrics
 
@@ -22,25 +23,21 @@ class Detection:
     """The best epoch has the largest AP: of masks with Mask R-CNN, else of boxes.
 
     Args:
-        config: Its head; mixup and cutmix are refused.
+        head: The detector.
         classes: Names of the classes.
 
     Raises:
-        ValueError: If the recipe has something that detectors don't.
+        ValueError: If pycocotools, which computes the AP, is not installed.
     """
 
     compiles = False  # the number of boxes depends on the image
 
-    def __init__(self, config: Train, classes: Sequence[str]) -> None:
-        optim = config.optim
-        if optim.mixup or optim.cutmix or optim.label_smoothing:
-            raise ValueError(
-                "detectors have no mixup, cutmix and label smoothing; drop "
-                f"{optim.mixup=}, {optim.cutmix=}, {optim.label_smoothing=}"
-            )
-        self.classes, self.config = tuple(classes), config.head
-        self.masks = config.head.name == "mask_rcnn"
-        self.best = "mask/AP" if self.masks else "AP"
+    def __init__(self, head: Head, classes: Sequence[str]) -> None:
+        if find_spec("pycocotools") is None:
+            raise ValueError('average precision needs pip install "dcn-zoo[detect]": there is no pycocotools')
+        self.classes, self.config = tuple(classes), head
+        self.masks = head.name == "mask_rcnn"
+        self.kind, self.best = ("masks", "mask/AP") if self.masks else ("boxes", "AP")
 
     def arguments(self) -> dict[str, Any]:
         """Return the number of classes."""

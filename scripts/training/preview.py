@@ -3,22 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
 
 from ..config.schema import Train
 from ..data.images import Images, count_classes
 from ..data.loaders import Splits
 from ..data.scenes import census
-from ..data.scenes.dataset import Scenes, scenes_of
+from ..data.scenes.dataset import Objects, Scenes, scenes_of
 from ..inspect import gallery
-from ..tasks.task import Targets, Task
+from ..tasks.task import Task
 
 SHOWN = 32
-COMPARED = 4
 
 
 def show(splits: Splits, task: Task, config: Train, folder: Path) -> None:
@@ -32,7 +29,7 @@ def show(splits: Splits, task: Task, config: Train, folder: Path) -> None:
         if isinstance(inner, Images | Scenes):
             for index in track(range(len(inner)), f"decoding {len(inner)} images", transient=True):
                 inner.decode(index)
-    boxes = scenes_of(splits.train.dataset) is not None
+    boxes = isinstance(scenes_of(splits.train.dataset), Objects)
     table = _objects_of_each_class(splits, config) if boxes else _images_of_each_class(splits, config)
     console = Console()
     console.print(table)
@@ -50,20 +47,6 @@ def draw(splits: Splits, task: Task, path: Path) -> None:
     drawn = [task.picture(*pair, splits.classes or ()) for pair in zip(pictures, targets, strict=False)]
     columns, side = (4, 3.0) if scenes_of(splits.train.dataset) else (8, 1.5)
     gallery.draw([drawn[i : i + columns] for i in range(0, len(drawn), columns)], path, side)
-
-
-@torch.inference_mode()
-def compare(
-    models: dict[str, nn.Module], images: Tensor, targets: Targets, splits: Splits, task: Task, path: Path
-) -> None:
-    """Draw the first images with the truth and with the output of each network, a row each."""
-    shown = images[:COMPARED]
-    answers = {"truth": targets[:COMPARED], **{name: model.eval()(shown) for name, model in models.items()}}
-    pictures, rows = gallery.as_bytes(shown, splits.transform), []
-    for name, of in answers.items():
-        drawn = [task.picture(*pair, splits.classes or ()) for pair in zip(pictures, of, strict=False)]
-        rows.append([(picture, f"{name}: {title}") for picture, title in drawn])
-    gallery.draw(rows, path, side=3.5)
 
 
 def _images_of_each_class(splits: Splits, config: Train) -> Table:

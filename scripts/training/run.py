@@ -17,8 +17,7 @@ from zoo import DCNConfig, plan
 
 from ..config.schema import Train
 from ..data.loaders import Splits, create_splits
-from ..inspect import cascade, figures
-from ..networks.build import timm_network
+from ..inspect import cascade, figures, outputs
 from ..storage import checkpoint
 from ..storage.files import locked
 from ..tasks import create as tasks
@@ -68,7 +67,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
         preview.show(splits, task, config, folder)
         if "dcn" in built:
             plan(
-                timm_network(checkpoint.build(built["dcn"].recipe | {"dcn": None})),
+                checkpoint.build(built["dcn"].recipe | {"dcn": None}),
                 DCNConfig(**built["dcn"].recipe["dcn"]),
                 input_size=splits.transform["input_size"],
             )
@@ -143,8 +142,9 @@ def _report(
         figures.sampling(batch[:8], cascade.of_each_layer(models["dcn"], batch[:8]), folder / "sampling.png")
         print(f"sampling locations: {folder / 'sampling.png'}")
     if config.task.name != "classification":
-        preview.compare(
-            models, batch, next(iter(trained.values())).targets, splits, task, folder / "predictions.png"
+        first = next(iter(trained.values()))
+        outputs.compare(
+            models, (batch, first.targets), splits.transform, task, splits.classes, folder / "predictions.png"
         )
         print(f"predictions beside the truth: {folder / 'predictions.png'}")
     return rows

@@ -1,0 +1,106 @@
+"""Semantic segmentation: one class for each pixel, by cross-entropy."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from ..config.schema import Head
+from ..data.scenes.transforms import NO_CLASS
+from . import drawing
+from .task import Metrics
+
+
+class Segmentation:
+    """Cross-entropy of each pixel that has a class; the best epoch has the largest mean IoU.
+
+    Args:
+        head: The segmenter.
+        classes: Names of the classes.
+        label_smoothing: Of the cross-entropy.
+    """
+
+    best, compiles, kind = "mIoU", True, "pixels"
+
+    def __init__(self, head: Head, classes: Sequence[str], label_smoothing: float = 0.0) -> None:
+        self.classes, self.config, self.label_smoothing = tuple(classes), head, label_smoothing
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the number of classes."""
+        return {"num_classes": len(self.classes)}
+
+    def head(self) -> dict[str, Any]:
+        """Return the segmenter's recipe."""
+        return {"name": self.config.name, "channels": self.config.channels, "kwargs": dict(self.config.kwargs)}
+
+    def check(self, output: object, images: int) -> str | None:
+        """Expect a score for each class and pixel."""
+        shape = getattr(output, "shape", ())
+        if len(shape) == 4 and tuple(shape[:2]) == (images, len(self.classes)):
+            return None
+        return f"scores [N, {len(self.classes)}, H, W], got an output of {list(shape)}"
+
+    def prepare(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both unchanged."""
+        return images, targets
+
+    def inputs(self, images: Tensor, targets: Tensor) -> tuple[Tensor]:
+        """Return only the images."""
+        return (images,)
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of the cross-entropies of scores [N, C, H, W] and classes [N, H, W], over all N H W.
+
+        The mean over pixels with a class would weigh the images of processes and parts by their number of them.
+        """
+        total = F.cross_entropy(
+            output.float(), targets, ignore_index=NO_CLASS, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return total / targets.numel()
+
+    def picture(self, image: Tensor, answer: Tensor, classes: Sequence[str]) -> tuple[Tensor, str]:
+        """Draw a mask [H, W], or the best of scores [C, H, W]."""
+        return drawing.pixels(image, (answer if answer.ndim == 2 else answer.argmax(0)).cpu(), classes)
+
+    def show(self, metrics: Metrics) -> dict[str, str]:
+        """Return the mean IoU, and the share of right pixels."""
+        return {"mIoU": f"{metrics['mIoU']:.2f} %", "pixels": f"{metrics['pixels']:.2f} %"}
+
+    def evaluation(self, device: torch.device) -> "Overlaps":
+        """Return empty metrics."""
+        return Overlaps(self.classes, device)
+
+
+class Overlaps:
+    """Intersection over union (IoU) of each class in percent, and the share of right pixels."""
+
+    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+        self.classes = classes
+        self._confusion = MulticlassConfusionMatrix(
+            len(classes), ignore_index=NO_CLASS, sync_on_compute=False, validate_args=False
+        ).to(device)
+
+    def update(self, output: Tensor, targets: Tensor) -> None:
+        """Add scores [N, C, H, W] and classes [N, H, W]."""
+        self._confusion.update(output.argmax(1), targets)
+
+    def compute(self) -> Metrics:
+        """Return ``mIoU`` over the classes that occur, ``pixels``, and ``IoU/<class>``, NaN without a pixel."""
+        counts = self._confusion.compute().double()
+        both, either = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+        shares = {name: _percent(b, e) for name, b, e in zip(self.classes, both, either, strict=True)}
+        found = [value for value in shares.values() if not math.isnan(value)]
+        mean = round(sum(found) / len(found), 5) if found else math.nan
+        return {
+            "mIoU": mean,
+            "pixels": _percent(both.sum(), counts.sum()),
+            **{f"IoU/{name}": value for name, value in shares.items()},
+        }
+
+
+def _percent(part: Tensor, whole: Tensor) -> float:
+    return math.nan if not whole else round(100 * (part / whole).item(), 5)
