@@ -165,7 +165,8 @@ def test_features_of_a_network_take_a_backbone_too():
     with torch.no_grad():
         for ours, theirs in zip(model(x), features(source, x)[:3], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
-    assert any(key.startswith("layer4.") for key in result.rest)
+    assert len(result.layers) == 10
+    assert "backbone.layer4.2.conv2.offset_bias" in result.rest
 
 
 def test_a_step_of_a_whole_network_is_the_sources():

@@ -139,8 +139,9 @@ def _why_not(module: Any, called: str, predictor: Any) -> str | None:
 
 def _taken_over(module: Any, modulated: bool, offset_groups: int, beside: bool) -> DeformConv2d:
     norm, activation = getattr(module, "norm", None), getattr(module, "activation", None)
+    followed = norm is not None or activation is not None
     _, predictor = _predictor(module)
-    cls = DeformConv2dBeside if beside else DeformConv2dNormed if norm or activation else DeformConv2d
+    cls = DeformConv2dBeside if beside else DeformConv2dNormed if followed else DeformConv2d
     bias = module._parameters.get("bias")
     shape: Any = {number: tuple(as_pair(number, getattr(module, number))) for number in _GEOMETRY}
     layer = cls(

@@ -1,7 +1,7 @@
 """``load_`` and ``build``: a network of timm's with the weights and the deformable layers of a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -15,45 +15,7 @@ from zoo.migrate.backbone import architecture, find_backbone
 from zoo.migrate.caffe import is_caffe, to_caffe_
 from zoo.migrate.checkpoint import Checkpoint, read
 from zoo.migrate.fit import Fit, fit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Migration:
-    """What ``load_`` did.
-
-    Attributes:
-        source: Whose names the checkpoint has, such as "mmdetection".
-        layers: The deformable layers, with their arguments.
-        loaded: The network's tensors that were loaded.
-        renamed: The names of those in the checkpoint, where they are others.
-        kept: The network's tensors that the checkpoint doesn't have, such as a new classifier.
-        rest: The tensors of the checkpoint that were left out: neck and heads. Those of predictors have this
-            library's names, ``offset_weight`` and ``offset_bias``.
-        notes: What else there is to know, such as the order of the colours.
-    """
-
-    source: str
-    layers: dict[str, LayerArguments]
-    loaded: tuple[str, ...]
-    renamed: dict[str, str]
-    kept: tuple[str, ...]
-    rest: dict[str, Tensor] = field(repr=False)
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [
-            f"source: {self.source}",
-            f"loaded: {len(self.loaded)} tensors, {len(self.renamed)} of them renamed",
-            f"deformable: {len(self.layers)} layers: {', '.join(self.layers) or '-'}",
-            f"kept as they were: {', '.join(self.kept) or '-'}",
-            f"left out: {len(self.rest)} tensors of {', '.join(sorted({_part(key) for key in self.rest})) or '-'}",
-        ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-def _part(key: str) -> str:
-    return key.partition(".")[0]
-
+from zoo.migrate.report import Migration
 
 Source = str | PathLike[str] | Mapping[str, object] | Checkpoint
 
@@ -108,7 +70,8 @@ def load_(
         TypeError: If the model is no network, or the checkpoint neither a path nor a dict.
     """
     check_network(model)
-    found = _parts(model, read(checkpoint, modulated=modulated), caffe)
+    checkpoint = read(checkpoint, modulated=modulated)
+    found = _parts(model, checkpoint, caffe)
     fitted = fit(model, found.weights, found.layers, partial=found.partial)
     if found.caffe:
         to_caffe_(model)
@@ -117,18 +80,16 @@ def load_(
     if fitted.convert:
         rebuild_(model, fitted.convert)
     model.load_state_dict(fitted.weights, strict=False)
-    return _report(found, fitted)
+    return _report(checkpoint, found, fitted)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
     """Of a checkpoint: what goes into the network, by the network's names, and the rest."""
 
-    source: str
     weights: dict[str, Tensor]
     layers: dict[str, LayerArguments]
-    names: dict[str, str]  # in the checkpoint -> in the network
-    rest: dict[str, Tensor]
+    names: dict[str, str]  # of the checkpoint's tensors, there and in the network
     partial: bool = False  # whether tensors that the network doesn't have are left out
     caffe: bool = False
     notes: tuple[str, ...] = ()
@@ -144,15 +105,12 @@ def _is_resnet(model: nn.Module) -> bool:
 def _parts(model: nn.Module, checkpoint: Checkpoint, caffe: bool | None) -> _Parts:
     if not _is_resnet(model):
         return _Parts(
-            source=checkpoint.source,
             weights=checkpoint.weights,
             layers=checkpoint.layers,
-            names=checkpoint.renamed,
-            rest={},
+            names={key: key for key in checkpoint.weights},
             partial=True,
         )
     backbone = find_backbone(checkpoint.weights, checkpoint.layers)
-    sources = {own: source for source, own in checkpoint.renamed.items()}
     notes = []
     if backbone.folded:
         notes.append(f"the biases of {', '.join(backbone.folded)} are in the running means of their BatchNorms")
@@ -169,24 +127,25 @@ def _parts(model: nn.Module, checkpoint: Checkpoint, caffe: bool | None) -> _Par
             "model.pretrained_cfg says for a range from 0 to 1: flip RGB images by images.flip(1)"
         )
     return _Parts(
-        source=checkpoint.source,
         weights=backbone.weights,
         layers=backbone.layers,
-        names={sources.get(key, key): name for key, name in backbone.names.items()},
-        rest={key: value for key, value in checkpoint.weights.items() if key not in backbone.names},
+        names=backbone.names,
         caffe=bool(style),
         notes=tuple(notes),
     )
 
 
-def _report(found: _Parts, fitted: Fit) -> Migration:
-    left = {key: value for key, value in found.weights.items() if key not in fitted.weights}
+def _report(checkpoint: Checkpoint, found: _Parts, fitted: Fit) -> Migration:
+    names = {key: name for key, name in found.names.items() if name in fitted.weights}
+    sources = {own: source for source, own in checkpoint.renamed.items()}
+    originals = {sources.get(key, key): name for key, name in names.items()}
+    used = {*names, *(key for key, name in found.names.items() if name not in found.weights)}  # or folded
     return Migration(
-        source=found.source,
-        layers=found.layers,
+        source=checkpoint.source,
+        layers={name: layer for name, layer in found.layers.items() if f"{name}.offset_weight" in fitted.weights},
         loaded=tuple(fitted.weights),
-        renamed={old: new for old, new in found.names.items() if old != new and new in fitted.weights},
+        renamed={old: new for old, new in originals.items() if old != new},
         kept=fitted.kept,
-        rest={**found.rest, **left},
+        rest={key: value for key, value in checkpoint.weights.items() if key not in used},
         notes=found.notes,
     )
