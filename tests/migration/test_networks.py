@@ -181,3 +181,15 @@ def test_a_step_of_a_whole_network_is_the_sources():
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_imported_layers_that_never_moved_fold_into_half_the_weight():
+    source = resnet(MMCV_V2, **TINY)
+    weights = {k: torch.zeros_like(v) if "conv_offset" in k else v for k, v in source.state_dict().items()}
+    source.load_state_dict(weights)
+    model = tiny(num_classes=4)
+    migrate.load_(model, weights)
+    folding = zoo.fold_(model.eval(), [images()])
+    assert len(folding.folded) == 3
+    assert torch.equal(model.layer2[0].conv2.weight, weights["layer2.0.conv2.weight"] / 2)
+    assert_same_features(model, source)
