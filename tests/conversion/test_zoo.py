@@ -222,7 +222,7 @@ def test_each_layer_is_logged(caplog):
         model = inject_(timm.create_model("resnet18", **NARROW))
     *layers, total = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in layers] == list(deformable(model))
-    assert total == f"ResNet: {len(layers)} convolutions became deformable"
+    assert total == f"ResNet: {len(layers)} layers became deformable"
     assert [r.levelname for r in caplog.records] == ["DEBUG"] * len(layers) + ["INFO"]
     assert layers[0] == (
         "layer2.0.conv1: Conv2d(8, 16, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), bias=False)"
