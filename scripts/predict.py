@@ -14,6 +14,10 @@ from .inspect.prediction import run
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="predict")
 def _main(config: DictConfig) -> None:
     with command.errors_in_one_line():
+        if missing := sorted(str(key) for key in OmegaConf.missing_keys(config)):
+            raise ValueError(
+                f"set {', '.join(f'{key}=' for key in missing)}: dcn-predict checkpoint=PATH images=FOLDER"
+            )
         run(cast(schema.Predict, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
 
 
