@@ -78,6 +78,14 @@ class Registry(Generic[_Problem, _Gradients]):
         reason = refusal or self._missing.format(repr(wanted))
         raise ValueError(f'{reason}, or call dcn_ops.set_implementation("auto")')
 
+    def takes_native(self, problem: _Problem) -> bool:
+        """Tell whether an eager call takes the native kernel, or must; tensors of a compiler, without data, do."""
+        wanted = current().implementation
+        if wanted == "native":
+            return True
+        asked = (kernel for kernel in self.allowed(wanted, False) if kernel.IMPLEMENTATION == "native")
+        return any(kernel.refuses(problem) is None for kernel in asked)
+
     def _allowed(
         self, implementation: str, traced: bool, deterministic: bool = False
     ) -> tuple[Kernel[_Problem, _Gradients], ...]:

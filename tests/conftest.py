@@ -13,7 +13,7 @@ from hypothesis import settings
 
 import dcn_ops
 from dcn_ops.conv.kernels import tiny
-from dcn_ops.conv.kernels.native import library as native_library
+from dcn_ops.native import library as native_library
 from dcn_ops.testing import CASES, Case
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcn_ops.checks import check_gradient
 from dcn_ops.conv import reference, vmap
-from dcn_ops.conv.kernels.registry import REGISTRY, calls_native
+from dcn_ops.conv.kernels.registry import REGISTRY
 from dcn_ops.conv.problem import Gradients, make_problem
 from dcn_ops.registration import Autograd, register_autocast, register_traces
 from dcn_ops.sampling.geometry import empty_channels_last
@@ -62,7 +62,7 @@ _library.impl(f"{NAME}_backward", _backward, "CompositeExplicitAutograd")
 
 
 def _takes_native(*arguments: Any) -> bool:
-    return calls_native(make_problem(*arguments))
+    return REGISTRY.takes_native(make_problem(*arguments))
 
 
 register_traces(NAME, partial(_forward, traced=True), partial(_backward, traced=True), _library, _takes_native)

@@ -8,7 +8,7 @@ from torch import Tensor
 from dcn_ops.arguments import as_pair
 from dcn_ops.conv.check import check_tensors, count_groups
 from dcn_ops.conv.contract import NAME
-from dcn_ops.conv.kernels.registry import REGISTRY, calls_native
+from dcn_ops.conv.kernels.registry import REGISTRY
 from dcn_ops.conv.problem import make_problem
 from dcn_ops.registration import has_foreign_kernel
 from dcn_ops.settings import current
@@ -66,7 +66,7 @@ def explain(
     if has_foreign_kernel(NAME, input.device):
         return Explanation(taken="a kernel that another library registered")
     implementation = current().implementation
-    traced = compiled and not (current().whole_operators or calls_native(problem))
+    traced = compiled and not (current().whole_operators or REGISTRY.takes_native(problem))
     taken, refused = None, {}
     for kernel in REGISTRY.in_order(traced):
         reason: str | None = f"the implementation is set to {implementation!r}"

@@ -8,9 +8,9 @@ import torch
 
 import dcn_ops
 from dcn_ops.conv.kernels import columns, cpu, depthwise, inductor, tiny, traced
-from dcn_ops.conv.kernels.native import library
 from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.kernels import Kernel
+from dcn_ops.native import library
 from dcn_ops.testing import CASES, Case, make_inputs
 
 LARGE = Case(batch=2, channels=6, filters=6, size=(60, 60))

@@ -11,8 +11,8 @@ from graphs import compiled_for_graphs, targets
 import dcn_ops
 from dcn_ops.conv import reference
 from dcn_ops.conv.kernels import cpu
-from dcn_ops.conv.kernels.native.library import library
 from dcn_ops.conv.problem import Problem
+from dcn_ops.native.library import library
 from dcn_ops.testing import CASES, LAYOUTS, Case, assert_within_budget, make_inputs, oracle, run
 
 op = torch.ops.dcn_ops.deform_conv2d

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv import reference
-from dcn_ops.conv.kernels.native import build, check
+from dcn_ops.native import build, check
 from dcn_ops.sampling.geometry import Conv
 from dcn_ops.testing import Inputs
 
@@ -170,10 +170,10 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 SANITIZED = """
 import runpy
 import torch
-from dcn_ops.conv.kernels.native import build
+from dcn_ops.native import build
 build._FLAGS = (*build._FLAGS, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 import dcn_ops
-from dcn_ops.conv.kernels.native.library import library
+from dcn_ops.native.library import library
 from dcn_ops.testing import CASES, make_inputs, run
 SHAPES = runpy.run_path("tests/operator/test_native.py")["SHAPES"]
 reason = library()

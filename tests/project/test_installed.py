@@ -62,7 +62,7 @@ def test_two_packages_are_installed_with_the_version_of_the_sources(wheel: Path)
     assert {"zoo/conf/train.yaml", "zoo/conf/deploy/export.yaml", "zoo/scripts/train.py", "zoo/py.typed"} <= set(
         names
     )
-    native = ROOT / "dcn_ops/conv/kernels/native"
+    native = ROOT / "dcn_ops/native"
     assert {str(path.relative_to(ROOT)) for path in native.glob("*.*") if path.suffix in (".cpp", ".h")} <= set(
         names
     )

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.native.library import library
 from dcn_ops.conv.problem import Gradients, Problem
+from dcn_ops.native.library import library
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.settings import current
 from dcn_ops.torch_internals.cpu import has_fast_half

@@ -6,8 +6,8 @@ Without torch's tensors, which a compiler may be tracing when the library is loa
 import ctypes
 from typing import NamedTuple
 
-from dcn_ops.conv.kernels.native.build import UnavailableError
-from dcn_ops.conv.kernels.native.interface import Library
+from dcn_ops.native.build import UnavailableError
+from dcn_ops.native.interface import Library
 
 SIZE, KERNEL, PADDING = (3, 4), (2, 3), (1, 1)
 TAPS, OUT = KERNEL[0] * KERNEL[1], (SIZE[0] + 1, SIZE[1])

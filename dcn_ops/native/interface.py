@@ -3,7 +3,7 @@
 import ctypes
 from struct import Struct
 
-from dcn_ops.conv.kernels.native.build import UnavailableError
+from dcn_ops.native.build import UnavailableError
 from dcn_ops.torch_internals.threads import parallel_for_address
 
 ABI_VERSION = 1

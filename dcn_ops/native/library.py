@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from threading import Lock
 
-from dcn_ops.conv.kernels.native.build import UnavailableError, built, find_compiler, is_whole, library_path
-from dcn_ops.conv.kernels.native.check import check
-from dcn_ops.conv.kernels.native.interface import Library
+from dcn_ops.native.build import UnavailableError, built, find_compiler, is_whole, library_path
+from dcn_ops.native.check import check
+from dcn_ops.native.interface import Library
 
 _log = logging.getLogger(__name__)
 _lock = Lock()
