@@ -52,9 +52,15 @@ def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
 _library.impl(_NAME, _forward, "CompositeExplicitAutograd")
 _library.impl(f"{_NAME}_backward", _backward, "CompositeExplicitAutograd")
 
-# The compiler fuses the aten inside those kernels, instead of calling an opaque operator.
+# The compiler fuses the aten inside those kernels, instead of calling an opaque operator. It gets one node where
+# the call takes the native kernel, which is faster than the compiler's loops.
 
-register_traces(_NAME, partial(_forward, traced=True), partial(_backward, traced=True), _library)
+
+def _takes_native(*arguments: Any) -> bool:
+    return REGISTRY.takes_native(make_problem(*arguments))
+
+
+register_traces(_NAME, partial(_forward, traced=True), partial(_backward, traced=True), _library, _takes_native)
 tag_compile_caches()
 
 # Fake kernels: the same check, and the strides that the real kernels return.

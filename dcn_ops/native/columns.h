@@ -91,7 +91,7 @@ inline void forward(const Problem& a) {
   Scratch shared;
   const Cut cut(a.group_filters());
   const int64_t of_a_tap = a.channels * cut.padded(a.group_filters()), pixels = a.batch * a.out_pixels();
-  const int64_t taps = taps_at_a_time(a, of_a_tap, MOST_FILTERS), threads = threads_for(a);
+  const int64_t taps = taps_at_a_time(a, of_a_tap, MOST_FILTERS), threads = threads_for(a, 4 + a.group_filters());
   float* packed = shared.array<float>(taps * of_a_tap);
   for (int64_t first = 0; first < a.taps(); first += taps) {
     const Taps some = {first, at_most(taps, a.taps() - first)};

@@ -209,7 +209,7 @@ inline void backward(const Problem& a) {
   const int64_t most = taps_at_a_time(a, of_a_tap, MOST_FILTERS), size = a.filters * a.group_channels();
   const bool large = size * most > 1 << 19;
   const int64_t grain = a.groups == 1 || a.group_channels() % cut.width == 0 ? cut.width : a.group_channels();
-  const int64_t threads = threads_for(a);
+  const int64_t threads = threads_for(a, 4 + a.group_filters());
   Parts parts(a, shared, threads, grain, large);
   float* filters = shared.array<float>(most * of_a_tap);
   float* grad_filters = shared.array<float>(parts.image_parts() * most * size);

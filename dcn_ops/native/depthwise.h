@@ -107,7 +107,7 @@ inline void forward(const Problem& a) {
   float* filters = shared.array<float>(taps * a.channels);
   filters_by_tap(a, filters);
   const Blocks blocks(size);
-  const int64_t parts = at_most(threads_for(a), pixels);
+  const int64_t parts = at_most(threads_for(a, 4 + a.group_filters()), pixels);
   in_parts(a, parts, [&](int64_t part) {
     Scratch scratch;
     const Share share = share_of(pixels, parts, part);
@@ -240,7 +240,7 @@ inline void backward(const Problem& a) {
   const int64_t taps = a.taps(), size = taps * a.channels;
   float* filters = shared.array<float>(size);
   filters_by_tap(a, filters);
-  Parts parts(a, shared, threads_for(a), LANES, false);
+  Parts parts(a, shared, threads_for(a, 4 + a.group_filters()), LANES, false);
   float* grad_filters = shared.zeros<float>(parts.image_parts() * size);
   in_parts(a, parts.count(), [&](int64_t i) {
     const Part part = parts.part(i);

@@ -1,5 +1,6 @@
-// The library: deformable convolutions of float32 in channels_last, forward and backward.
+// The library: deformable convolutions and aggregations of float32 in channels_last, forward and backward.
 
+#include "aggregate.h"
 #include "columns.h"
 #include "columns_backward.h"
 #include "depthwise.h"
@@ -26,12 +27,20 @@ extern "C" {
 
 int64_t dcn_abi_version() { return ABI_VERSION; }
 
-int32_t dcn_forward(const Problem* problem) {
+int32_t dcn_convolve(const Problem* problem) {
   return run([&] { is_depthwise(*problem) ? depthwise::forward(*problem) : columns::forward(*problem); });
 }
 
-int32_t dcn_backward(const Problem* problem) {
+int32_t dcn_convolve_backward(const Problem* problem) {
   return run([&] { is_depthwise(*problem) ? depthwise::backward(*problem) : columns::backward(*problem); });
+}
+
+int32_t dcn_aggregate(const Aggregation* aggregation) {
+  return run([&] { aggregate::forward(*aggregation); });
+}
+
+int32_t dcn_aggregate_backward(const Aggregation* aggregation) {
+  return run([&] { aggregate::backward(*aggregation); });
 }
 
 }

@@ -86,7 +86,7 @@ inline Share share_of(int64_t count, int64_t parts, int64_t part) {
 // Call `work(part)` for each part, in threads. What a part computes depends on the number of parts alone, so that a
 // number of threads always gives the same bits, whoever runs them.
 template <class Work>
-void in_parts(const Problem& problem, int64_t parts, const Work& work) {
+void in_parts(const Sampling& problem, int64_t parts, const Work& work) {
   if (parts == 1 || problem.parallel_for == nullptr) {
     for (int64_t part = 0; part < parts; part++) work(part);
     return;
@@ -106,9 +106,9 @@ void in_parts(const Problem& problem, int64_t parts, const Work& work) {
   if (problem.parallel_for(0, parts, 1, range, &context) != 0 || context.failed) throw std::bad_alloc();
 }
 
-// How many threads the work of a call is worth: starting one costs some ten microseconds.
-inline int64_t threads_for(const Problem& problem) {
-  const int64_t samples = problem.batch * problem.out_pixels() * problem.taps();
-  const int64_t multiplications = samples * problem.channels * (4 + problem.group_filters());
-  return at_least(1, at_most(problem.threads, multiplications >> 18));
+// How many threads the work of a call is worth: starting one costs some ten microseconds. `each`: the multiplications
+// that a channel of a sample needs.
+inline int64_t threads_for(const Sampling& a, int64_t each) {
+  const int64_t samples = a.batch * a.out_pixels() * a.taps();
+  return at_least(1, at_most(a.threads, (samples * a.channels * each) >> 18));
 }

@@ -25,7 +25,7 @@ class Parts {
  public:
   // A slice is a multiple of `grain` channels. `prefer_slices`: the gradients of the filters are so large that
   // threads should not each have their own.
-  Parts(const Problem& problem, Scratch& scratch, int64_t threads, int64_t grain, bool prefer_slices)
+  Parts(const Sampling& problem, Scratch& scratch, int64_t threads, int64_t grain, bool prefer_slices)
       : problem_(problem), grain_(grain) {
     const int64_t grains = divide_up(problem.channels, grain);
     if (prefer_slices) {
@@ -80,14 +80,14 @@ class Parts {
     for (int64_t i = 0; i < size; i++) to[i] += from[i];
   }
 
-  const Problem& problem_;
+  const Sampling& problem_;
   const int64_t grain_;
   int64_t image_parts_, slices_;
   float *more_offset_ = nullptr, *more_mask_ = nullptr;
 };
 
 // Set channels of an image, [H, W, C], to 0.
-inline void clear_channels(const Problem& a, const Share& channels, float* image) {
+inline void clear_channels(const Sampling& a, const Share& channels, float* image) {
   const int64_t pixels = a.height * a.width;
   if (channels.end - channels.begin == a.channels) {
     std::memset(image, 0, pixels * a.channels * sizeof(float));

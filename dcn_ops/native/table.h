@@ -3,25 +3,13 @@
 #pragma once
 
 #include "parallel.h"
-#include "vector.h"
-
-// The four neighbours of a sample: (top, left), (top, right), (bottom, left), (bottom, right). One beyond the border
-// is its neighbour within, with weight 0: that one is read anyway, so that a pixel that is not finite reaches no sample
-// that does not touch it. A sample that lies outside has `index[0] < 0`: it touches no pixel.
-struct alignas(32) Sample {
-  int32_t index[4];  // of the first channel, from the start of the image
-  float weight[4];   // the mask multiplied in
-
-  bool is_outside() const { return index[0] < 0; }
-  // What is sampled outside: 0 times the mask, which may not be finite.
-  float value_outside() const { return weight[0]; }
-};
+#include "sample.h"
 
 class Table {
  public:
   // For up to `pixels` output pixels and the taps of a block of `taps`.
   Table(const Problem& problem, Scratch& scratch, int64_t pixels, int64_t taps, bool gradients)
-      : problem_(problem), taps_(taps) {
+      : problem_(problem), image_(problem), taps_(taps) {
     const int64_t size = divide_up(pixels * problem.offset_groups * taps, L) * L;
     samples_ = scratch.array<Sample>(size);
     y_ = scratch.zeros<float>(size);
@@ -66,16 +54,29 @@ class Table {
 
   // Write the gradients of offset and mask, which the dots give, for the pixels and taps of the table. The arrays
   // are [N, Ho, Wo, G*K*2] and [N, Ho, Wo, G*K]; either may be null.
-  void write_gradients(float* grad_offset, float* grad_mask) const {
+  void write_gradients(float* grad_offset, float* grad_mask) {
+    for (int64_t i = 0; i < count_; i += L) {
+      Distances at = {load<L>(y_ + i), load<L>(x_ + i), {}};
+      __builtin_memcpy(&at.exists, exists_ + i, sizeof at.exists);
+      const SampleGradients gradients = sample_gradients(dots_ + 4 * i, at, load<L>(mask_ + i));
+      store<L>(y_ + i, gradients.y);
+      store<L>(x_ + i, gradients.x);
+      if (grad_mask != nullptr) store<L>(mask_ + i, gradients.mask);
+    }
     const int64_t groups = problem_.offset_groups, all_taps = problem_.taps();
     for (int64_t i = 0, row = begin_ * groups; i < count_; i += taps_, row++) {
       const int64_t to = row * all_taps + first_;
-      for (int64_t tap = 0; tap < taps_; tap++) write_gradient(i + tap, to + tap, grad_offset, grad_mask);
+      if (grad_offset != nullptr)
+        for (int64_t tap = 0; tap < taps_; tap++) {
+          grad_offset[2 * (to + tap)] = y_[i + tap];
+          grad_offset[2 * (to + tap) + 1] = x_[i + tap];
+        }
+      if (grad_mask != nullptr) std::memcpy(grad_mask + to, mask_ + i, taps_ * sizeof(float));
     }
   }
 
  private:
-  static constexpr int L = 8;  // a record has eight words
+  static constexpr int L = AT_A_TIME;
 
   // The positions of the samples, in pixels of the input, and the mask.
   void locate(int64_t begin, int64_t end) {
@@ -112,77 +113,21 @@ class Table {
     }
   }
 
-  // The neighbours and their weights, eight samples at a time, from the positions. For gradients keep which
-  // neighbours exist, and in place of positions the distances from the top left neighbour.
+  // The neighbours and their weights, from the positions. For gradients keep which neighbours exist, and in place of
+  // positions the distances from the top left neighbour.
   template <bool GRADIENTS>
   void weigh() {
-    typedef Floats<L> F;
-    typedef Ints<L> I;
-    const F height = broadcast<L>((float)problem_.height), width = broadcast<L>((float)problem_.width);
-    const F one = broadcast<L>(1);
-    const I none = {}, last_row = none + (int32_t)(problem_.height - 1);
-    const I last_column = none + (int32_t)(problem_.width - 1);
-    const int32_t row_size = (int32_t)(problem_.width * problem_.channels), pixel_size = (int32_t)problem_.channels;
     for (int64_t i = 0; i < count_; i += L) {
-      F y = load<L>(y_ + i), x = load<L>(x_ + i), mask = load<L>(mask_ + i);
-      // False for what is not a number.
-      const I inside = (y >= -one) & (y < height) & (x >= -one) & (x < width);
-      y = keep<L>(y, inside);
-      x = keep<L>(x, inside);
-      const I top = floor(y), left = floor(x);
-      const F below = y - __builtin_convertvector(top, F), beside = x - __builtin_convertvector(left, F);
-      const I has_top = inside & (top >= none), has_bottom = inside & (top < last_row);
-      const I has_left = inside & (left >= none), has_right = inside & (left < last_column);
-      const F weight_top = keep<L>(one - below, has_top) * mask, weight_bottom = keep<L>(below, has_bottom) * mask;
-      const F weight_left = keep<L>(one - beside, has_left), weight_right = keep<L>(beside, has_right);
-      // The row -1 is read at 0, the row H at H - 1, and columns likewise.
-      const I row_top = (top & (top >= none)) * row_size, row_bottom = (top - (top < last_row)) * row_size;
-      const I column_left = (left & (left >= none)) * pixel_size;
-      const I column_right = (left - (left < last_column)) * pixel_size;
-      F record[L] = {
-          (F)((row_top + column_left) | ~inside),
-          (F)(row_top + column_right),
-          (F)(row_bottom + column_left),
-          (F)(row_bottom + column_right),
-          weight_top * weight_left,
-          weight_top * weight_right,
-          weight_bottom * weight_left,
-          weight_bottom * weight_right,
-      };
-      transpose(record);
-      for (int j = 0; j < L; j++) store<L>((float*)(samples_ + i + j), record[j]);
+      const Distances at = image_.locate(load<L>(y_ + i), load<L>(x_ + i), load<L>(mask_ + i), samples_ + i);
       if (!GRADIENTS) continue;
-      store<L>(y_ + i, below);
-      store<L>(x_ + i, beside);
-      const I bits = ((has_top & has_left) & 1) | ((has_top & has_right) & 2) | ((has_bottom & has_left) & 4) |
-                     ((has_bottom & has_right) & 8);
-      __builtin_memcpy(exists_ + i, &bits, sizeof bits);
+      store<L>(y_ + i, at.below);
+      store<L>(x_ + i, at.beside);
+      __builtin_memcpy(exists_ + i, &at.exists, sizeof at.exists);
     }
-  }
-
-  static inline __attribute__((always_inline)) Ints<L> floor(Floats<L> value) {
-    const Ints<L> towards_zero = __builtin_convertvector(value, Ints<L>);
-    return towards_zero + (__builtin_convertvector(towards_zero, Floats<L>) > value);  // true is -1
-  }
-
-  void write_gradient(int64_t i, int64_t to, float* grad_offset, float* grad_mask) const {
-    const int32_t exists = exists_[i];
-    const float* dot = dots_ + 4 * i;
-    const float top_left = exists & 1 ? dot[0] : 0, top_right = exists & 2 ? dot[1] : 0;
-    const float bottom_left = exists & 4 ? dot[2] : 0, bottom_right = exists & 8 ? dot[3] : 0;
-    const float below = y_[i], beside = x_[i];
-    const float top = top_left + beside * (top_right - top_left);
-    const float bottom = bottom_left + beside * (bottom_right - bottom_left);
-    const float left = top_left + below * (bottom_left - top_left);
-    const float right = top_right + below * (bottom_right - top_right);
-    if (grad_offset != nullptr) {
-      grad_offset[2 * to] = exists ? mask_[i] * (bottom - top) : 0;  // no mask moves what lies outside
-      grad_offset[2 * to + 1] = exists ? mask_[i] * (right - left) : 0;
-    }
-    if (grad_mask != nullptr) grad_mask[to] = top + below * (bottom - top);
   }
 
   const Problem& problem_;
+  const Image image_;
   Sample* samples_;
   float *y_, *x_, *mask_, *grid_y_, *grid_x_;
   float* dots_ = nullptr;

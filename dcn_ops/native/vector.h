@@ -181,3 +181,32 @@ INLINE void transpose(Floats<8> row[8]) {
     row[i + 4] = SHUFFLE(quad[i], quad[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
+
+// The columns of a matrix [8, 4].
+INLINE void columns_of_four(const float* rows, Floats<8> column[4]) {
+  Floats<8> pair[4];  // row i, and row i + 4
+  for (int i = 0; i < 4; i++) {
+    const Floats<4> halves[2] = {load<4>(rows + 4 * i), load<4>(rows + 4 * (i + 4))};
+    __builtin_memcpy(pair + i, halves, sizeof halves);
+  }
+  const Floats<8> first = SHUFFLE(pair[0], pair[1], 0, 8, 1, 9, 4, 12, 5, 13);
+  const Floats<8> second = SHUFFLE(pair[0], pair[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const Floats<8> third = SHUFFLE(pair[2], pair[3], 0, 8, 1, 9, 4, 12, 5, 13);
+  const Floats<8> fourth = SHUFFLE(pair[2], pair[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  column[0] = SHUFFLE(first, third, 0, 1, 8, 9, 4, 5, 12, 13);
+  column[1] = SHUFFLE(first, third, 2, 3, 10, 11, 6, 7, 14, 15);
+  column[2] = SHUFFLE(second, fourth, 0, 1, 8, 9, 4, 5, 12, 13);
+  column[3] = SHUFFLE(second, fourth, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+
+// Of eight pairs, the first and the second values.
+INLINE void split_pairs(const float* pairs, Floats<8>& first, Floats<8>& second) {
+  const Floats<8> a = load<8>(pairs), b = load<8>(pairs + 8);
+  first = SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  second = SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
+INLINE void store_pairs(float* pairs, Floats<8> first, Floats<8> second) {
+  store<8>(pairs, SHUFFLE(first, second, 0, 8, 1, 9, 2, 10, 3, 11));
+  store<8>(pairs + 8, SHUFFLE(first, second, 4, 12, 5, 13, 6, 14, 7, 15));
+}

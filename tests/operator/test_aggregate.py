@@ -37,9 +37,11 @@ def test_the_formula_agrees(case: Case, function: str) -> None:
 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_output_and_gradients_are_the_references(case: Case, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("implementation", ["auto", "composition"])
+def test_output_and_gradients_are_the_references(case: Case, dtype: torch.dtype, implementation: str) -> None:
     inputs = make_inputs(case, dtype)
-    actual = run(op, inputs, **case.numbers)
+    with dcn_ops.settings(implementation=implementation):
+        actual = run(op, inputs, **case.numbers)
     assert {t.dtype for t in actual.values()} == {dtype}
     assert all(t.is_contiguous() for t in actual.values())
     assert_within_budget(actual, *oracle(inputs, case, torch.float32 if dtype == torch.float64 else dtype))
@@ -202,7 +204,8 @@ def test_pieces_do_not_show(
     monkeypatch.setattr(bag, "_image_bytes", lambda *args: 0)
     monkeypatch.setattr(bag, "_table", lambda *args: made.append(args) or original(*args))
     limit_workspace(pieces.CHUNKS * rows * 4 * 2 * 9 * 1000)
-    actual = run(op, inputs, **case.numbers)
+    with dcn_ops.settings(implementation="composition"):
+        actual = run(op, inputs, **case.numbers)
     assert len(made) == 2 * count
     assert_within_budget(actual, *oracle(inputs, case, torch.float32))
 

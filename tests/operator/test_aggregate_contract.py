@@ -71,9 +71,10 @@ def test_autograd_saves_the_inputs_and_asks_for_the_needed_gradients(monkeypatch
     asked, saved, original = [], [], bag.backward
     monkeypatch.setattr(bag, "backward", lambda *args: asked.append(args[-1]) or original(*args))
     input, offset, mask = make_inputs(ALL)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        out = op(input, offset.requires_grad_(), mask, **ALL.numbers)
-    out.sum().backward()
+    with dcn_ops.settings(implementation="composition"):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            out = op(input, offset.requires_grad_(), mask, **ALL.numbers)
+        out.sum().backward()
     assert asked == [[False, True, False]]
     assert sorted(map(id, saved)) == sorted(map(id, (input, offset, mask)))
 
@@ -116,12 +117,13 @@ def test_a_kernel_that_somebody_registers_for_the_cpu_is_called() -> None:
     assert torch.equal(op(*inputs, **ALL.numbers), expected)
 
 
-def test_deterministic_mode_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("implementation", ["auto", "composition"])
+def test_deterministic_mode_gives_the_same_bits(implementation: str) -> None:
     inputs = make_inputs(ALL)
-    plain = run(op, inputs, **ALL.numbers)
     torch.use_deterministic_algorithms(True)
     try:
-        strict = run(op, inputs, **ALL.numbers)
+        with dcn_ops.settings(implementation=implementation):
+            plain, strict = (run(op, inputs, **ALL.numbers) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(map(torch.equal, plain.values(), strict.values()))
@@ -141,7 +143,8 @@ def loss(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
 def test_compiled_operator_is_the_reference(name: str) -> None:
     inputs, case = make_inputs(CASES[name]), CASES[name]
     torch._dynamo.reset()
-    actual = run(torch.compile(op, fullgraph=True), inputs, **case.numbers)
+    with dcn_ops.settings(implementation="composition"):
+        actual = run(torch.compile(op, fullgraph=True), inputs, **case.numbers)
     assert_within_budget(actual, *exact(inputs, case))
 
 
@@ -149,7 +152,7 @@ def test_compiled_operator_is_the_reference(name: str) -> None:
 def test_compiler_sees_through_the_operator_unless_it_is_asked_not_to(whole: bool) -> None:
     compiled, graphs = compiled_for_graphs(op)
     inputs = make_inputs(ALL)
-    with dcn_ops.settings(whole_operators=whole):
+    with dcn_ops.settings(whole_operators=whole, implementation="composition"):
         assert_within_budget(run(compiled, inputs, **ALL.numbers), *exact(inputs, ALL))
     torch._dynamo.reset()
     assert len(graphs) == 2

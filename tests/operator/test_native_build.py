@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dcn_ops.aggregate import reference as aggregate
+from dcn_ops.aggregate.window import Window
 from dcn_ops.conv import reference
 from dcn_ops.native import build, check
 from dcn_ops.sampling.geometry import Conv
@@ -43,6 +45,17 @@ def test_the_check_expects_what_the_reference_computes(case: check.Case) -> None
     stored = [t.permute(0, 2, 3, 1) if t is not gradients[2] else t for t in (out.detach(), *gradients)]
     sums = tuple(float(sum((i % 31 + 1) * v for i, v in enumerate(t.flatten().tolist()))) for t in stored)
     assert sums == case.expected
+
+
+@pytest.mark.parametrize("case", check.AGGREGATIONS)
+def test_the_check_of_the_aggregation_expects_what_its_reference_computes(case: check.Aggregation) -> None:
+    values = {n: torch.tensor(check.values(n, size)).double() for n, size in case.sizes.items()}
+    input, offset, mask, _, grad = (t.view(1, *check.SIZE, -1) for t in values.values())
+    leaves = [t.detach().requires_grad_() for t in (input, offset, mask)]
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), case.groups, case.offset_scale, True)
+    out = aggregate.forward(*leaves, window)
+    results = out.detach(), *torch.autograd.grad(out, leaves, grad)
+    assert tuple(check.checksum(t.flatten().tolist()) for t in results) == case.expected
 
 
 # Building, in processes of their own: what is found is found once for a process.
@@ -111,8 +124,9 @@ def test_a_library_that_computes_something_else_is_built_again(tmp_path: Path) -
     (built,) = libraries(tmp_path)
     wrong = tmp_path / "wrong.cpp"
     wrong.write_text(
-        'extern "C" { long dcn_abi_version() { return 1; } int dcn_forward(void*) { return 0; }'
-        " int dcn_backward(void*) { return 0; } }"
+        'extern "C" { long dcn_abi_version() { return 2; } int dcn_convolve(void*) { return 0; }'
+        " int dcn_convolve_backward(void*) { return 0; } int dcn_aggregate(void*) { return 0; }"
+        " int dcn_aggregate_backward(void*) { return 0; } }"
     )
     subprocess.run([HAS_COMPILER, "-shared", "-fPIC", str(wrong), "-o", str(built)], check=True)
     built.write_bytes(built.read_bytes() + hashlib.sha256(built.read_bytes()).digest())

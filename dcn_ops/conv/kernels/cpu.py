@@ -94,7 +94,8 @@ def _forward(problem: Problem) -> Tensor:
     out = empty_channels_last(input, (input.shape[0], weight.shape[0], *offset.shape[2:]))
     image, filters = input.contiguous(memory_format=torch.channels_last), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    native.forward(*_sizes(problem), *map(_address, (image, offset, filters, bias, mask, out)))
+    tensors = image, offset, mask, out, None, None, None, None
+    native.convolve(_sizes(problem), _addresses(*tensors), (*_own_sizes(problem), *_addresses(filters, bias, None)))
     return out
 
 
@@ -109,28 +110,22 @@ def _backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     of_bias = grad.sum((0, 2, 3)) if needs[3] else None
     of_mask = None if mask is None or not needs[4] else empty_channels_last(mask)
     if needs[0] or needs[1] or needs[2] or needs[4]:
-        arguments = image, offset, filters, None, mask, None, grad, of_input, of_offset, of_weight, of_mask
-        native.backward(*_sizes(problem), *map(_address, arguments))
+        addresses = _addresses(image, offset, mask, None, grad, of_input, of_offset, of_mask)
+        own = *_own_sizes(problem), *_addresses(filters, None, of_weight)
+        native.convolve_backward(_sizes(problem), addresses, own)
     return of_input, of_offset, of_weight, of_bias, of_mask
 
 
 def _sizes(problem: Problem) -> tuple[int, ...]:
-    input, offset, weight, _, mask, (kernel, stride, padding, dilation, groups, offset_groups) = problem
-    return (
-        *input.shape,
-        weight.shape[0],
-        *offset.shape[2:],
-        *kernel,
-        *stride,
-        *padding,
-        *dilation,
-        groups,
-        offset_groups,
-        *offset.stride(),
-        *((0, 0, 0, 0) if mask is None else mask.stride()),
-        torch.get_num_threads(),
-    )
+    kernel, stride, padding, dilation, _, offset_groups = problem.conv
+    sizes = *problem.input.shape, *problem.offset.shape[2:], *kernel, *stride, *padding, *dilation
+    return *sizes, offset_groups, 0, torch.get_num_threads()
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _own_sizes(problem: Problem) -> tuple[int, ...]:
+    strides_of_mask = (0, 0, 0, 0) if problem.mask is None else problem.mask.stride()
+    return problem.weight.shape[0], problem.conv.groups, *problem.offset.stride(), *strides_of_mask
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
