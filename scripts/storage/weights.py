@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
 
+# Of DeformConv2d, and of DCNv4 and DCNv3 in the place of other layers.
+_PREDICTORS = ("offset_weight", ".layer.offset_mask.weight", ".layer.offset.weight")
+
 
 def read(path: Path) -> dict[str, Tensor]:
     """Return the weights of a safetensors file, or of a ``torch.save`` file that holds only tensors.
@@ -33,7 +36,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def converted(state: dict[str, Tensor]) -> bool:
     """Tell whether weights belong to a network with deformable layers."""
-    return any(key.endswith("offset_weight") for key in state)
+    return any(key.endswith(_PREDICTORS) for key in state)
 
 
 def has_head(state: dict[str, Tensor]) -> bool:

@@ -138,8 +138,9 @@ def _report(
     rows = summary.measure(models, scores, batch, compiled=task.compiles)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
     summary.show(rows, task.show, len(batch), title, folder / "results.json")
-    if "dcn" in models:
-        figures.sampling(batch[:8], cascade.of_each_layer(models["dcn"], batch[:8]), folder / "sampling.png")
+    located = cascade.of_each_layer(models["dcn"], batch[:8]) if "dcn" in models else []
+    if located:  # DCNv3 and DCNv4 have no such picture
+        figures.sampling(batch[:8], located, folder / "sampling.png")
         print(f"sampling locations: {folder / 'sampling.png'}")
     if config.task.name != "classification":
         first = next(iter(trained.values()))
