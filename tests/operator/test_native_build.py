@@ -182,14 +182,17 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 # Memory errors
 
 SANITIZED = """
-import runpy
+import runpy, sys
 import torch
 from dcn_ops.native import build
 build._FLAGS = (*build._FLAGS, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 import dcn_ops
 from dcn_ops.native.library import library
 from dcn_ops.testing import CASES, make_inputs, run
+sys.path.append("tests")
+import aggregates
 SHAPES = runpy.run_path("tests/operator/test_native.py")["SHAPES"]
+AGGREGATED = runpy.run_path("tests/operator/test_aggregate_native.py")["SHAPES"]
 reason = library()
 assert not isinstance(reason, str), reason
 with dcn_ops.settings(implementation="native"):
@@ -199,6 +202,9 @@ with dcn_ops.settings(implementation="native"):
             for layout in ("contiguous", "channels_last", "strided"):
                 if case.batch:
                     run(torch.ops.dcn_ops.deform_conv2d, make_inputs(case, layout=layout), **case.integers)
+        for case in (*aggregates.CASES.values(), *AGGREGATED.values()):
+            if case.batch:
+                aggregates.run(torch.ops.dcn_ops.deform_aggregate, aggregates.make_inputs(case), **case.numbers)
 print("clean")
 """
 
