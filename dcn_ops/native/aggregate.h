@@ -200,11 +200,12 @@ INLINE void channels_backward(const float* image, const float* grad, float* grad
   }
 }
 
-template <bool IMAGE>
+// The channels of a group at an output pixel: V vectors, or where V is 0, any number.
+template <bool IMAGE, int V>
 void group_backward(const Aggregation& a, const float* image, const float* grad, float* grad_image,
                     const Sample* samples, float* dots) {
   constexpr int L = LANES;
-  const int64_t taps = a.taps(), channels = a.offset_group_channels(), whole = channels / L * L;
+  const int64_t taps = a.taps(), channels = V > 0 ? V * L : a.offset_group_channels(), whole = channels / L * L;
   for (int64_t k = 0; k < taps; k++, dots += 4) {
     const Sample& sample = samples[k];
     if (sample.is_outside()) continue;
@@ -225,6 +226,18 @@ void group_backward(const Aggregation& a, const float* image, const float* grad,
   }
 }
 
+typedef void (*GroupBackward)(const Aggregation&, const float*, const float*, float*, const Sample*, float*);
+
+template <bool IMAGE>
+GroupBackward group_backward_of(const Aggregation& a) {
+  switch (a.offset_group_channels()) {
+    case LANES: return group_backward<IMAGE, 1>;
+    case 2 * LANES: return group_backward<IMAGE, 2>;
+    case 4 * LANES: return group_backward<IMAGE, 4>;
+    default: return group_backward<IMAGE, 0>;
+  }
+}
+
 inline void clear_groups(const Aggregation& a, const Share& groups, float* image) {
   const int64_t size = a.offset_group_channels(), count = (groups.end - groups.begin) * size;
   for (int64_t i = 0; i < a.height * a.width; i++)
@@ -235,6 +248,8 @@ inline void backward_of_images(const Aggregation& a, const Share& images, const 
   Scratch scratch;
   const int64_t size = a.offset_group_channels();
   Samples samples(a, scratch, groups, true);
+  const GroupBackward group_backward =
+      a.grad_input == nullptr ? group_backward_of<false>(a) : group_backward_of<true>(a);
   for (int64_t n = images.begin; n < images.end; n++) {
     const float* image = a.input + n * a.image_size();
     float* grad_image = a.grad_input == nullptr ? nullptr : a.grad_input + n * a.image_size();
@@ -245,11 +260,8 @@ inline void backward_of_images(const Aggregation& a, const Share& images, const 
       for (int64_t group = groups.begin; group < groups.end; group++) {
         const int64_t c = group * size, number = group - groups.begin;
         const float* grad = a.grad + i * a.channels + c;
-        if (grad_image == nullptr)
-          group_backward<false>(a, image + c, grad, nullptr, samples.of_group(number), samples.dots_of_group(number));
-        else
-          group_backward<true>(a, image + c, grad, grad_image + c, samples.of_group(number),
-                               samples.dots_of_group(number));
+        float* to = grad_image == nullptr ? nullptr : grad_image + c;
+        group_backward(a, image + c, grad, to, samples.of_group(number), samples.dots_of_group(number));
       }
       samples.write_gradients(i);
     }

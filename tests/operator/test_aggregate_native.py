@@ -29,6 +29,7 @@ SHAPES = {
     "sixteen": Case(channels=64, groups=4, size=(9, 12)),
     "eight": Case(channels=24, groups=3, kernel=(5, 5), padding=(2, 2)),
     "thirty-two": Case(channels=64, groups=2, remove_center=True),
+    "sixty-four": Case(channels=128, groups=2),
     "one": Case(channels=5, groups=5, kernel=(2, 3)),
     "odd": Case(channels=57, groups=3, stride=(2, 3), dilation=(2, 1), size=(13, 11), offset_scale=0.5),
     "two blocks": Case(channels=300, groups=2, size=(5, 6)),
