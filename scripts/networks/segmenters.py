@@ -47,7 +47,7 @@ def create(
         rest["pretrained_cfg_overlay"] = {"file": str(body)}
     return getattr(smp, _CLASS[name])(
         encoder_name=f"tu-{arguments['model_name']}",
-        encoder_weights="imagenet" if pretrained or body is not None else None,
+        encoder_weights=True if pretrained or body is not None else None,
         in_channels=arguments["in_chans"],
         classes=arguments["num_classes"],
         **{**_WIDTH[name](channels), **rest, **kwargs},

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scenes import write_voc
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.data.loaders import create_splits
@@ -173,3 +174,47 @@ def test_what_does_not_fit_is_refused(overrides: list[str], message: str, root: 
 def test_classification_does_not_read_boxes(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data=voc has boxes or masks: add task=detection"):
         run(compose_train("data=voc", f"data.root={root}"), tmp_path)
+
+
+@pytest.mark.parametrize("head", ["fcos", "unet"])
+def test_a_head_starts_from_weights_of_its_plain_backbone(head: str, tmp_path: Path) -> None:
+    """They have a classifier of other classes, which a backbone has no place for."""
+    network = {"model_name": "resnet18", "in_chans": 3, "channels": [8, 16, 24, 32]}
+    plain = timm.create_model(**network, num_classes=7)
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    recipe = {
+        "create_model": {**network, "num_classes": 2},
+        "head": {"name": head, "channels": 32, "kwargs": {}},
+        "dcn": {"stages": [3, 4]},
+    }
+    model = checkpoint.build(recipe, start=tmp_path / "plain.safetensors")
+    body = (model.backbone.body if head == "fcos" else model.encoder.model).state_dict()
+    kept = [key for key in plain.state_dict() if key in body]
+    assert set(plain.state_dict()) - set(kept) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(body[key], plain.state_dict()[key]) for key in kept)
+
+
+def test_a_detector_starts_from_a_detector_of_other_classes(tmp_path: Path) -> None:
+    recipe = {
+        "create_model": {"model_name": "resnet18", "in_chans": 3, "channels": [8, 16, 24, 32], "num_classes": 5},
+        "head": {"name": "fcos", "channels": 32, "kwargs": {}},
+        "dcn": {"stages": [3, 4]},
+    }
+    first = checkpoint.build(recipe)
+    checkpoint.save(first, recipe, tmp_path / "first.safetensors")
+    other = {**recipe, "create_model": {**recipe["create_model"], "num_classes": 2}}
+    model = checkpoint.build(other, start=tmp_path / "first.safetensors")
+    own, before = model.state_dict(), first.state_dict()
+    anew = {key for key in own if own[key].shape != before[key].shape or not torch.equal(own[key], before[key])}
+    assert anew == {f"head.classification_head.cls_logits.{part}" for part in ("weight", "bias")}
+
+
+def test_an_unknown_head_of_a_header_is_refused(tmp_path: Path) -> None:
+    recipe = {
+        "create_model": {"model_name": "resnet18"}, "dcn": None,
+        "head": {"name": "unet", "channels": 32, "kwargs": {"pretrained_cfg_overlay": {"file": "/etc/passwd"}}},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"a head loads nothing, got pretrained_cfg_overlay"):
+        checkpoint.check_recipe(recipe)
+    with pytest.raises(ValueError, match=r"expected a head of fcos, .*, got"):
+        checkpoint.check_recipe({**recipe, "head": {"name": "mine", "channels": 32, "kwargs": {}}})

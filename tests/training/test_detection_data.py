@@ -144,7 +144,10 @@ def test_a_class_that_is_not_declared_is_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.train_split=trian"], r"expected the list .*trian\.txt; set data\.train_split to .*: train, val"),
+        (
+            ["data.train_split=missing"],
+            r"expected the list .*missing\.txt; set data\.train_split to .*: train, val",
+        ),
         (["data.root=nowhere"], r"expected a folder of images and annotations, got data\.root=nowhere"),
         (["data.auto_augment=randaugment"], r"change an image without its boxes"),
         (["data.num_classes=7"], r"the data have the classes disc, square, got data\.num_classes=7"),

@@ -237,8 +237,8 @@ def test_boxes_alone_need_no_masks(tmp_path: Path) -> None:
     [
         (
             "coco",
-            ["data.train_split=trian"],
-            r"expected one of .*trian\.json, .*; see data\.root and data\.train_split",
+            ["data.train_split=missing"],
+            r"expected one of .*missing\.json, .*; see data\.root and data\.train_split",
         ),
         ("coco", ["data.classes=[disc]"], r"the class 'square' of the annotation 1 is none of disc"),
         ("instances", ["data.eval_split=val"], r"which has train, validation; set data\.eval_split"),

@@ -32,10 +32,10 @@ class Square(v2.Transform):  # type: ignore[misc]
         side = max(height, width)
         return {"padding": [0, 0, side - width, side - height]}
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+    def transform(self, value: Any, params: dict[str, Any]) -> Any:
         """Pad an image, its boxes or its masks."""
-        fill: Any = self.mask_fill if isinstance(inpt, tv_tensors.Mask) else self.fill
-        return functional.pad(inpt, padding=params["padding"], fill=fill)
+        fill: Any = self.mask_fill if isinstance(value, tv_tensors.Mask) else self.fill
+        return functional.pad(value, padding=params["padding"], fill=fill)
 
 
 def create_transform(config: Data, transform: dict[str, Any], training: bool, boxes: bool) -> v2.Compose:
