@@ -153,7 +153,8 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch(
     [
         (["data=folder"], r"task=detection reads data=voc.*, got data\.name=''"),
         (["head=classification"], r"task=detection has the heads fcos, .*, got head\.name=None"),
-        (["optim.mixup=0.2"], r"no mixup, cutmix and label smoothing; drop .*mixup=0\.2"),
+        (["optim.mixup=0.2"], r"mixup and cutmix are for classification; drop .*mixup=0\.2"),
+        (["optim.label_smoothing=0.1"], r"detectors have no label smoothing; drop"),
         (["optim.layer_decay=0.8"], r"only timm's networks number their layers"),
         (["compile=true"], r"compile=true can't take detectors"),
         (["head.channels=40"], r"expected head\.channels=64, 128 or 256, got 40"),
