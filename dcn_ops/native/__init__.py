@@ -1,1 +1,1 @@
-"""The CPU kernel in C++: its sources, how they are built on first use, and the library that comes of it."""
+"""The CPU kernels in C++, of all operators: their sources, how they are built on first use, and the library."""

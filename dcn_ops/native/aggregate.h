@@ -48,17 +48,19 @@ class Samples {
     const int64_t to = index * a_.offset_groups * a_.taps() + first_;
     float* grad_offset = a_.grad_offset == nullptr ? nullptr : a_.grad_offset + 2 * to;
     float* grad_mask = a_.grad_mask == nullptr ? nullptr : a_.grad_mask + to;
-    for_eights(index, [&](int64_t i, const float*, const float* mask, int64_t size) {
-      const float scale = (float)a_.offset_scale;
+    const float scale = (float)a_.offset_scale;
+    for_eights(index, [&](int64_t i, const float*, const float* mask, int64_t size) __attribute__((always_inline)) {
       const SampleGradients gradients = sample_gradients(dots_ + 4 * i, distances_[i / L], load<L>(mask));
+      const Eight x = gradients.x * scale, y = gradients.y * scale;
+      if (size == L) {
+        if (grad_offset != nullptr) store_pairs(grad_offset + 2 * i, x, y);
+        if (grad_mask != nullptr) store<L>(grad_mask + i, gradients.mask);
+        return;
+      }
       float pairs[2 * L];
-      store_pairs(pairs, gradients.x * scale, gradients.y * scale);
+      store_pairs(pairs, x, y);
       if (grad_offset != nullptr) std::memcpy(grad_offset + 2 * i, pairs, 2 * size * sizeof(float));
-      if (grad_mask == nullptr) return;
-      if (size == L)
-        store<L>(grad_mask + i, gradients.mask);
-      else
-        store_first<L>(grad_mask + i, gradients.mask, size);
+      if (grad_mask != nullptr) store_first<L>(grad_mask + i, gradients.mask, size);
     });
   }
 
