@@ -15,6 +15,7 @@ import fnmatch
 import json
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,14 @@ def _run(route: Route, cases: list[str], arguments: argparse.Namespace) -> dict[
     cells = {case: cell for case in cases if (cell := judge.judge(case, place, sources, route.budget)) is not None}
     right = sum(cell["answer"] == "right" for cell in cells.values())
     print(f"{route.name} ({', '.join(versions.values())}): {right} of {len(cells)} right", flush=True)
-    return {"versions": versions, "cells": cells}
+    return _kept(versions, cells)
+
+
+def _kept(versions: dict[str, str], cells: dict[str, Any]) -> dict[str, Any]:
+    """Return what the results file keeps. Of cases that crash or hang a runtime only the number is published."""
+    ended = Counter(cell["answer"] for cell in cells.values() if cell["answer"] in ("crashed", "hung"))
+    kept = {case: cell for case, cell in cells.items() if cell["answer"] not in ended}
+    return {"versions": versions, "cells": kept, "ended": dict(ended)}
 
 
 def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from .cases import CASES
 from .judge import ANSWERS
 from .routes import ROUTES, Route
 
-Results = dict[str, dict[str, Any]]  # by route: versions, and cells by case
+Results = dict[str, dict[str, Any]]  # by route: versions, cells by case, and how many cases ended the process
 _TABLES = {
     "operators": lambda route: not (_portable(route)),
     "portable": lambda route: _portable(route),
@@ -60,7 +60,7 @@ def summary(results: Results) -> tuple[list[str], list[list[str]]]:
         if route.name not in results:
             continue
         result = results[route.name]
-        counts = Counter(cell["answer"] for cell in result["cells"].values())
+        counts = Counter(cell["answer"] for cell in result["cells"].values()) | Counter(result["ended"])
         errors = [
             cell["error"]
             for case, cell in result["cells"].items()
@@ -69,23 +69,24 @@ def summary(results: Results) -> tuple[list[str], list[list[str]]]:
         version = ", ".join(result["versions"].values())
         number = [str(counts[answer] or "") for answer in ANSWERS]
         largest = f"{max(errors):.0e}" if errors else ""
-        rows.append([str(i), route.runtime, route.way, version, str(len(result["cells"])), *number, largest])
+        rows.append([str(i), route.runtime, route.way, version, str(counts.total()), *number, largest])
     return head, rows
 
 
-_SIGNS = {"right": "", "refused": "–", "crashed": "**crash**", "hung": "**hangs**"}
+_SIGNS = {"right": "", "refused": "–"}
 
 
 def matrix(results: Results, name: str) -> tuple[list[str], list[list[str]]]:
     """Return one table of cells: a row for each case, a column for each route, numbered as in the summary."""
-    columns = [(str(i), r) for i, r in enumerate(ROUTES, 1) if r.name in results and _TABLES[name](r)]
+    columns = [(str(i), results[r.name]) for i, r in enumerate(ROUTES, 1) if r.name in results and _TABLES[name](r)]
     head = ["case", *(number for number, _ in columns)]
-    return head, [[case, *(_sign(results[r.name]["cells"].get(case)) for _, r in columns)] for case in CASES]
+    return head, [[case, *(_sign(case, result) for _, result in columns)] for case in CASES]
 
 
-def _sign(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return "?"
+def _sign(case: str, result: dict[str, Any]) -> str:
+    cell = result["cells"].get(case)
+    if cell is None:  # it ended the process, or it was not run
+        return "–" if len(result["cells"]) + sum(result["ended"].values()) == len(CASES) else "?"
     if cell["answer"] in _SIGNS:
         return _SIGNS[cell["answer"]]
     text = "shape" if "message" in cell else _amount(cell)
