@@ -39,7 +39,7 @@ def test_every_config_composes(path: Path) -> None:
     [
         ("optim.lrr=1", "did you mean optim.lr?"),
         ("dcn.stage=[4]", "did you mean dcn.stages?"),
-        ("epochs=3", "The keys here: model, dcn, data, optim, variants, seed"),
+        ("epochs=3", "The keys here: task, head, model, dcn, data, optim, variants, seed"),
         ("+data.size=3", "The keys here: data.name, data.root"),
     ],
 )

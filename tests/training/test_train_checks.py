@@ -112,7 +112,7 @@ def test_the_default_run_logs_no_line_for_each_layer(tmp_path: Path, caplog: pyt
         run(compose_train(*QUICK, "data.max_batches=1", "optim.epochs=1"), tmp_path)
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
     assert not [line for line in lines if "FLOPs" in line or "DeformConv2d(" in line]
-    assert [line for line in lines if "6 convolutions" in line and "deformable" in line]
+    assert [line for line in lines if "6 layers" in line and "deformable" in line]
     assert max(len(line) for line in lines if "/" not in line) < 160  # but for paths
 
 
