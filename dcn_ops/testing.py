@@ -41,7 +41,7 @@ class Case:
     @property
     def integers(self) -> dict[str, Any]:
         """The integers in the form for the operator."""
-        return {name: value for name, value in self.conv._asdict().items() if name != "kernel"}
+        return {name: value for name, value in self.conv._asdict().items() if name != "kernel_size"}
 
 
 CASES = {

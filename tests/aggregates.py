@@ -29,7 +29,7 @@ class Case:
 
     @property
     def window(self) -> Window:
-        return Window(**self.numbers)
+        return Window(*self.numbers.values())
 
     @property
     def numbers(self) -> dict[str, Any]:

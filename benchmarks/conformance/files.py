@@ -75,7 +75,7 @@ def _deform_conv(question: Question, opset: int, file: Path) -> None:
                 : 5 if "mask" in name else 4 if "bias" in name else 3
             ],
             ["y_" if cast else "y"],
-            kernel_shape=list(conv.kernel),
+            kernel_shape=list(conv.kernel_size),
             strides=list(conv.stride),
             pads=[*conv.padding, *conv.padding],
             dilations=list(conv.dilation),

@@ -117,7 +117,7 @@ def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
 
 
 def _check_taps(window: Window) -> None:
-    kernel = list(window.kernel)
+    kernel = list(window.kernel_size)
     if window.remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
         raise ValueError(
             f"expected an odd kernel with remove_center, got {kernel=}: it has no centre; pass remove_center=False"
@@ -136,7 +136,7 @@ def _check_shapes(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -
     if height == 0 or width == 0 or channels == 0:
         raise ValueError(f"expected an image with pixels and channels, got {shape_of('input', input)}")
     size = window.output_size((height, width))
-    check_output(size, input, window.kernel, window.dilation, window.padding)
+    check_output(size, input, window.kernel_size, window.dilation, window.padding)
     for name, tensor, each in (("offset", offset, 2), ("mask", mask, 1)):
         expected = [batch, *size, window.groups * window.taps * each]
         if list(tensor.shape) != expected:

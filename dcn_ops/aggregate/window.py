@@ -15,7 +15,7 @@ from dcn_ops.sampling.geometry import Conv, Pair
 class Window(NamedTuple):
     """The numbers of one aggregation."""
 
-    kernel: Pair
+    kernel_size: Pair
     stride: Pair
     padding: Pair
     dilation: Pair
@@ -26,11 +26,11 @@ class Window(NamedTuple):
     @property
     def taps(self) -> int:
         """K, the number of taps, without a removed centre."""
-        return self.kernel[0] * self.kernel[1] - self.remove_center
+        return self.kernel_size[0] * self.kernel_size[1] - self.remove_center
 
     def output_size(self, size: Pair) -> tuple[int, int]:
         """Return (Ho, Wo) as ``torch.nn.Conv2d`` defines it; not positive where the kernel does not fit."""
-        return Conv(self.kernel, self.stride, self.padding, self.dilation, 1, 1).output_size(size)
+        return Conv(self.kernel_size, self.stride, self.padding, self.dilation, 1, 1).output_size(size)
 
     def grid(
         self, rows: tuple[int, int], cols: int, dtype: torch.dtype, device: torch.device
@@ -52,11 +52,11 @@ class Window(NamedTuple):
         else:
             tap = torch.arange(self.taps, dtype=dtype, device=device)
         # Taps go down the columns of the kernel: the transpose of deform_conv2d's order.
-        column = torch.div(tap, self.kernel[0], rounding_mode="floor")
-        row = tap - column * self.kernel[0]
+        column = torch.div(tap, self.kernel_size[0], rounding_mode="floor")
+        row = tap - column * self.kernel_size[0]
         return self._axis(*rows, row, 0), self._axis(0, cols, column, 1)
 
     def _axis(self, start: int, stop: int, tap: Tensor, i: int) -> Tensor:
-        half = self.dilation[i] * (self.kernel[i] - 1) // 2  # also for an even kernel
+        half = self.dilation[i] * (self.kernel_size[i] - 1) // 2  # also for an even kernel
         out = torch.arange(start, stop, dtype=tap.dtype, device=tap.device) * self.stride[i]
         return (out + (half - self.padding[i]))[:, None] + self.offset_scale * (tap * self.dilation[i] - half)

@@ -142,7 +142,7 @@ def _check_channels(tensors: _Kinds, conv: Conv) -> None:
     if conv.offset_groups < 1:
         raise ValueError(
             f"expected offset with a multiple of 2 * kh * kw = {2 * conv.taps} channels for the kernel "
-            f"{list(conv.kernel)}, got {shape_of('offset', offset)}, offset_groups={conv.offset_groups}"
+            f"{list(conv.kernel_size)}, got {shape_of('offset', offset)}, offset_groups={conv.offset_groups}"
         )
     if channels % conv.offset_groups:
         raise ValueError(
@@ -158,7 +158,7 @@ def _check_maps(tensors: _Kinds, conv: Conv) -> None:
     if input.shape[2] == 0 or input.shape[3] == 0:
         raise ValueError(f"expected an image with pixels, got {shape_of('input', input)}")
     size = conv.output_size(input.shape[2:])
-    check_output(size, input, conv.kernel, conv.dilation, conv.padding)
+    check_output(size, input, conv.kernel_size, conv.dilation, conv.padding)
     for name, tensor, layout in (
         ("offset", offset, "offset_groups * kh * kw * 2"),
         ("mask", mask, "offset_groups * kh * kw"),
@@ -168,6 +168,6 @@ def _check_maps(tensors: _Kinds, conv: Conv) -> None:
         if tensor is not None and tensor.shape != expected:
             raise ValueError(
                 f"expected {name} of shape {list(expected)}, [N, {layout}, Ho, Wo] with "
-                f"offset_groups={conv.offset_groups} and the kernel {list(conv.kernel)}, "
+                f"offset_groups={conv.offset_groups} and the kernel {list(conv.kernel_size)}, "
                 f"got {shape_of(name, tensor)}"
             )

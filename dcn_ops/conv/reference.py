@@ -29,7 +29,7 @@ def forward(
     dtype = torch.promote_types(torch.promote_types(input.dtype, offset.dtype), torch.float32)
 
     grid_y, grid_x = conv.grid((0, ho), wo, dtype, input.device)
-    displacement = offset.to(dtype).reshape(n, g, *conv.kernel, 2, ho, wo)
+    displacement = offset.to(dtype).reshape(n, g, *conv.kernel_size, 2, ho, wo)
     y = (grid_y + displacement[:, :, :, :, 0]).flatten(2)  # [N, G, K*Ho*Wo]
     x = (grid_x + displacement[:, :, :, :, 1]).flatten(2)
 

@@ -121,8 +121,8 @@ def _position(offset: Any, axis: int, conv: Conv, input: Any) -> Any:
     out = ops.squeeze(_sizes(offset, 2 + axis, "i64"), [0])
     steps = ops.multiply(ops.range(np.int64(0), out, np.int64(1), "f32"), np.float32(conv.stride[axis]))
     steps = ops.reshape(steps, [-1, 1] if axis == 0 else [1, -1], special_zero=False)
-    taps = np.arange(conv.kernel[axis], dtype=np.float32) * conv.dilation[axis] - conv.padding[axis]
-    taps = np.repeat(taps, conv.kernel[1]) if axis == 0 else np.tile(taps, conv.kernel[0])  # [K]
+    taps = np.arange(conv.kernel_size[axis], dtype=np.float32) * conv.dilation[axis] - conv.padding[axis]
+    taps = np.repeat(taps, conv.kernel_size[1]) if axis == 0 else np.tile(taps, conv.kernel_size[0])  # [K]
     position = ops.add(ops.add(ops.convert(offset, "f32"), steps), taps[:, None, None])
     return _scaled(position, _sizes(input, 2 + axis, "f32"))
 

@@ -29,7 +29,7 @@ def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, 
     g, k, (ho, wo) = conv.offset_groups, conv.taps, conv.output_size((h, w))
     dtype = torch.promote_types(input.dtype, torch.float32)
     parts = conv.grid((0, ho), wo, dtype, input.device)
-    grid = torch.stack([part.expand(*conv.kernel, ho, wo) for part in parts], 2).reshape(1, k, 2, ho * wo)
+    grid = torch.stack([part.expand(*conv.kernel_size, ho, wo) for part in parts], 2).reshape(1, k, 2, ho * wo)
     position = offset.to(dtype).reshape(n * g, k, 2, ho * wo) + grid
     if not finite:
         position = torch.where(position == position, position, -2)  # NaN

@@ -211,15 +211,9 @@ void group_backward(const Aggregation& a, const float* image, const float* grad,
   for (int64_t k = 0; k < taps; k++, dots += 4) {
     const Sample& sample = samples[k];
     if (sample.is_outside()) continue;
-    // A store of floats may change the sample, for all the compiler knows: not so a copy.
     int64_t index[4];
-    Floats<L> weight[4], products[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      index[j] = sample.index[j];
-      weight[j] = broadcast<L>(sample.weight[j]);
-      products[j] = zeros<L>();
-    }
+    Floats<L> weight[4], products[4] = {};
+    copy_sample(sample, index, weight);
     for (int64_t c = 0; c < whole; c += L)
       channels_backward<IMAGE, false>(image, grad, grad_image, c, L, index, weight, products);
     if (whole < channels)

@@ -78,15 +78,9 @@ void segment_backward(const Problem& a, const Gradients at, const Segment& segme
       continue;
     }
     const float* of_column = at.of_columns + i * a.channels;
-    // A store of floats may change the sample, for all the compiler knows: not so a copy.
     int64_t index[4];
-    Floats<L> weight[4], products[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      index[j] = sample.index[j];
-      weight[j] = broadcast<L>(sample.weight[j]);
-      products[j] = zeros<L>();
-    }
+    Floats<L> weight[4], products[4] = {};
+    copy_sample(sample, index, weight);
     for (int64_t c = begin; c < whole; c += L)
       channels_backward<IMAGE, SAMPLES, false>(at, of_column, at.samples.at(i, c), c, L, index, weight, products);
     if (whole < end)

@@ -179,15 +179,9 @@ void pixel_backward(const Problem& a, Gradients at, int64_t channels, const Samp
         for (int64_t c = 0; c < channels; c++) at.grad_filters[c] += sample.value_outside();
       continue;
     }
-    // A store of floats may change the sample, for all the compiler knows: not so a copy.
     int64_t index[4];
-    Floats<L> weight[4], products[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      index[j] = sample.index[j];
-      weight[j] = broadcast<L>(sample.weight[j]);
-      products[j] = zeros<L>();
-    }
+    Floats<L> weight[4], products[4] = {};
+    copy_sample(sample, index, weight);
     for (int64_t c = 0; c < whole; c += L)
       channels_backward<IMAGE, FILTERS, false>(at, c, L, index, weight, products);
     if (whole < channels)

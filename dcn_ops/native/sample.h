@@ -18,6 +18,15 @@ struct alignas(32) Sample {
   float value_outside() const { return weight[0]; }
 };
 
+// Into registers. A later store of floats may change the record, for all the compiler knows, but not a copy.
+INLINE void copy_sample(const Sample& sample, int64_t index[4], Floats<LANES> weight[4]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    index[j] = sample.index[j];
+    weight[j] = broadcast<LANES>(sample.weight[j]);
+  }
+}
+
 constexpr int AT_A_TIME = 8;  // a record has eight words
 typedef Floats<AT_A_TIME> Eight;
 typedef Ints<AT_A_TIME> EightInts;

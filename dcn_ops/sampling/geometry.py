@@ -80,7 +80,7 @@ class Padded(NamedTuple):
 class Conv(NamedTuple):
     """The integers of one convolution."""
 
-    kernel: Pair
+    kernel_size: Pair
     stride: Pair
     padding: Pair
     dilation: Pair
@@ -90,14 +90,14 @@ class Conv(NamedTuple):
     @property
     def taps(self) -> int:
         """K, the number of taps of the kernel."""
-        return self.kernel[0] * self.kernel[1]
+        return self.kernel_size[0] * self.kernel_size[1]
 
     def output_size(self, size: Pair) -> tuple[int, int]:
         """Return (Ho, Wo) as ``torch.nn.Conv2d`` defines it; not positive where the kernel does not fit."""
         return self._output(size, 0), self._output(size, 1)
 
     def _output(self, size: Pair, i: int) -> int:
-        reach = self.dilation[i] * (self.kernel[i] - 1) + 1
+        reach = self.dilation[i] * (self.kernel_size[i] - 1) + 1
         return (size[i] + 2 * self.padding[i] - reach) // self.stride[i] + 1
 
     def grid(
@@ -120,5 +120,5 @@ class Conv(NamedTuple):
 
     def _grid(self, start: int, stop: int, i: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         out = torch.arange(start, stop, dtype=dtype, device=device) * self.stride[i] - self.padding[i]
-        tap = torch.arange(self.kernel[i], dtype=dtype, device=device) * self.dilation[i]
+        tap = torch.arange(self.kernel_size[i], dtype=dtype, device=device) * self.dilation[i]
         return tap[:, None] + out  # [k, o]

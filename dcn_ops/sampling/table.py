@@ -44,7 +44,7 @@ def make_table(
 
     With ``tap_rows``, each tap reads its own image, ``tap_rows`` rows after the image of the tap before.
     """
-    taps = (conv.offset_groups, *conv.kernel)
+    taps = (conv.offset_groups, *conv.kernel_size)
     displacement = offset.to(dtype).unflatten(1, (*taps, 2))  # [n, G, kh, kw, 2, h, Wo]
     grid = conv.grid((chunk.h0, chunk.h1), offset.shape[3], dtype, offset.device)
     upper, y = _axis(displacement.select(4, 0), grid[0], size[0], order)
@@ -89,7 +89,7 @@ def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, 
         group = torch.arange(groups, dtype=integer, device=device).view(1, -1, 1, 1, 1, 1)
         row.add_(group.permute(order))
     if tap_rows:
-        tap = torch.arange(conv.taps, dtype=integer, device=device).view(1, 1, *conv.kernel, 1, 1)
+        tap = torch.arange(conv.taps, dtype=integer, device=device).view(1, 1, *conv.kernel_size, 1, 1)
         row.add_(tap.mul_(tap_rows).permute(order).contiguous())
     return corner_rows(row, padded)
 

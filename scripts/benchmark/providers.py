@@ -107,7 +107,7 @@ def _onnx_model(case: Case, tensors: Tensors) -> bytes:
         "DeformConv",
         ["input", "weight", "offset", "bias", "mask"],
         ["output"],
-        kernel_shape=conv.kernel,
+        kernel_shape=conv.kernel_size,
         pads=[*conv.padding, *conv.padding],
         group=conv.groups,
         offset_group=conv.offset_groups,

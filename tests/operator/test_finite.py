@@ -34,15 +34,15 @@ def touched(bad: Tensor, inputs: Inputs, case: Case) -> Tensor:
     """Return which outputs, [N, O, Ho, Wo], have a sample that touches a ``bad`` pixel, [N, C, H, W]."""
     conv, (n, c, h, w) = case.conv, bad.shape
     ho, wo = conv.output_size((h, w))
-    offset = inputs.offset.double().view(n, conv.offset_groups, *conv.kernel, 2, ho, wo)
+    offset = inputs.offset.double().view(n, conv.offset_groups, *conv.kernel_size, 2, ho, wo)
     result = torch.zeros(n, case.filters, ho, wo, dtype=torch.bool)
     for i, o, y, x in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
         depth = c // conv.groups
         first = o // (case.filters // conv.groups) * depth
         for channel in range(first, first + depth):
             group = channel // (c // conv.offset_groups)
-            for ky in range(conv.kernel[0]):
-                for kx in range(conv.kernel[1]):
+            for ky in range(conv.kernel_size[0]):
+                for kx in range(conv.kernel_size[1]):
                     moved = offset[i, group, ky, kx, :, y, x]
                     py = y * conv.stride[0] - conv.padding[0] + ky * conv.dilation[0] + moved[0]
                     px = x * conv.stride[1] - conv.padding[1] + kx * conv.dilation[1] + moved[1]

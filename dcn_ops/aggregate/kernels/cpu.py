@@ -12,28 +12,14 @@ from torch import Tensor
 
 from dcn_ops.aggregate.problem import Gradients, Problem
 from dcn_ops.native.library import library
+from dcn_ops.native.support import some_images, unavailable, unsupported
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# How many bytes the float32 copies of half-precision tensors take at a time; more where threads need more images.
-_MOST_COPIED = 2**22
-
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
-    """Take float32, float16 and bfloat16 on the CPU, where the library is built or can be."""
-    input = problem.input
-    if input.device.type != "cpu":
-        return f"the native kernel needs the CPU, got input.device={input.device}"
-    if input.dtype not in _DTYPES:
-        return f"the native kernel takes float32, float16 and bfloat16, got input.dtype={input.dtype}"
-    n, height, width, channels = input.shape
-    if n == 0:
-        return f"the native kernel needs an image, got input.shape={list(input.shape)}"
-    if channels * height * width >= 2**31:
-        return f"the native kernel takes images of fewer than 2**31 values, got input.shape={list(input.shape)}"
-    found = library()
-    return f"there is no native kernel: {found}" if isinstance(found, str) else None
+    """Accept float32, float16 and bfloat16 on the CPU, if the library is built or can be built."""
+    return unsupported(problem.input) or unavailable(problem.input)
 
 
 def forward(problem: Problem) -> Tensor:
@@ -60,12 +46,10 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 
 
 def _widened(problem: Problem) -> Iterator[tuple[slice, Problem]]:
-    """Give some images at a time, with the float32 problem of those alone."""
+    """Yield some images at a time, with the float32 problem of these images."""
     input, offset, mask, window = problem
     of_image = 4 * max(tensor[0].numel() for tensor in (input, offset))
-    count = max(torch.get_num_threads(), _MOST_COPIED // of_image)
-    for first in range(0, input.shape[0], count):
-        images = slice(first, first + count)
+    for images in some_images(input.shape[0], of_image):
         yield images, Problem(input[images].float(), offset[images].float(), mask[images].float(), window)
 
 

@@ -32,22 +32,22 @@ class Contraction:
         self.conv, self._weight = conv, weight
         self.order = BY_POSITION if conv.groups == 1 else AS_IMAGE
         self.dtype = _dtype(weight, conv)
-        self._kernel = _kernel(weight.to(self.dtype), conv)
+        self._filters = _as_filters(weight.to(self.dtype), conv)
 
     def columns(self, samples: Tensor, chunk: Chunk, wo: int) -> Tensor:  # [S, D] -> NCHW, channels_last
         """Return the columns of a chunk."""
-        (kh, kw), n, h = self.conv.kernel, chunk.n1 - chunk.n0, chunk.h1 - chunk.h0
+        (kh, kw), n, h = self.conv.kernel_size, chunk.n1 - chunk.n0, chunk.h1 - chunk.h0
         height, width = (h, wo) if self.conv.groups == 1 else (h * kh, wo * kw)
         return samples.to(self.dtype).view(n, height, width, -1).permute(0, 3, 1, 2)
 
     def forward(self, columns: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output, [n, O, h, Wo]."""
-        conv, kernel = self.conv, self._kernel
+        conv, filters = self.conv, self._filters
         if conv.groups > 1:
-            return F.conv2d(columns, kernel, bias, conv.kernel, groups=conv.groups)
-        if kernel.numel() < _LARGE:
-            return F.conv2d(columns, kernel, bias)
-        return F.linear(columns.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
+            return F.conv2d(columns, filters, bias, conv.kernel_size, groups=conv.groups)
+        if filters.numel() < _LARGE:
+            return F.conv2d(columns, filters, bias)
+        return F.linear(columns.permute(0, 2, 3, 1), filters.flatten(1), bias).permute(0, 3, 1, 2)
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient of the output, [n, O, h, Wo], as the next methods take it."""
@@ -56,23 +56,23 @@ class Contraction:
 
     def samples_backward(self, grad: Tensor) -> Tensor:  # -> [n, height, width, channels]
         """Return the gradient of the samples."""
-        conv, kernel = self.conv, self._kernel
+        conv, filters = self.conv, self._filters
         if conv.groups == 1:
-            return grad.permute(0, 2, 3, 1) @ kernel.flatten(1)
+            return grad.permute(0, 2, 3, 1) @ filters.flatten(1)
         # Windows don't overlap, so the transposed convolution is the gradient, in the layout of the columns.
-        samples = F.conv_transpose2d(grad, kernel, stride=conv.kernel, groups=conv.groups)
+        samples = F.conv_transpose2d(grad, filters, stride=conv.kernel_size, groups=conv.groups)
         return samples.permute(0, 2, 3, 1)
 
     def no_gradient(self, dtype: torch.dtype) -> Tensor:
         """Return zeros for ``add_gradient``."""
-        shape = self._kernel.shape[:2] if self.conv.groups == 1 else self._kernel.shape
-        return self._kernel.new_zeros(shape, dtype=dtype)
+        shape = self._filters.shape[:2] if self.conv.groups == 1 else self._filters.shape
+        return self._filters.new_zeros(shape, dtype=dtype)
 
     def add_gradient(self, total: Tensor, grad: Tensor, columns: Tensor) -> None:
         """Add a chunk's gradient of the filters."""
         conv = self.conv
         if conv.groups > 1:
-            total += conv2d_weight(columns, total.shape, grad, conv.kernel, groups=conv.groups)
+            total += conv2d_weight(columns, total.shape, grad, conv.kernel_size, groups=conv.groups)
             return
         columns, grad = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (columns, grad))  # [M, G*K*D], [M, O]
         if total.dtype == columns.dtype:
@@ -84,7 +84,7 @@ class Contraction:
         """Return the gradient of the weight, contiguous, from the sum of ``add_gradient``."""
         weight, conv = self._weight, self.conv
         if conv.groups == 1:
-            by_tap = total.view(weight.shape[0], conv.offset_groups, *conv.kernel, -1)  # [O, G, kh, kw, D]
+            by_tap = total.view(weight.shape[0], conv.offset_groups, *conv.kernel_size, -1)  # [O, G, kh, kw, D]
             total = by_tap.permute(0, 1, 4, 2, 3).flatten(1, 2)
         return total.to(weight.dtype).contiguous()
 
@@ -98,7 +98,7 @@ def _dtype(weight: Tensor, conv: Conv) -> torch.dtype:
     return weight.dtype if conv.groups == 1 and has_fast_half(weight.dtype) else torch.float32
 
 
-def _kernel(weight: Tensor, conv: Conv) -> Tensor:
+def _as_filters(weight: Tensor, conv: Conv) -> Tensor:
     if conv.groups > 1:
         return _well_strided(weight)
     by_group = weight.unflatten(1, (conv.offset_groups, -1))  # [O, G, D, kh, kw]

@@ -7,40 +7,30 @@ from torch import Tensor
 
 from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.native.library import library
+from dcn_ops.native.support import HALF, some_images, unavailable, unsupported
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.settings import current
 from dcn_ops.torch_internals.cpu import has_fast_half
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "native", "native", True
 
-_HALF = (torch.bfloat16, torch.float16)
 # From this many channels per filter on, the product takes most of the time.
 _MANY = 128
 # For at most so many output pixels and at least so many filter elements, the composition is faster.
 _FEW_PIXELS, _LARGE_FILTERS = 64, 2**21
-# Bytes of the float32 copies of half-precision images at a time; more if the threads need more images.
-_MOST_COPIED = 2**22
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
     """Accept float32, float16 and bfloat16 on the CPU, if the library is built or can be built."""
     input = problem.input
-    if input.device.type != "cpu":
-        return f"the native kernel needs the CPU, got input.device={input.device}"
-    if input.dtype != torch.float32 and input.dtype not in _HALF:
-        return f"the native kernel takes float32, float16 and bfloat16, got input.dtype={input.dtype}"
-    if problem.weight.shape[1] >= _MANY and input.dtype in _HALF and has_fast_half(input.dtype):
+    if reason := unsupported(input):
+        return reason
+    if problem.weight.shape[1] >= _MANY and input.dtype in HALF and has_fast_half(input.dtype):
         return f"the native kernel multiplies in float32, and this CPU faster in {input.dtype}"
-    n, channels, height, width = input.shape
-    few_pixels = n * problem.offset.shape[2] * problem.offset.shape[3] <= _FEW_PIXELS
+    few_pixels = input.shape[0] * problem.offset.shape[2] * problem.offset.shape[3] <= _FEW_PIXELS
     if few_pixels and problem.weight.numel() >= _LARGE_FILTERS and current().implementation != "native":
         return "the composition is faster for large filters that meet few pixels"
-    if n == 0:
-        return f"the native kernel needs an image, got input.shape={list(input.shape)}"
-    if channels * height * width >= 2**31:
-        return f"the native kernel takes images of fewer than 2**31 values, got input.shape={list(input.shape)}"
-    found = library()
-    return f"there is no native kernel: {found}" if isinstance(found, str) else None
+    return unavailable(input)
 
 
 def forward(problem: Problem) -> Tensor:
@@ -81,9 +71,7 @@ def _widened(problem: Problem) -> Iterator[tuple[slice, Problem]]:
     filters, bias = weight.float(), None if bias is None else bias.float()
     n, channels, height, width = input.shape
     of_image = 4 * max(channels * height * width, weight.shape[0] * offset.shape[2] * offset.shape[3])
-    count = max(torch.get_num_threads(), _MOST_COPIED // of_image)
-    for first in range(0, n, count):
-        images = slice(first, first + count)
+    for images in some_images(n, of_image):
         maps = offset[images].float(), None if mask is None else mask[images].float()
         yield images, Problem(input[images].float(), maps[0], filters, bias, maps[1], conv)
 

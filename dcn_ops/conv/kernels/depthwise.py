@@ -142,7 +142,7 @@ def _add_products(
 def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, list[tuple[slice, list[Piece]]]]]:
     """Yield the rows of some images, [R, C], and pieces of their convolution, by rows of taps."""
     batch, channels, height, width = input.shape
-    (kh, kw), (ho, wo), limit = conv.kernel, output, chunk_bytes()
+    (kh, kw), (ho, wo), limit = conv.kernel_size, output, chunk_bytes()
     tap_row_bytes = (height + BORDER) * (width + BORDER) * channels * kw * wide_dtype(input).itemsize
     by_images = cut(batch, tap_row_bytes * kh, limit)
     n = by_images[0][1] if by_images else batch
@@ -153,7 +153,7 @@ def _pieces(input: Tensor, output: Pair, conv: Conv) -> Iterator[tuple[Tensor, l
         by_taps = []
         for k0, k1 in by_tap_rows:
             padding = (conv.padding[0] - k0 * conv.dilation[0], conv.padding[1])
-            part, taps = conv._replace(kernel=(k1 - k0, kw), padding=padding), slice(k0 * kw, k1 * kw)
+            part, taps = conv._replace(kernel_size=(k1 - k0, kw), padding=padding), slice(k0 * kw, k1 * kw)
             by_taps.append((taps, [Piece(taps, part, Chunk(n0, n1, h0, h1)) for h0, h1 in by_rows]))
         yield padded_rows(input.permute(0, 2, 3, 1)[n0:n1].to(wide_dtype(input))), by_taps
 

@@ -135,7 +135,7 @@ def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _T
     for axis, (grid, size) in enumerate(
         zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)
     ):
-        by_sample = grid.expand(*conv.kernel, ho, wo).permute(2, 3, 0, 1)[:, :, None]
+        by_sample = grid.expand(*conv.kernel_size, ho, wo).permute(2, 3, 0, 1)[:, :, None]
         position = positions[..., axis] + stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
         # Positions far outside and NaN read only zeros.
         position = torch.where(position == position, position, -BORDER).clamp(-BORDER, size)

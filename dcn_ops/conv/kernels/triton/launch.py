@@ -161,7 +161,7 @@ def _samples_backward(grad: Tensor, call: Call, filters: Tensor, wanted: Wanted)
 
 def _weight_backward(grad: Tensor, call: Call) -> Tensor:
     work, (filters, depth) = call.workload(), call.weight.shape[:2]
-    shape = (*call.conv.kernel, filters) if work.is_depthwise else (filters, *call.conv.kernel, depth)
+    shape = (*call.conv.kernel_size, filters) if work.is_depthwise else (filters, *call.conv.kernel_size, depth)
     new = torch.zeros if work.is_depthwise else torch.empty
     parts = new((work.splits, *shape), dtype=torch.float32, device=grad.device)
     launch("weight", work, call.tensors() | {"grad_ptr": grad, "parts_ptr": parts}, SPLITS=work.splits)
@@ -217,7 +217,7 @@ def _columns_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: boo
                 grad_weight = product if grad_weight is None else grad_weight + product
     if grad_weight is None:
         return None
-    shape = weight.shape[0], *call.conv.kernel, weight.shape[1]
+    shape = weight.shape[0], *call.conv.kernel_size, weight.shape[1]
     return grad_weight.to(weight.dtype).view(shape).permute(0, 3, 1, 2).contiguous()
 
 

@@ -86,7 +86,7 @@ def _make_workload(
 def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Conv) -> Constants:
     """Return the constants that a kernel is compiled for: the numbers of a layer, of which a network has few."""
     filters, depth = int(weight[0]), int(weight[1])
-    groups, taps = int(conv.groups), int(conv.kernel[0] * conv.kernel[1])
+    groups, taps = int(conv.groups), int(conv.kernel_size[0] * conv.kernel_size[1])
     channels, width = depth * groups, filters // groups
     constants: Constants = {
         "CHANNELS": channels,
@@ -94,7 +94,9 @@ def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Co
         "OFFSET_DEPTH": channels // int(conv.offset_groups),
         "OFFSET_GROUPS": int(conv.offset_groups),
         "TAPS": taps,
-        "WINDOW": tuple(int(i) for pair in (conv.kernel, conv.stride, conv.padding, conv.dilation) for i in pair),
+        "WINDOW": tuple(
+            int(i) for pair in (conv.kernel_size, conv.stride, conv.padding, conv.dilation) for i in pair
+        ),
         "HAS_MASK": kind[0],
     }
     if depth == 1 and groups > 1:
