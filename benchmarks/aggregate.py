@@ -61,7 +61,8 @@ def providers(groups: int) -> dict[str, Sums]:
         pairs = (1, 1), (1, 1), (1, 1)
         return torch.ops.dcn_ops.deform_conv2d(features, offset, filters, None, mask, *pairs, channels, groups)
 
-    loops = torch.compile(lambda *tensors: native(*tensors), fullgraph=True)
+    torch._dynamo.reset()  # for each map anew, with fixed sizes
+    loops = torch.compile(lambda *tensors: native(*tensors), fullgraph=True, dynamic=False)
 
     def compiled(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         with dcn_ops.settings(implementation="composition"):
