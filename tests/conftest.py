@@ -57,3 +57,20 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tiny, "MAX_WORK", {"cpu": -1, "tiny": 2**62}[request.param])
     with dcn_ops.settings(implementation="composition"):
         yield
+
+
+@pytest.fixture
+def native() -> Iterator[None]:
+    """Run the test with the native kernel; skip it where there is none."""
+    if isinstance(reason := native_library.library(), str):
+        pytest.skip(f"no native kernel: {reason}")
+    with dcn_ops.settings(implementation="native"):
+        yield
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Return a function that sets the number of threads for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """The aggregation's native kernel against the reference, in shapes that it treats in different ways."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -39,20 +39,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _native() -> Iterator[None]:
-    if isinstance(reason := library(), str):
-        pytest.skip(f"no native kernel: {reason}")
-    with dcn_ops.settings(implementation="native"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Return a function that sets the number of threads for the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def oracle(inputs: Inputs, case: Case, precision: torch.dtype) -> tuple[Results, Results]:

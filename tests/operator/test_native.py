@@ -1,6 +1,6 @@
 """The native kernel against the reference, in shapes that it treats in different ways."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -43,20 +43,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _native() -> Iterator[None]:
-    if isinstance(reason := library(), str):
-        pytest.skip(f"no native kernel: {reason}")
-    with dcn_ops.settings(implementation="native"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Return a function that sets the number of threads for the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("native")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

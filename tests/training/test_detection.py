@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from interrupted import after_first_state
 from safetensors.torch import load_file, save_file
 from scenes import write_voc
 from zoo.scripts.config.command import compose_train
@@ -15,7 +16,6 @@ from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.networks import build
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.tasks.detection import AveragePrecision
-from zoo.scripts.training import state
 from zoo.scripts.training.run import run
 
 from dcn_ops import DeformConv2d
@@ -129,16 +129,8 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch(
 ) -> None:
     recipe = [*ONE, "checkpoint_every=1", "optim.ema=0.5"]
     train(root, tmp_path / "whole", *recipe)
-
-    def save_and_crash(*args: object) -> None:
-        original(*args)
-        raise KeyboardInterrupt
-
-    original = state.save
-    with monkeypatch.context() as patch:
-        patch.setattr(state, "save", save_and_crash)
-        with pytest.raises(KeyboardInterrupt):
-            train(root, tmp_path / "parts", *recipe)
+    with after_first_state(monkeypatch):
+        train(root, tmp_path / "parts", *recipe)
     train(root, tmp_path / "log", *recipe, f"resume={tmp_path / 'parts'}")
     found, expected = metrics(tmp_path / "parts"), metrics(tmp_path / "whole")
     assert len(found) == 2

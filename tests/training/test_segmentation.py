@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import after_first_state
 from scenes import write_coco, write_masks
 from torch.testing import assert_close
 from zoo.scripts.config.command import compose_train
@@ -16,7 +17,6 @@ from zoo.scripts.networks import build
 from zoo.scripts.networks.segmenters import SEGMENTERS
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.tasks.segmentation import Overlaps, Segmentation
-from zoo.scripts.training import state
 from zoo.scripts.training.run import run
 
 from dcn_ops import DeformConv2d
@@ -96,16 +96,8 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(root, tmp_path / "whole", "checkpoint_every=1")
-
-    def save_and_crash(*args: object) -> None:
-        original(*args)
-        raise KeyboardInterrupt
-
-    original = state.save
-    with monkeypatch.context() as patch:
-        patch.setattr(state, "save", save_and_crash)
-        with pytest.raises(KeyboardInterrupt):
-            train(root, tmp_path / "parts", "checkpoint_every=1")
+    with after_first_state(monkeypatch):
+        train(root, tmp_path / "parts", "checkpoint_every=1")
     train(root, tmp_path / "log", "checkpoint_every=1", f"resume={tmp_path / 'parts'}")
     for row, expected in zip(metrics(tmp_path / "parts"), metrics(tmp_path / "whole"), strict=True):
         assert row == pytest.approx(expected)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import after_first_state
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from zoo.scripts.config.command import compose_train
-from zoo.scripts.training import state
 from zoo.scripts.training.run import run
 
 # Without BatchNorm, whose statistics are separate in each process.
@@ -75,16 +75,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> No
 
 def crash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run to the first training state, in the middle of the first epoch."""
-
-    def save_and_crash(*args: object) -> None:
-        original(*args)
-        raise KeyboardInterrupt
-
-    original = state.save
-    with monkeypatch.context() as patch:
-        patch.setattr(state, "save", save_and_crash)
-        with pytest.raises(KeyboardInterrupt):
-            run(compose_train(*SMALL, "checkpoint_every=3"), folder)
+    with after_first_state(monkeypatch):
+        run(compose_train(*SMALL, "checkpoint_every=3"), folder)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Scenes as a data set: images and targets through the same transforms."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .scene import Scene, Split, Thing
 Target = dict[str, Tensor]
 
 
-class Scenes(Dataset[Any]):
+class Scenes(Dataset[Any], ABC):
     """Images [C, H, W] with their targets.
 
     Args:
@@ -50,9 +51,9 @@ class Scenes(Dataset[Any]):
         scene = self.split.scenes[index]
         return read_image(scene.image, self.mode), self.target_of(scene)
 
+    @abstractmethod
     def target_of(self, scene: Scene) -> dict[str, Any]:
         """Return the target of the whole image."""
-        raise NotImplementedError
 
 
 class Objects(Scenes):
