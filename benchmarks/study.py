@@ -2,6 +2,8 @@
 
     python benchmarks/study.py digits     plain, wider, longer, DCNv1, DCNv2 on four distortions of MNIST
     python benchmarks/study.py photos     fine-tuning EfficientNet-Lite0 from its ImageNet weights
+    python benchmarks/study.py cells --root BCCD         detection of blood cells; a folder in VOC's layout
+    python benchmarks/study.py nuclei --root NUCLEI      segmentation of nuclei; images, instances and index.csv
     python benchmarks/study.py report     table and picture of what is there
 
 Every finished run is a line of ``benchmarks/results/study-*.jsonl``; runs that stand there are not run again, so
@@ -9,32 +11,24 @@ that an interruption costs the run under way. Time is the CPU time of one thread
 """
 
 import argparse
-import json
 import statistics
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parent))
 import study_photos
 import study_report
-from zoo.scripts.config.command import register
-from zoo.scripts.config.schema import Train
+import study_rows
+import study_scenes
+from study_rows import COMMAND, RESULTS, RUNS, append, config_of, has, rows
 from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.storage.provenance import provenance
-from zoo.scripts.training.run import run
 
-RESULTS = Path(__file__).parent / "results"
-RUNS = Path("runs/study")
-COMMAND = " ".join(["python", *sys.argv])
 DISTORTIONS = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e")
 CHANNELS = (16, 32, 64, 128)  # of conf/model/resnet_small.yaml
 # variant: (what dcn-train calls it, its overrides)
@@ -48,14 +42,8 @@ DIGITS: dict[str, tuple[str, list[str]]] = {
 
 
 def train(variant: str, overrides: list[str], folder: Path, final: dict[str, Any]) -> dict[str, Any]:
-    """Train one network by ``dcn-train``, and evaluate its last weights on the data with ``final`` changed."""
-    register()
-    with initialize_config_module("zoo.conf", version_base="1.3"):
-        arguments = [*overrides, f"variants=[{variant}]", "report=false", "device=cpu"]
-        config: Train = OmegaConf.to_object(compose("train", overrides=arguments))
-    start = time.process_time()
-    run(config, folder)
-    seconds = time.process_time() - start
+    """Train one classifier, and evaluate its last weights on the data with ``final`` changed."""
+    config, seconds = study_rows.train(variant, overrides, folder)
     for key, value in final.items():
         setattr(config.data, key, value)
     model = checkpoint.load(folder / variant / "last.safetensors")
@@ -68,7 +56,7 @@ def train(variant: str, overrides: list[str], folder: Path, final: dict[str, Any
         "top1": 100 * right.double().mean().item(),
         "parameters": parameters,
         "epochs": config.optim.epochs,
-        "cpu_seconds": round(seconds, 1),
+        "cpu_seconds": seconds,
     }
 
 
@@ -96,7 +84,7 @@ def photos(seeds: list[int], epochs: int) -> None:
     path = RESULTS / "study-photos.jsonl"
     common = study_photos.prepare(RUNS / "photos")
     if not path.exists():
-        append(path, {"of_epochs": epochs, **provenance(), "command": COMMAND})
+        append(path, {"of_epochs": epochs, **provenance(COMMAND)})
 
     def finish_one(variant: str, name: str, seed: int, count: int) -> None:
         key = {"study": "photos", "data": "elpv", "variant": variant, "seed": seed}
@@ -116,7 +104,7 @@ def photos(seeds: list[int], epochs: int) -> None:
 
 def finish(path: Path, key: dict[str, Any], name: str, overrides: list[str], final: dict[str, Any]) -> None:
     """Train one network and append its row, unless it stands there."""
-    if any(key.items() <= row.items() for row in rows(path)):
+    if has(path, key):
         return
     folder = RUNS / "-".join(str(value) for value in key.values())
     row = train(name, overrides, folder, final)
@@ -139,15 +127,16 @@ def time_ratio(path: Path, overrides: list[str], epochs: int, rounds: int = 3) -
             row = train(name, [*overrides, "optim.epochs=1"], RUNS / f"calibrate-{i}", {})
             values.append(row["cpu_seconds"])
     ratio = statistics.median(times["dcn"]) / statistics.median(times["plain"])
-    append(path, {"ratio": ratio, "of_epochs": epochs, "cpu_seconds": times, **provenance(), "command": COMMAND})
+    append(
+        path,
+        {"ratio": ratio, "of_epochs": epochs, "cpu_seconds": times, **provenance(COMMAND)},
+    )
     return ratio
 
 
 def matched_channels() -> tuple[int, ...]:
     """Return channels of the plain ResNet whose parameters come closest to those of DCNv2."""
-    register()
-    with initialize_config_module("zoo.conf", version_base="1.3"):
-        config: Train = OmegaConf.to_object(compose("train"))
+    config = config_of([])
 
     def count(dcn: dict[str, Any] | None, channels: tuple[int, ...]) -> int:
         kwargs = {"model_name": config.model.name, "in_chans": 1, "num_classes": 10, **config.model.kwargs}
@@ -159,31 +148,25 @@ def matched_channels() -> tuple[int, ...]:
     return min(candidates, key=lambda channels: abs(count(None, channels) - target))
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a file, none where there is no file."""
-    return iter(map(json.loads, path.read_text().splitlines()) if path.exists() else ())
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Append a row; a whole one or, where the process dies, none."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("digits", "photos", "report"))
+    parser.add_argument("what", choices=("digits", "photos", *study_scenes.STUDIES, "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="default: 5 of digits, 3 of photos")
+    parser.add_argument("--epochs", type=int, help="of digits (default: 5) and photos (3)")
+    parser.add_argument("--root", type=Path, help="folder of the data; of cells and nuclei")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "digits":
         digits(arguments.seeds, arguments.epochs or 5)
     elif arguments.what == "photos":
         photos(arguments.seeds, arguments.epochs or 3)
+    elif arguments.what in study_scenes.STUDIES:
+        if arguments.root is None:
+            parser.error(f"{arguments.what} needs --root, the folder of the data")
+        study_scenes.study(study_scenes.STUDIES[arguments.what], arguments.root, arguments.seeds)
     study_report.write(RESULTS)
+    study_scenes.write()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""Table, leads and curves of the study on scenes, from its rows."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from study_rows import rows
+
+ORDER = ("plain", "wider", "longer", "head", "encoder", "both", "both, rate 1")
+TITLES = {"wider": "plain, wider", "longer": "plain, longer", "both, rate 1": "both, full rate"}
+PLAIN = ("plain", "wider", "longer")
+Runs = dict[str, dict[int, dict[str, Any]]]  # by variant and seed
+
+
+def read(path: Path) -> tuple[Runs, dict[str, float]]:
+    """Return the finished runs of a file, and the CPU seconds of an epoch of each variant."""
+    runs: Runs = {}
+    seconds: dict[str, float] = {}
+    for row in rows(path):
+        if "variant" in row:
+            runs.setdefault(row["variant"], {})[row["seed"]] = row
+        else:
+            seconds = row["epoch_cpu_seconds"]
+    seconds |= {"longer": seconds["plain"], "both, rate 1": seconds["both"]} if seconds else {}
+    return {variant: runs[variant] for variant in ORDER if variant in runs}, seconds
+
+
+def table(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...]) -> str:
+    """Return each variant's metrics of the test split and its price, then the leads by seed, in Markdown."""
+    head = ["test split, mean ± sample deviation", *metrics, "parameters", "epochs", "CPU time"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]
+    for variant, by_seed in runs.items():
+        first = next(iter(by_seed.values()))
+        time = first["epochs"] * seconds[variant]
+        base = next(iter(runs["plain"].values()))["epochs"] * seconds["plain"]
+        values = [_spread([row["test"][metric] for row in by_seed.values()]) for metric in metrics]
+        price = [f"{first['parameters']:,}", str(first["epochs"]), f"{time / base:.2f}"]
+        lines.append("| " + " | ".join([TITLES.get(variant, variant), *values, *price]) + " |")
+    for metric in metrics:
+        lines += ["", f"Lead in {metric}, in points, by seed:", ""]
+        over = [variant for variant in PLAIN if variant in runs]
+        lines.append("| | " + " | ".join(f"over {TITLES.get(variant, variant)}" for variant in over) + " |")
+        lines.append("|---|" + "---|" * len(over))
+        for variant in runs:
+            if variant not in PLAIN:
+                leads = (_lead(runs[variant], runs[other], metric) for other in over)
+                lines.append(f"| {TITLES.get(variant, variant)} | " + " | ".join(leads) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f} (1 seed)"
+    note = "" if len(values) == 3 else f" ({len(values)} seeds)"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}{note}"
+
+
+def _lead(mine: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]], metric: str) -> str:
+    both = [seed for seed in mine if seed in other]
+    return ", ".join(f"{mine[seed]['test'][metric] - other[seed]['test'][metric]:+.1f}" for seed in both) or "–"
+
+
+def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps: int, path: Path) -> None:
+    """Draw the metrics of the validation split over steps and over CPU seconds, each line a mean of the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = dict(zip(ORDER, ("0.2", "0.5", "0.7", "tab:green", "tab:blue", "tab:red", "tab:orange"), strict=True))
+    figure, axes = pyplot.subplots(
+        len(metrics), 2, figsize=(9, 2.9 * len(metrics)), squeeze=False, sharex="col", sharey="row"
+    )
+    for row, metric in zip(axes, metrics, strict=True):
+        for variant, by_seed in runs.items():
+            curves = [run["curve"][metric] for run in by_seed.values()]
+            means = [statistics.mean(values) for values in zip(*curves, strict=True)]
+            epochs = range(1, len(means) + 1)
+            for axis, unit in zip(row, (steps, seconds[variant]), strict=True):
+                x = [epoch * unit for epoch in epochs]
+                axis.plot(x, means, color=colours[variant], label=TITLES.get(variant, variant), linewidth=1.2)
+        row[0].set_ylabel(f"{metric} of the validation split")
+    for axis, unit in zip(axes[-1], ("steps", "CPU seconds"), strict=True):
+        axis.set_xlabel(unit)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout(pad=0.6)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
