@@ -137,13 +137,14 @@ class OffsetPredictor(nn.Conv2d):
             groups = depthwise.shape[0]
             out = F.conv2d(padded, depthwise, None, self.stride, self._padding_hw, self.dilation, groups)
             out = F.conv2d(out, weight, self.offset_bias, (1, 1), (0, 0), (1, 1), 1)
-        offset = out[:, : self._offset_channels]
+        offset, logits = out, out
+        if self.modulated:
+            # Not two slices, whose gradients are two padded maps and their sum.
+            offset, logits = out.split([self._offset_channels, self._offset_channels // 2], 1)
         bound = self.offset_bound
         if bound is not None:
             offset = bound * (2 * offset.sigmoid() - 1)
-        if not self.modulated:
-            return offset, None
-        return offset, self.mask_scale * out[:, self._offset_channels :].sigmoid()
+        return offset, self.mask_scale * logits.sigmoid() if self.modulated else None
 
 
 def _checked_scale(mask_scale: Any) -> float:

@@ -190,9 +190,10 @@ def test_without_torchs_threads_one_does_the_work(
 # Under the compiler
 
 
+# An eager call for few pixels and large filters takes the composition.
+@pytest.mark.parametrize("case", [SHAPES["depthwise, odd"], Case(channels=512, filters=512, size=(2, 3))])
 @pytest.mark.parametrize(("implementation", "whole"), [("native", True), ("auto", True), ("composition", False)])
-def test_the_compiler_gets_one_node(implementation: str, whole: bool) -> None:
-    case = SHAPES["depthwise, odd"]
+def test_the_compiler_gets_one_node(implementation: str, whole: bool, case: Case) -> None:
     inputs = make_inputs(case)
     compiled, graphs = compiled_for_graphs(op)
     with dcn_ops.settings(implementation=implementation):
