@@ -3,12 +3,13 @@
 from functools import cache
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from dcn_ops.settings import current, settings
 
 _Problem = TypeVar("_Problem")  # the checked arguments of a call
-_Gradients = TypeVar("_Gradients")  # what the backward returns
+_Gradients = TypeVar("_Gradients", bound=tuple[Tensor | None, ...])  # what the backward returns
 _Taken = TypeVar("_Taken", contravariant=True)
 _Given = TypeVar("_Given", covariant=True)
 
@@ -77,6 +78,29 @@ class Registry(Generic[_Problem, _Gradients]):
                 return kernel
         reason = refusal or self._missing.format(repr(wanted))
         raise ValueError(f'{reason}, or call dcn_ops.set_implementation("auto")')
+
+    def backward(
+        self, grad: Tensor, problem: _Problem, needs: list[bool], *, traced: bool = False
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of a call; of the operator's tensors, the input is the first.
+
+        Args:
+            grad: The gradient of the output.
+            problem: The call.
+            needs: Which gradients to compute; the others are None.
+            traced: Whether a compiler traces what the implementation does.
+
+        Raises:
+            ValueError: As ``choose``.
+        """
+        kernel = self.choose(problem, grad, traced=traced)
+        if not (needs[0] and not kernel.DETERMINISTIC and torch.are_deterministic_algorithms_enabled()):
+            return kernel.backward(grad, problem, needs)
+        # The order of its additions changes from run to run, and so do the last bits of the gradient of the input.
+        sorting = self.choose(problem, grad, traced=traced, deterministic=True)
+        others = [False, *needs[1:]]
+        of_input = sorting.backward(grad, problem, [True, *[False] * len(others[1:])])[0]
+        return of_input, *kernel.backward(grad, problem, others)[1:]
 
     def takes_native(self, problem: _Problem) -> bool:
         """Tell whether an eager call can take the native kernel, or must; tensors of a compiler, without data, do.

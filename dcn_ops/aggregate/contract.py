@@ -45,8 +45,7 @@ def _forward(*arguments: Any, traced: bool = False) -> Tensor:
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
     check_gradient(grad, problem.input, problem.output_shape)
-    same_bits = needs[0] and torch.are_deterministic_algorithms_enabled()
-    return REGISTRY.choose(problem, grad, traced=traced, deterministic=same_bits).backward(grad, problem, needs)
+    return cast("Gradients", REGISTRY.backward(grad, problem, needs, traced=traced))
 
 
 _library.impl(_NAME, _forward, "CompositeExplicitAutograd")

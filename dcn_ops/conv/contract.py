@@ -44,13 +44,7 @@ def _forward(*arguments: Any, traced: bool = False) -> Tensor:
 def _backward(grad: Tensor, *arguments: Any, traced: bool = False) -> Gradients:
     problem, needs = make_problem(*arguments[:-1]), list(arguments[-1])
     check_gradient(grad, problem.input, problem.output_shape)
-    kernel = REGISTRY.choose(problem, grad, traced=traced)
-    if not (needs[0] and not kernel.DETERMINISTIC and torch.are_deterministic_algorithms_enabled()):
-        return kernel.backward(grad, problem, needs)
-    # The order of its additions changes from run to run, and so do the last bits of the gradient of the input.
-    sorting = REGISTRY.choose(problem, grad, traced=traced, deterministic=True)
-    of_input = sorting.backward(grad, problem, [True, *[False] * 4])[0]
-    return of_input, *kernel.backward(grad, problem, [False, *needs[1:]])[1:]
+    return cast("Gradients", REGISTRY.backward(grad, problem, needs, traced=traced))
 
 
 _library.impl(NAME, _forward, "CompositeExplicitAutograd")

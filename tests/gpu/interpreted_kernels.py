@@ -15,6 +15,8 @@ import dcn_ops
 from dcn_ops.conv.kernels.triton import configs, launch, plan, primitives
 from dcn_ops.sampling import pieces
 from dcn_ops.testing import CASES, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
+from dcn_ops.triton import tiles
+from dcn_ops.triton.primitives import positions
 
 op = torch.ops.dcn_ops.deform_conv2d
 NAMES = [name for name in CASES if name != "empty_batch"]
@@ -28,7 +30,7 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     plan._make_workload.cache_clear()
     plan._plan.cache_clear()
     monkeypatch.setattr("dcn_ops.conv.kernels.gpu.refuses", lambda problem, grad=None: None)
-    monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 8))
+    monkeypatch.setattr(tiles, "device_of", lambda device: tiles.Device("sm_90", 8))
     monkeypatch.setitem(configs.TABLES, "sm_90", TILES)
     monkeypatch.setattr(interpreter.interpreter_builder, "create_dot", dot)
     dcn_ops.set_implementation("triton")
@@ -193,7 +195,7 @@ def test_deterministic_algorithms_take_the_sorted_gradient_of_the_input(name: st
 @triton.jit
 def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, BLOCK: tl.constexpr):
     """Store where a block far out begins: output positions, the pixel of a late image, the entry of a map."""
-    m, _, _ = primitives.positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
+    m, _, _ = positions(2**31 // BLOCK, BLOCK, M, Ho, Wo)
     tl.store(row_ptr + tl.arange(0, BLOCK), m)
     late = tl.full([BLOCK], image, tl.int64)
     zero = tl.zeros([BLOCK], tl.int32)

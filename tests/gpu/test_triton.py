@@ -25,7 +25,8 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from dcn_ops.conv.kernels.triton import configs, launch  # noqa: E402
+from dcn_ops.conv.kernels.triton import launch  # noqa: E402
+from dcn_ops.triton import tiles  # noqa: E402
 
 op = torch.ops.dcn_ops.deform_conv2d
 
@@ -59,7 +60,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.fx.Graph]:
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     # Triton 3.9 warns about this default; as an error, it would keep torch from seeing what a kernel writes.
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    monkeypatch.setattr(configs, "device_of", lambda device: configs.Device("sm_90", 132))
+    monkeypatch.setattr(tiles, "device_of", lambda device: tiles.Device("sm_90", 132))
 
     def trace(
         function: Callable, case: Case, dtype: torch.dtype = torch.bfloat16, dynamic: bool = False

@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from dcn_ops.conv.kernels.triton import configs, plan  # noqa: E402
+from dcn_ops.triton.launch import sides_of  # noqa: E402
 
 # Bytes that a program may have.
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -43,7 +44,7 @@ def constants_of(name: str) -> dict[str, Any]:
 
 def compiled(architecture: str, name: str, tile: configs.Tile) -> Any:
     kernel = plan.KERNELS[name if name in plan.KERNELS else name.split()[0]]
-    constants = constants_of(name) | plan.blocks_of(kernel, tile)
+    constants = constants_of(name) | sides_of(kernel, tile)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     narrow = "fp32" if name.endswith(("tf32", "ieee")) else "bf16"
     sums = ("parts_ptr",) if name == "gather" else ("parts_ptr", "grad_input_ptr")

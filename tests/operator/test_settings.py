@@ -161,7 +161,7 @@ def test_triton_asked_for_on_the_cpu_raises() -> None:
 
 
 def test_triton_asked_for_where_it_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcn_ops.conv.kernels.gpu._is_installed", lambda: False)
+    monkeypatch.setattr("dcn_ops.triton.support.is_installed", lambda: False)
     dcn_ops.set_implementation("triton")
     with pytest.raises(ValueError, match="Triton is not installed; pip install triton"):
         op(*make_inputs(Case()), **Case().integers)

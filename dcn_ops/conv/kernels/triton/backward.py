@@ -17,16 +17,18 @@ import triton.language as tl
 
 from dcn_ops.conv.kernels.triton.primitives import (
     MAP_SIZES,
-    add_to_neighbours,
-    bilinear,
-    interpolate,
     load_mask,
-    load_neighbours,
     load_weight,
     locate,
     offset_entry,
-    positions,
     store_map_gradients,
+)
+from dcn_ops.triton.primitives import (
+    add_to_neighbours,
+    bilinear,
+    interpolate,
+    load_neighbours,
+    positions,
     sums_with,
 )
 

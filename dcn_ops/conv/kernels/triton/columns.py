@@ -15,17 +15,13 @@ import triton.language as tl
 
 from dcn_ops.conv.kernels.triton.primitives import (
     MAP_SIZES,
-    bilinear,
-    interpolate,
     load_mask,
-    load_neighbours,
     locate,
     offset_entry,
     place,
-    positions,
     store_map_gradients,
-    sums_with,
 )
+from dcn_ops.triton.primitives import bilinear, interpolate, load_neighbours, positions, sums_with
 
 
 @triton.jit(do_not_specialize=MAP_SIZES)

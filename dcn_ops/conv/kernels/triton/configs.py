@@ -3,33 +3,13 @@
 ``tests/gpu/test_triton_compile.py`` compiles every entry for its architectures and asserts that no register spills.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 
-
-class Tile(NamedTuple):
-    """Output positions, filters and channels of a program's tile; warps and stages of its pipeline."""
-
-    m: int
-    n: int
-    c: int
-    warps: int
-    stages: int
-
-
-class Device(NamedTuple):
-    """The properties of a device that the choice depends on."""
-
-    architecture: str
-    processors: int
-
+from dcn_ops.triton.tiles import Device, Table, Tile, ordered, power_of_two
 
 # Count, order, unroll and depthwise weight have one tile each: they add to memory or overwrite their input, so
 # autotuning can't run them twice. The widest tile is first: it samples once for many filters. A narrow one suits
 # few filters, or fills a large GPU.
-Table = dict[str, tuple[Tile, ...]]
 _AMPERE: Table = {
     "forward half": (Tile(64, 256, 32, 8, 3), Tile(64, 128, 32, 8, 3), Tile(64, 32, 32, 4, 2)),
     "forward tf32": (Tile(64, 128, 32, 8, 2), Tile(64, 32, 32, 4, 2)),
@@ -62,18 +42,6 @@ _CDNA: Table = {
 TABLES = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA}
 
 
-@lru_cache
-def device_of(device: torch.device) -> Device:
-    """Return the table for the device, and its number of multiprocessors."""
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return Device("gfx942", properties.multi_processor_count)
-    capability = (properties.major, properties.minor)
-    known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-    # GPUs of workstations have as much shared memory as sm_89, two thirds of sm_80.
-    return Device(known.get(capability, "sm_89"), properties.multi_processor_count)
-
-
 def arithmetic(dtype: torch.dtype) -> str:
     """Return the arithmetic of products: "half"; for float32 "tf32", if torch's setting of matmul allows it."""
     if dtype != torch.float32:
@@ -94,14 +62,9 @@ def tiles(kernel: str, device: Device, filters: int, channels: int, positions: i
     table = TABLES[device.architecture][kernel]
     fitting = [t for t in table if t.n <= side(filters)] or [table[-1]]
     fitting = [t._replace(c=min(t.c, side(channels))) for t in fitting]
-    if positions is None:
-        return fitting
-    # The widest tile that still gives every second multiprocessor a program.
-    full = [t for t in fitting if 2 * -(-positions // t.m) * -(-filters // t.n) >= device.processors]
-    first = full[0] if full else fitting[-1]
-    return [first, *(tile for tile in fitting if tile != first)]
+    return fitting if positions is None else ordered(fitting, device, positions, filters)
 
 
 def side(size: int) -> int:
     """Return the side of a tile that covers ``size``: a power of two, at least 16 for tensor cores."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(16, power_of_two(size))

@@ -7,17 +7,13 @@ time. A program owns BLOCK_M output positions and BLOCK_C filters or channels of
 import triton
 import triton.language as tl
 
-from dcn_ops.conv.kernels.triton.primitives import (
-    MAP_SIZES,
+from dcn_ops.conv.kernels.triton.primitives import MAP_SIZES, load_mask, locate, offset_entry, store_map_gradients
+from dcn_ops.triton.primitives import (
     add_to_neighbours,
     bilinear,
     interpolate,
-    load_mask,
     load_neighbours,
-    locate,
-    offset_entry,
     positions,
-    store_map_gradients,
     sums_with,
 )
 

@@ -12,17 +12,8 @@ both the channels of a (merged) group and those of an offset group.
 import triton
 import triton.language as tl
 
-from dcn_ops.conv.kernels.triton.primitives import (
-    MAP_SIZES,
-    bilinear,
-    interpolate,
-    load_mask,
-    load_neighbours,
-    load_weight,
-    locate,
-    offset_entry,
-    positions,
-)
+from dcn_ops.conv.kernels.triton.primitives import MAP_SIZES, load_mask, load_weight, locate, offset_entry
+from dcn_ops.triton.primitives import bilinear, interpolate, load_neighbours, positions
 
 
 @triton.jit(do_not_specialize=MAP_SIZES)

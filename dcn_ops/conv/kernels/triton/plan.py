@@ -3,22 +3,20 @@
 Legend: N batch, C channels, O filters, H x W input size, Ho x Wo output size, M = N * Ho * Wo output positions.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from dcn_ops.conv.kernels.triton import backward, columns, configs, depthwise, forward
-from dcn_ops.conv.kernels.triton.configs import Device, Tile
 from dcn_ops.sampling.geometry import Conv
 from dcn_ops.settings import current
-
-Constants = dict[str, Any]
+from dcn_ops.triton import tiles
+from dcn_ops.triton.launch import Constants, Plan, is_traced, planned, start
+from dcn_ops.triton.tiles import Device, Tile
 
 KERNELS = {
     "forward": forward.forward_kernel,
@@ -60,10 +58,10 @@ class Workload:
 
 def workload_of(image: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, conv: Conv) -> Workload:
     """Return the numbers of a convolution of ``image``, [N, H, W, C]."""
-    make = _make_workload.__wrapped__ if _is_traced(image) else _make_workload
+    make = _make_workload.__wrapped__ if is_traced(image) else _make_workload
     strides = offset.stride(), (offset if mask is None else mask).stride()
     kind = mask is not None, weight.dtype, configs.arithmetic(weight.dtype)
-    return make(image.shape, offset.shape, strides, weight.shape, kind, conv, configs.device_of(image.device))
+    return make(image.shape, offset.shape, strides, weight.shape, kind, conv, tiles.device_of(image.device))
 
 
 @lru_cache(1024)
@@ -122,48 +120,23 @@ def launch(kernel: str, work: Workload, tensors: dict[str, Tensor], **numbers: A
         tensors: The tensors by the names of its pointers.
         numbers: Further integers and flags by name.
     """
-    tensor = next(iter(tensors.values()))
-    traced = _is_traced(tensor)
-    plan = _plan.__wrapped__ if traced else _plan
-    function, grid, arguments = plan(kernel, work, tuple(numbers.items()), current().autotune)
-    if traced:
-        torch.library.wrap_triton(function)[grid](**tensors, **arguments)
-        return
-    with _on(tensor.device):
-        function[grid](**tensors, **arguments)
-
-
-def _is_traced(tensor: Tensor) -> bool:
-    """Tell whether a compiler traces; its tensors have no data, and their sizes may be symbols."""
-    return type(tensor) not in (Tensor, torch.nn.Parameter)
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    here = device.type == "cpu" or device.index == torch.cuda.current_device()
-    return nullcontext() if here else torch.cuda.device(device)
+    plan = _plan.__wrapped__ if is_traced(next(iter(tensors.values()))) else _plan
+    start(plan(kernel, work, tuple(numbers.items()), current().autotune), tensors)
 
 
 @lru_cache(4096)
-def _plan(
-    kernel: str, work: Workload, numbers: tuple[tuple[str, Any], ...], autotuned: bool
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the function, its grid and its arguments except tensors."""
+def _plan(kernel: str, work: Workload, numbers: tuple[tuple[str, Any], ...], autotuned: bool) -> Plan:
+    """Return the launch of a kernel."""
     constants = work.constants | dict(numbers)
     choice = _tiles(kernel, work, work.sizes["M"])
     if kernel == "unroll":
         constants["TAPS_EACH"] = _taps_each(work, choice[0])
     function: Any = KERNELS[_own(kernel, work)]
-    arguments = {k: v for k, v in (work.sizes | constants).items() if k in function.arg_names}
 
     def grid(meta: Constants) -> tuple[int]:
         return (_blocks(kernel, work.sizes, meta["BLOCK_M"]) * _programs(kernel, constants | meta),)
 
-    if autotuned:
-        compiled_for = tuple(k for k in arguments if k in constants and k.isupper())
-        return _tuned(function, tuple(choice), compiled_for), grid, arguments
-    blocks = blocks_of(function, choice[0])
-    launched = {"num_warps": choice[0].warps, "num_stages": choice[0].stages}
-    return function, grid(blocks), arguments | blocks | launched
+    return planned(function, choice, grid, work.sizes, constants, autotuned)
 
 
 def _own(kernel: str, work: Workload) -> str:
@@ -216,17 +189,3 @@ def _taps_each(work: Workload, tile: Tile) -> int:
     programs = _programs("unroll", work.constants | {"TAPS_EACH": taps})
     few = isinstance(m, int) and -(-m // tile.m) * programs < 4 * work.device.processors
     return 1 if few else taps
-
-
-def blocks_of(function: Any, tile: Tile) -> dict[str, int]:
-    """Return the sides of a tile, by the names of the kernel's constants."""
-    sides = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_C": tile.c}
-    return {name: value for name, value in sides.items() if name in function.arg_names}
-
-
-@lru_cache
-def _tuned(function: Any, choice: tuple[Tile, ...], constants: tuple[str, ...]) -> Any:
-    """Return the kernel with Triton's autotuning over ``choice``; Triton's disk cache keeps the results."""
-    tried = [triton.Config(blocks_of(function, t), num_warps=t.warps, num_stages=t.stages) for t in choice]
-    reset = [name for name in ("grad_input_ptr",) if name in function.arg_names]
-    return triton.autotune(tried, key=list(constants), reset_to_zero=reset, cache_results=True)(function)
