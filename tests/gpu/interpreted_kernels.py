@@ -192,6 +192,25 @@ def test_deterministic_algorithms_take_the_sorted_gradient_of_the_input(name: st
     assert all(map(torch.equal, mixed[1:], by_kernel[1:]))
 
 
+@pytest.mark.parametrize("needs", [(True,) * 5, (False, True, True, True, True)], ids=str)
+@pytest.mark.parametrize("name", ["grouped", "depthwise_large"])
+def test_autotuning_leaves_the_image_and_adds_once(
+    name: str, needs: tuple[bool, ...], tuned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(CASES[name], batch=1, size=(5, 4), kernel=(1, 2), padding=(1, 1))
+    inputs = make_inputs(case)
+    expected = gradients(inputs, case, needs)
+    kept = inputs.map(Tensor.clone)
+    for key in ("forward ieee", "samples ieee", "depthwise forward", "depthwise samples"):
+        monkeypatch.setitem(TILES, key, (TILES[key][0], TILES[key][0]._replace(warps=8)))
+    with dcn_ops.settings(autotune=True):
+        actual = gradients(inputs, case, needs)
+    assert tuned == ["forward_kernel"] * 2 + ["samples_kernel"] * 2
+    assert all(map(torch.equal, inputs, kept))
+    for one, other, needed in zip(actual, expected, needs, strict=True):
+        assert torch.equal(one, other) if needed else one is None
+
+
 @triton.jit
 def _addresses(map_ptr, first_ptr, entry_ptr, row_ptr, M, Ho, Wo, H, W, image, BLOCK: tl.constexpr):
     """Store where a block far out begins: output positions, the pixel of a late image, the entry of a map."""

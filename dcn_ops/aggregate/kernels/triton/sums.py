@@ -102,7 +102,7 @@ def forward_kernel(
     exists = channel < DEPTH
 
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for tap in range(TAPS):
+    for tap in tl.range(0, TAPS, loop_unroll_factor=3):  # the loads of three taps are under way together
         entry = (m * GROUPS + group) * TAPS + tap
         first, exist, dy, dx = locate(offset_ptr, entry, at, valid, tap, H, W, CHANNELS, WINDOW, SCALE)
         weight = tl.load(mask_ptr + entry, mask=valid, other=0).to(tl.float32)
