@@ -253,17 +253,17 @@ def test_positions_beyond_32_bits(size: tuple[int, int]) -> None:
 
 
 @triton.jit
-def _late_pixel(offset_ptr, first_ptr, image, BLOCK: tl.constexpr):
+def _late_pixel(first_ptr, image, BLOCK: tl.constexpr):
     """Store where the pixel of a late image lies."""
     late = tl.full([BLOCK], image, tl.int64)
     zero = tl.zeros([BLOCK], tl.int32)
     at = late, zero + 3, zero + 5
     window: tl.constexpr = (1, 1, 1, 1, 0, 0, 1, 1, 1)
-    first, _, _, _ = sums.locate(offset_ptr, zero, at, zero == 0, 0, 1024, 1024, 256, window, 1.0)
+    first, _, _, _ = sums.locate((zero, zero), at, zero == 0, 0, (1024, 1024), 256, window, 1.0)
     tl.store(first_ptr + tl.arange(0, BLOCK), first)
 
 
 def test_pixels_beyond_32_bits() -> None:
     first = torch.zeros(16, dtype=torch.int64)
-    _late_pixel[(1,)](torch.zeros(2), first, 2**13, BLOCK=16)
+    _late_pixel[(1,)](first, 2**13, BLOCK=16)
     assert set(first.tolist()) == {((2**13 * 1024 + 3) * 1024 + 5) * 256}

@@ -1,11 +1,14 @@
 """The Triton kernels without a GPU: interpreted, compiled for the architectures that they are for, and traced."""
 
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import aggregates
 import pytest
 import torch
 from functorch.compile import aot_function, make_boxed_func
@@ -25,16 +28,17 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from dcn_ops.conv.kernels.triton import launch  # noqa: E402
-from dcn_ops.triton import tiles  # noqa: E402
+from dcn_ops.conv.kernels.triton import configs, launch  # noqa: E402
+from dcn_ops.triton import support, tiles  # noqa: E402
 
 op = torch.ops.dcn_ops.deform_conv2d
 
 
 @pytest.mark.slow
-def test_interpreted_kernels_are_the_reference() -> None:
+@pytest.mark.parametrize("file", ["interpreted_kernels.py", "interpreted_aggregate.py"])
+def test_interpreted_kernels_are_the_reference(file: str) -> None:
     # The interpreter is chosen when triton is imported.
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "interpreted_kernels.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
     done = subprocess.run(
         command,
         check=False,
@@ -62,28 +66,27 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.fx.Graph]:
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     monkeypatch.setattr(tiles, "device_of", lambda device: tiles.Device("sm_90", 132))
 
-    def trace(
-        function: Callable, case: Case, dtype: torch.dtype = torch.bfloat16, dynamic: bool = False
-    ) -> torch.fx.Graph:
+    def trace(function: Callable, inputs: NamedTuple, sizes: tuple[int, ...] = ()) -> torch.fx.Graph:
+        """Return the graph; the dimensions ``sizes`` of image and maps are symbols."""
         found = []
 
         def record(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
             found.append(module.graph)
             return make_boxed_func(module.forward)
 
-        inputs = make_inputs(case, dtype)
         with FakeTensorMode(shape_env=ShapeEnv()) as mode, torch.no_grad():
 
             def fake(name: str, tensor: Tensor) -> Tensor:
-                sizes = [DimDynamic.STATIC] * tensor.dim()
-                if dynamic and name in ("input", "offset", "mask"):
-                    sizes[0] = sizes[2] = sizes[3] = DimDynamic.DYNAMIC
-                return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes)).cuda()
+                kinds = [DimDynamic.STATIC] * tensor.dim()
+                if name in ("input", "offset", "mask"):
+                    for i in sizes:
+                        kinds[i] = DimDynamic.DYNAMIC
+                return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(kinds)).cuda()
 
             tensors = [None if t is None else fake(name, t) for name, t in inputs._asdict().items()]
             # Of symbolic sizes only packages that are compiled ahead of time have kernels; else the node is whole.
-            monkeypatch.setattr(registration, "is_ahead_of_time", lambda: dynamic)
-            aot_function(function, fw_compiler=record, dynamic=dynamic)(*tensors)
+            monkeypatch.setattr(registration, "is_ahead_of_time", lambda: bool(sizes))
+            aot_function(function, fw_compiler=record, dynamic=bool(sizes))(*tensors)
         return found[0]
 
     return trace
@@ -112,12 +115,14 @@ def forward_and_backward(case: Case) -> Callable[..., tuple[Tensor | None, ...]]
 WRITTEN = {
     "forward_kernel": {"output_ptr"},
     "samples_kernel": {"grad_input_ptr", "grad_offset_ptr", "grad_mask_ptr"},
+    "backward_kernel": {"grad_input_ptr", "grad_offset_ptr", "grad_mask_ptr"},
     "weight_kernel": {"parts_ptr"},
     "unroll_kernel": {"columns_ptr", "grad_offset_ptr", "grad_mask_ptr"},
     "count_kernel": {"count_ptr"},
     "order_kernel": {"next_ptr", "row_ptr", "x_ptr", "above_ptr", "below_ptr"},
     "gather_kernel": {"grad_input_ptr"},
 }
+SIZES = (0, 2, 3)  # the dimensions that change with the images
 FUSED = ["forward_kernel", "samples_kernel", "weight_kernel"]
 BY_COLUMNS = ["count_kernel", "order_kernel", "gather_kernel", "unroll_kernel"]
 
@@ -125,18 +130,21 @@ BY_COLUMNS = ["count_kernel", "order_kernel", "gather_kernel", "unroll_kernel"]
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", ["all", "depthwise_large", "offset_groups"])
 def test_the_compiler_sees_the_kernels(name: str, dynamic: bool, trace: Callable[..., torch.fx.Graph]) -> None:
-    graph = trace(forward_and_backward(CASES[name]), CASES[name], dynamic=dynamic)
+    inputs = make_inputs(CASES[name], torch.bfloat16)
+    graph = trace(forward_and_backward(CASES[name]), inputs, SIZES if dynamic else ())
     assert_kernels(graph, FUSED)
+    assert adds_atomically(graph)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_compiler_sees_the_kernels_of_columns(
     dynamic: bool, trace: Callable[..., torch.fx.Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = trace(forward_and_backward(CASES["plain"]), CASES["plain"], dynamic=dynamic, dtype=torch.float32)
-    assert_kernels(graph, ["unroll_kernel", *BY_COLUMNS])
+    function, inputs = forward_and_backward(CASES["plain"]), make_inputs(CASES["plain"])
+    sizes = SIZES if dynamic else ()
+    assert_kernels(trace(function, inputs, sizes), ["unroll_kernel", *BY_COLUMNS])
     monkeypatch.setattr(launch, "_COLUMNS", 1)
-    graph = trace(forward_and_backward(CASES["plain"]), CASES["plain"], dynamic=dynamic)
+    graph = trace(function, inputs.map(Tensor.bfloat16), sizes)
     # Of sizes that are symbols nobody can tell whether they are worth it.
     assert_kernels(graph, FUSED if dynamic else ["forward_kernel", *BY_COLUMNS])
 
@@ -155,10 +163,58 @@ def assert_kernels(graph: torch.fx.Graph, names: list[str]) -> None:
 def test_deterministic_graphs_hold_no_atomic_additions(trace: Callable[..., torch.fx.Graph]) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        graph = trace(forward_and_backward(CASES["all"]), CASES["all"])
+        graph = trace(forward_and_backward(CASES["all"]), make_inputs(CASES["all"], torch.bfloat16))
     finally:
         torch.use_deterministic_algorithms(False)
-    calls = [n.kwargs for n in graph.nodes if n.target is triton_kernel_wrapper_functional]
-    constants = [kernel_side_table.get_constant_args(call["constant_args_idx"]) for call in calls]
-    assert [c.get("NEED_INPUT", False) for c in constants] == [False] * 3
+    assert not adds_atomically(graph)
     assert any("_embedding_bag" in str(node.target) for node in graph.nodes)
+
+
+def adds_atomically(graph: torch.fx.Graph) -> bool:
+    """Tell whether a kernel in the graph writes the gradient of the input; there must be kernels."""
+    calls = [n.kwargs for n in graph.nodes if n.target is triton_kernel_wrapper_functional]
+    assert calls
+    return any(call["kwargs"].get("NEED_INPUT", False) for call in calls)
+
+
+def test_the_compiler_sees_the_kernels_of_the_aggregation(trace: Callable[..., torch.fx.Graph]) -> None:
+    case = aggregates.CASES["all"]
+    inputs = aggregates.make_inputs(case, torch.bfloat16)
+
+    def function(*inputs: Tensor) -> tuple[Tensor | None, ...]:
+        out = torch.ops.dcn_ops.deform_aggregate(*inputs, **case.numbers)
+        backward = torch.ops.dcn_ops.deform_aggregate_backward
+        return out, *backward(out, *inputs, **case.numbers, needs=[True] * 3)
+
+    for sizes in ((), (0, 1, 2)):
+        graph = trace(function, inputs, sizes)
+        assert_kernels(graph, ["forward_kernel", "backward_kernel"])
+        assert adds_atomically(graph)
+    torch.use_deterministic_algorithms(True)
+    try:
+        graph = trace(function, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not adds_atomically(graph)
+
+
+def test_kernels_that_must_not_run_twice_have_one_tile() -> None:
+    # Autotuning repeats a kernel. These add to memory that isn't set to zero before, or overwrite what they read.
+    for table in configs.TABLES.values():
+        assert {len(table[name]) for name in ("count", "order", "unroll", "depthwise weight")} == {1}
+
+
+def test_a_gpu_without_triton_or_in_float64_takes_the_composition_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with FakeTensorMode():
+        images = [torch.empty(1, 4, 4, 8, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.float64)]
+    assert [support.unsupported(image) is None for image in images] == [True, False]
+    monkeypatch.setattr(support, "is_installed", lambda: False)
+    for _ in range(2):
+        assert support.unsupported(images[0]) == "Triton is not installed; pip install triton"
+    levels = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == support.__name__]
+    assert [level for level, _ in levels] == ["INFO", "WARNING"]  # each once
+    assert "got input.dtype=torch.float64" in levels[0][1]
+    assert "Triton is not installed" in levels[1][1]

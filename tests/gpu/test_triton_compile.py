@@ -14,8 +14,11 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from dcn_ops.aggregate.kernels.triton import plan as aggregate  # noqa: E402
+from dcn_ops.aggregate.window import Window  # noqa: E402
 from dcn_ops.conv.kernels.triton import configs, plan  # noqa: E402
 from dcn_ops.triton.launch import sides_of  # noqa: E402
+from dcn_ops.triton.tiles import Tile  # noqa: E402
 
 # Bytes that a program may have.
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -25,6 +28,8 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# The aggregation's tiles are the same for all.
+ALL_TARGETS = TARGETS | {"sm_89": GPUTarget("cuda", 89, 32), "sm_100": GPUTarget("cuda", 100, 32)}
 # Pointers of one dtype, whatever that of the image.
 WHOLE, WIDE = ("count_ptr", "next_ptr", "start_ptr", "row_ptr"), ("x_ptr", "above_ptr", "below_ptr")
 NO_PRODUCT = ("unroll", "count", "order")
@@ -42,13 +47,20 @@ def constants_of(name: str) -> dict[str, Any]:
     return values | {"FILTERS": 256, "DEPTH": 256, "WIDTH": 256, "MERGED": 1, "SEGMENT": 256}
 
 
-def compiled(architecture: str, name: str, tile: configs.Tile) -> Any:
+def compiled(architecture: str, name: str, tile: Tile) -> Any:
     kernel = plan.KERNELS[name if name in plan.KERNELS else name.split()[0]]
     constants = constants_of(name) | sides_of(kernel, tile)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     narrow = "fp32" if name.endswith(("tf32", "ieee")) else "bf16"
     sums = ("parts_ptr",) if name == "gather" else ("parts_ptr", "grad_input_ptr")
     own = dict.fromkeys(WHOLE, "i32") | dict.fromkeys((*WIDE, *sums), "fp32")
+    return compiled_for(TARGETS[architecture], kernel, tile, constants, own, narrow)
+
+
+def compiled_for(
+    target: GPUTarget, kernel: Any, tile: Tile, constants: dict[str, Any], own: dict[str, str], narrow: str
+) -> Any:
+    """Compile a kernel whose pointers have the dtypes ``own`` by name, and otherwise ``narrow``."""
     signature = {}
     for parameter in kernel.arg_names:
         pointer = f"*{own.get(parameter, narrow)}"
@@ -57,9 +69,7 @@ def compiled(architecture: str, name: str, tile: configs.Tile) -> Any:
         )
     aligned = {(i,): [["tt.divisibility", 16]] for i, p in enumerate(kernel.arg_names) if p.endswith("_ptr")}
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
-    return triton.compile(
-        ASTSource(kernel, signature, constants, aligned), target=TARGETS[architecture], options=options
-    )
+    return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
 
 
 def resources(kernel: Any, folder: Path) -> dict[str, int]:
@@ -76,7 +86,7 @@ SHIPPED = [(a, name, tile) for a in TARGETS for name, tiles in configs.TABLES[a]
 
 @pytest.mark.parametrize(("architecture", "name", "tile"), SHIPPED, ids=lambda v: str(v).replace("Tile", ""))
 def test_a_shipped_tile_compiles_well(
-    architecture: str, name: str, tile: configs.Tile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, name: str, tile: Tile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = compiled(architecture, name, tile)
@@ -86,9 +96,63 @@ def test_a_shipped_tile_compiles_well(
     if "ieee" not in name and not name.startswith(("depthwise", *NO_PRODUCT)):
         small = name == "gather" and architecture == "sm_90"  # 16 pixels, where wgmma wants 64
         assert (TENSOR_CORES["sm_80"] if small else TENSOR_CORES[architecture]) in text
-    if architecture == "gfx942":
-        assert "vgpr_spill_count: 0" in text
-        assert "private_segment_fixed_size: 0" in text
+    assert_nothing_spilled(kernel, tmp_path)
+
+
+def assert_nothing_spilled(kernel: Any, folder: Path) -> None:
+    if "amdgcn" in kernel.asm:
+        assert "vgpr_spill_count: 0" in kernel.asm["amdgcn"]
+        assert "private_segment_fixed_size: 0" in kernel.asm["amdgcn"]
     else:
-        used = resources(kernel, tmp_path)
+        used = resources(kernel, folder)
         assert used["STACK"] == used["LOCAL"] == 0, used
+
+
+def aggregation(
+    architecture: str, name: str, tile: Tile, depth: int = 16, dtype: str = "bf16", maps: str = "bf16"
+) -> Any:
+    """Compile a kernel of the aggregation for 4 groups of ``depth`` channels and 3x3 taps without the centre."""
+    kernel = aggregate.KERNELS[name]
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 4, 0.7, True)
+    constants = aggregate.constants_of(4 * depth, window, 4 if dtype == "fp32" else 2)
+    shaped = aggregate.shaped(tile, depth, constants["GROUPS_EACH"])
+    constants |= dict.fromkeys(aggregate.NEEDS, True) | sides_of(kernel, shaped)
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    own = {"grad_input_ptr": "fp32"}
+    own |= dict.fromkeys(("offset_ptr", "mask_ptr", "grad_offset_ptr", "grad_mask_ptr"), maps)
+    return compiled_for(ALL_TARGETS[architecture], kernel, shaped, constants, own, dtype)
+
+
+AGGREGATION = [(a, name, tile) for a in ALL_TARGETS for name, ts in aggregate.TABLES[a].items() for tile in ts]
+
+
+@pytest.mark.parametrize(("dtype", "maps"), [("bf16", "bf16"), ("bf16", "fp32"), ("fp32", "fp32")])
+@pytest.mark.parametrize(("architecture", "name", "tile"), AGGREGATION, ids=lambda v: str(v).replace("Tile", ""))
+def test_a_tile_of_the_aggregation_compiles_well(
+    architecture: str, name: str, tile: Tile, dtype: str, maps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = aggregation(architecture, name, tile, dtype=dtype, maps=maps)
+    assert kernel.metadata.shared <= SHARED[architecture]
+    assert_nothing_spilled(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 64, 320])
+@pytest.mark.parametrize("name", aggregate.KERNELS)
+def test_groups_of_any_size_compile_well(
+    name: str, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for tile in aggregate.TABLES["sm_90"][name]:
+        assert_nothing_spilled(aggregation("sm_90", name, tile, depth), tmp_path)
+
+
+def test_the_aggregation_moves_16_bytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    text = {
+        name: aggregation("sm_90", name, aggregate.TABLES["sm_90"][name][0]).asm["ptx"]
+        for name in aggregate.KERNELS
+    }
+    assert "ld.global.v4.b32" in text["forward"]
+    assert "st.global.v4.b32" in text["forward"]
+    assert "add.v4.f32" in text["backward"]

@@ -34,20 +34,26 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         torch.empty_like(tensor) if needed else None
         for tensor, needed in zip((image, offset, mask), needs, strict=True)
     )
-    wide = 0 if of_input is None or of_input.dtype == torch.float32 else 4 * image[0].numel()
-    for first, end in cut(image.shape[0], wide, chunk_bytes()) if any(needs) else ():
-        part = {name: tensor[first:end] for name, tensor in tensors.items()}
+    size = 0 if of_input is None or of_input.dtype == torch.float32 else 4 * image[0].numel()
+    for first, end in cut(image.shape[0], size, chunk_bytes()) if any(needs) else ():
+        some = slice(first, end)
+        sums = None if of_input is None else _sums_for(of_input[some])
         # A kernel that doesn't write a gradient doesn't look at its pointer.
-        part["grad_input_ptr"] = part["input_ptr"]
-        part["grad_offset_ptr"] = part["offset_ptr"] if of_offset is None else of_offset[first:end]
-        part["grad_mask_ptr"] = part["mask_ptr"] if of_mask is None else of_mask[first:end]
-        if of_input is not None:
-            sums = of_input.zero_() if wide == 0 else torch.zeros_like(part["input_ptr"], dtype=torch.float32)
-            part["grad_input_ptr"] = sums
-        _launch("backward", part, problem.window, tuple(needs))
-        if wide:
-            of_input[first:end].copy_(sums)
+        written = {
+            "grad_input_ptr": image[some] if sums is None else sums,
+            "grad_offset_ptr": (offset if of_offset is None else of_offset)[some],
+            "grad_mask_ptr": (mask if of_mask is None else of_mask)[some],
+        }
+        read = {name: tensor[some] for name, tensor in tensors.items()}
+        _launch("backward", read | written, problem.window, tuple(needs))
+        if of_input is not None and sums is not None and sums.dtype != of_input.dtype:
+            of_input[some].copy_(sums)
     return of_input, of_offset, of_mask
+
+
+def _sums_for(gradient: Tensor) -> Tensor:
+    """Return float32 zeros to add to: the gradient itself, or a workspace if it is in half precision."""
+    return gradient.zero_() if gradient.dtype == torch.float32 else torch.zeros_like(gradient, dtype=torch.float32)
 
 
 def _tensors(problem: Problem) -> dict[str, Tensor]:

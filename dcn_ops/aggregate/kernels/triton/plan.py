@@ -16,9 +16,11 @@ from dcn_ops.triton.launch import Constants, Plan, planned
 from dcn_ops.triton.tiles import Device, Table, Tile, ordered, power_of_two
 
 KERNELS = {"forward": sums.forward_kernel, "backward": sums.backward_kernel}
+NEEDS = ("NEED_INPUT", "NEED_OFFSET", "NEED_MASK")
 
-# For 16 channels of a group; ``_shaped`` changes the sides for others. A forward thread has 8 channels of one row, 16
-# bytes in half precision. A backward thread has 4, as many as one atomic addition takes. None of these was timed.
+# For 16 channels of a group; ``shaped`` changes the sides for others. With the first tiles a forward thread has 8
+# channels of one row, 16 bytes in half precision. A backward thread has 4, as many as one atomic addition takes.
+# None of these was timed. Both kernels may run twice, which autotuning needs: it zeroes what the backward adds to.
 _TILES: Table = {
     "forward": (Tile(64, 1, 16, 4, 1), Tile(128, 1, 16, 8, 1), Tile(32, 1, 16, 4, 1), Tile(16, 1, 16, 1, 1)),
     "backward": (Tile(64, 1, 16, 8, 1), Tile(64, 1, 16, 4, 1), Tile(32, 1, 16, 4, 1), Tile(16, 1, 16, 2, 1)),
@@ -26,7 +28,7 @@ _TILES: Table = {
 TABLES = dict.fromkeys(("sm_80", "sm_89", "sm_90", "sm_100", "gfx942"), _TILES)
 _LINE = 128  # bytes of a cache line
 _CHANNELS = 128  # of a tile, at most
-_ROWS = 256  # of a tile, at most
+_WARP = 32  # rows of a tile for each warp, at most: one for each thread
 
 
 @lru_cache(4096)
@@ -54,9 +56,9 @@ def plan(
     """
     (n, height, width, channels), (ho, wo) = image, output
     sizes = {"H": height, "W": width, "Ho": ho, "Wo": wo, "M": n * ho * wo}
-    constants = constants_of(channels, window, itemsize) | dict(zip(_NEEDS, needs, strict=True))
+    constants = constants_of(channels, window, itemsize) | dict(zip(NEEDS, needs, strict=True))
     depth, each = constants["DEPTH"], constants["GROUPS_EACH"]
-    tiles = [_shaped(tile, depth, each) for tile in TABLES[device.architecture][kernel]]
+    tiles = [shaped(tile, depth, each) for tile in TABLES[device.architecture][kernel]]
     rows = sizes["M"] * window.groups * -(-depth // tiles[0].c)
     tiles = ordered(tiles, device, rows) if is_known(rows) else tiles
 
@@ -67,18 +69,15 @@ def plan(
     return planned(KERNELS[kernel], tiles, grid, sizes, constants, tuned)
 
 
-_NEEDS = ("NEED_INPUT", "NEED_OFFSET", "NEED_MASK")
-
-
 def constants_of(channels: int, window: Window, itemsize: int) -> dict[str, Any]:
-    """Return the constants that the kernels are compiled for: the numbers of a layer, of which a network has few."""
+    """Return the constants that a kernel is compiled for: the numbers of a layer, of which a network has few."""
     depth, taps = int(channels) // int(window.groups), int(window.taps)
     pairs = window.kernel_size, window.stride, window.padding, window.dilation
     centre = taps // 2 if window.remove_center else taps
     return {
         "CHANNELS": int(channels),
         "DEPTH": depth,
-        "GROUPS_EACH": gcd(int(window.groups), _power_below(_LINE // (depth * itemsize))),
+        "GROUPS_EACH": gcd(int(window.groups), min(_WARP, _power_below(_LINE // (depth * itemsize)))),
         "TAPS": taps,
         "WINDOW": (*(int(i) for pair in pairs for i in pair), centre),
         "SCALE": float(window.offset_scale),
@@ -90,7 +89,7 @@ def _power_below(size: int) -> int:
     return 1 << max(0, size.bit_length() - 1)
 
 
-def _shaped(tile: Tile, depth: int, each: int) -> Tile:
+def shaped(tile: Tile, depth: int, each: int) -> Tile:
     """Return a tile of about as many numbers whose side of channels fits a group of ``depth``."""
     side = min(power_of_two(depth), _CHANNELS)
-    return tile._replace(m=max(each, min(tile.m * tile.c // side, _ROWS)), c=side)
+    return tile._replace(m=max(each, min(tile.m * tile.c // side, _WARP * tile.warps)), c=side)

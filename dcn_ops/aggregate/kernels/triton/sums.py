@@ -39,23 +39,13 @@ def positions_from(first, step, M, Ho, Wo):
 
 
 @triton.jit
-def locate(offset_ptr, entry, at, valid, tap, H, W, CHANNELS: tl.constexpr, WINDOW: tl.constexpr, SCALE: tl.constexpr):
+def locate(moved, at, valid, tap, size, CHANNELS: tl.constexpr, WINDOW: tl.constexpr, SCALE: tl.constexpr):
     """Return the index of the upper left pixel's first channel, which neighbours exist, and the distances from it.
 
-    Args:
-        offset_ptr: [N, Ho, Wo, G*K*2].
-        entry: Where the samples' masks are; a sample has two offsets.
-        at: Image, row and column of the output positions.
-        valid: Whether each exists.
-        tap: The index of each sample's tap, or of all.
-        H: Height of the image.
-        W: Its width.
-        CHANNELS: C.
-        WINDOW: The window.
-        SCALE: The scale of the offsets and of the grid.
+    ``moved`` are the offsets (x, y) of a tap at output positions ``at``, where these are ``valid``. ``size`` is
+    (H, W). Kernels load the offsets themselves: of a function that reads memory and returns an address, torch
+    assumes that it also writes there.
     """
-    x_offset = tl.load(offset_ptr + 2 * entry, mask=valid, other=0).to(tl.float32)
-    y_offset = tl.load(offset_ptr + 2 * entry + 1, mask=valid, other=0).to(tl.float32)
     if WINDOW[8] < WINDOW[0] * WINDOW[1]:
         tap += tl.cast(tap >= WINDOW[8], tl.int32)
     HALF_H: tl.constexpr = WINDOW[6] * (WINDOW[0] - 1) // 2
@@ -63,10 +53,11 @@ def locate(offset_ptr, entry, at, valid, tap, H, W, CHANNELS: tl.constexpr, WIND
     # Integers are exact in float32. Taps go down the columns of the kernel.
     down, right = tap % WINDOW[0] * WINDOW[6] - HALF_H, tap // WINDOW[0] * WINDOW[7] - HALF_W
     centre_y, centre_x = at[1] * WINDOW[2] - WINDOW[4] + HALF_H, at[2] * WINDOW[3] - WINDOW[5] + HALF_W
-    y = centre_y.to(tl.float32) + SCALE * (tl.cast(down, tl.float32) + y_offset)
-    x = centre_x.to(tl.float32) + SCALE * (tl.cast(right, tl.float32) + x_offset)
-    _, top, left, dy, dx = around(y, x, valid, (H, W))
-    return ((at[0] * H + top) * W + left) * CHANNELS, neighbours(top, left, H, W), dy, dx
+    y = centre_y.to(tl.float32) + SCALE * (tl.cast(down, tl.float32) + moved[1].to(tl.float32))
+    x = centre_x.to(tl.float32) + SCALE * (tl.cast(right, tl.float32) + moved[0].to(tl.float32))
+    _, top, left, dy, dx = around(y, x, valid, size)
+    first = ((at[0] * size[0] + top) * size[1] + left) * CHANNELS
+    return first, neighbours(top, left, size[0], size[1]), dy, dx
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -104,7 +95,9 @@ def forward_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for tap in tl.range(0, TAPS, loop_unroll_factor=3):  # the loads of three taps are under way together
         entry = (m * GROUPS + group) * TAPS + tap
-        first, exist, dy, dx = locate(offset_ptr, entry, at, valid, tap, H, W, CHANNELS, WINDOW, SCALE)
+        in_x = offset_ptr + 2 * entry
+        moved = tl.load(in_x, mask=valid, other=0), tl.load(in_x + 1, mask=valid, other=0)
+        first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW, SCALE)
         weight = tl.load(mask_ptr + entry, mask=valid, other=0).to(tl.float32)
         own = first + group * DEPTH
         pixels = load_neighbours(input_ptr, own, W * CHANNELS, CHANNELS, exist, channel, exists)
@@ -154,7 +147,9 @@ def backward_kernel(
         m, valid, at = positions_from(start, row // GROUPS_EACH, M, Ho, Wo)
         group = column * GROUPS_EACH + row % GROUPS_EACH
         entry = (m * GROUPS + group) * TAPS + tap
-        first, exist, dy, dx = locate(offset_ptr, entry, at, valid, tap, H, W, CHANNELS, WINDOW, SCALE)
+        in_x = offset_ptr + 2 * entry
+        moved = tl.load(in_x, mask=valid, other=0), tl.load(in_x + 1, mask=valid, other=0)
+        first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW, SCALE)
         weight = tl.load(mask_ptr + entry, mask=valid, other=0).to(tl.float32)
         weights, own = bilinear(dy, dx, weight), first + group * DEPTH
 
