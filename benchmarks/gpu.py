@@ -2,21 +2,26 @@
 
 Runs the tests that need a GPU, and only if they pass the cases and networks, each beside its peers; the numbers and
 the bounds, met or missed, go to benchmarks/results/cuda-*.json. Kernels are compiled before, on all cores.
+
+``--only aggregation`` measures one part. ``--dry-run`` prints the commands, and runs on a CPU what can run there.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from zoo.scripts.benchmark import measure
 from zoo.scripts.benchmark.cases import SUITES, Case
 
 PROCESSES = min(14, os.cpu_count() or 1)
-TESTS = ["pytest", "tests/gpu/test_cuda.py", "-q", "-n", str(PROCESSES)]
-BENCH = ["zoo.scripts.bench", "device=cuda"]
-MEASUREMENTS = [
+TESTS = ["tests/gpu/test_cuda.py", "tests/gpu/test_cuda_aggregate.py"]
+BENCH = ["-m", "zoo.scripts.bench", "device=cuda"]
+AGGREGATION = [str(Path(__file__).parent / "aggregate_gpu.py")]
+CONVOLUTION = [
     [*BENCH, "suite=gpu", "rounds=4", "providers=[conv2d,eager,torchvision,deformops]"],
     [
         *BENCH,
@@ -40,20 +45,30 @@ def _run_once(case: Case) -> None:
     measure.steps_of(case, "training", ["eager"], 1.0, "cuda")
 
 
-def _run(command: list[str]) -> None:
-    print("+", *command, flush=True)
-    if code := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+def _run(command: list[str], dry: bool = False) -> None:
+    print("+ python", *command, flush=True)
+    if not dry and (code := subprocess.run([sys.executable, *command], check=False).returncode):
         sys.exit(code)
 
 
 def main() -> None:
     """Run the commands in order; stop at the first that fails."""
-    if not torch.cuda.is_available():
-        sys.exit("error: torch.cuda finds no GPU; on the CPU: dcn-bench suite=op")
-    _run(TESTS)
-    compile_kernels()
-    for command in MEASUREMENTS:
-        _run(command)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("aggregation", "convolution"), help="measure only this")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands; run on a CPU what can run there"
+    )
+    args = parser.parse_args()
+    if not args.dry_run and not torch.cuda.is_available():
+        sys.exit("error: torch.cuda finds no GPU; on the CPU: dcn-bench suite=op, or --dry-run")
+    _run(["-m", "pytest", *TESTS, "-q", "-n", str(PROCESSES)], args.dry_run)
+    if args.only != "convolution":  # first, because it was never measured
+        _run([*AGGREGATION, "--dry-run"] if args.dry_run else AGGREGATION)
+    if args.only != "aggregation":
+        if not args.dry_run:
+            compile_kernels()
+        for command in CONVOLUTION:
+            _run(command, args.dry_run)
 
 
 if __name__ == "__main__":

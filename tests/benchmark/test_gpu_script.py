@@ -1,0 +1,61 @@
+"""What is to be measured on a GPU runs here on a CPU as far as it can, and its floors are counted right."""
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+Script = dict[str, Callable[..., Any]]
+
+
+@pytest.fixture(scope="module")
+def script() -> Script:
+    return runpy.run_path(str(BENCHMARKS / "aggregate_gpu.py"))
+
+
+def test_a_dry_run_measures_the_aggregation_and_its_peers(tmp_path: Path) -> None:
+    results = sorted((BENCHMARKS / "results").iterdir())
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    for provider in ("ours", "ours, float32 maps", "depthwise 7x7", "attention", "grid_sample", "composition"):
+        assert sum(f" {provider}  " in line for line in done.stdout.splitlines()) == 8, done.stdout
+    assert done.stdout.count("\n+ python -m zoo.scripts.bench") == 3
+    assert sorted((BENCHMARKS / "results").iterdir()) == results
+
+
+def test_the_floor_counts_the_tensors(script: Script) -> None:
+    batch, size, groups = 2, 4, 3
+    call, tensors = script["providers"](batch, size, groups, "cpu")["ours"]
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    out = call(*leaves)
+    gradients = torch.autograd.grad(out, leaves, out)
+    forward = sum(t.numel() * t.element_size() for t in (*tensors, out))
+    backward = forward + sum(t.numel() * t.element_size() for t in gradients)  # it reads a gradient like the output
+    assert script["floor"](batch, size, groups, 2, "forward")["bytes"] == forward
+    training = script["floor"](batch, size, groups, 2, "training")
+    assert training["bytes"] == forward + backward
+    assert training["atomic_additions"] == 2 * 4 * 4 * 3 * 9 * 4 * 16  # samples, neighbours, channels
+
+
+def test_a_wrong_provider_is_not_timed(script: Script) -> None:
+    call, tensors = script["providers"](2, 4, 3, "cpu")["ours"]
+    script["check"]("ours", call, tensors, 3)
+    with pytest.raises(ValueError, match="nearly differs from the reference by"):
+        script["check"]("nearly", lambda *t: 1.03 * call(*t), tensors, 3)
+
+
+def test_a_run_goes_on_where_one_of_the_same_commit_stopped(script: Script, tmp_path: Path) -> None:
+    measured, about = script["measured"], {"commit": "abc", "device": "H100", "versions": {"torch": "2"}}
+    measured.__globals__["RESULTS"] = tmp_path / "rows.json"
+    assert measured(about) == []
+    (tmp_path / "rows.json").write_text(json.dumps({**about, "rows": [{"ms": 1}]}))
+    assert measured(about | {"commit": "abc-dirty"}) == [{"ms": 1}]
+    for change in ({"commit": "abd"}, {"device": "A100"}, {"versions": {"torch": "3"}}):
+        assert measured(about | change) == []
