@@ -177,9 +177,12 @@ def adds_atomically(graph: torch.fx.Graph) -> bool:
     return any(call["kwargs"].get("NEED_INPUT", False) for call in calls)
 
 
-def test_the_compiler_sees_the_kernels_of_the_aggregation(trace: Callable[..., torch.fx.Graph]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_compiler_sees_the_kernels_of_the_aggregation(
+    dtype: torch.dtype, trace: Callable[..., torch.fx.Graph]
+) -> None:
     case = aggregates.CASES["all"]
-    inputs = aggregates.make_inputs(case, torch.bfloat16)
+    inputs = aggregates.make_inputs(case, dtype)
 
     def function(*inputs: Tensor) -> tuple[Tensor | None, ...]:
         out = torch.ops.dcn_ops.deform_aggregate(*inputs, **case.numbers)
