@@ -1,0 +1,33 @@
+"""The docs build without a warning, and the blocks of the Quickstart run, as a reader copies them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees")]
+    done = subprocess.run(
+        [*command, str(DOCS), str(tmp_path / "site")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    built = {page.stem for page in (tmp_path / "site").glob("*.html")}
+    assert {page.stem for page in DOCS.glob("*.md")} <= built
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(tmp_path: Path) -> None:
+    blocks = [found for found in BLOCK.findall((DOCS / "index.md").read_text()) if "pip install" not in found[1]]
+    assert [language for language, _ in blocks] == ["python", "python", "bash", "bash", "bash"]
+    for language, code in blocks:
+        program = [sys.executable, "-P"] if language == "python" else ["bash", "-e"]
+        done = subprocess.run([*program, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, code + done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "runs/quickstart/dcn/last.safetensors").exists()
+    assert list((tmp_path / "exports").rglob("*.onnx"))
