@@ -31,3 +31,18 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, code + done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "runs/quickstart/dcn/last.safetensors").exists()
     assert list((tmp_path / "exports").rglob("*.onnx"))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="nbformat, of the extra docs, is not installed")
+    client = pytest.importorskip("nbclient", reason="nbclient, of the extra docs, is not installed")
+    notebook = nbformat.read(DOCS.parent / "examples" / "quickstart.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.update({"outputs": []} if cell.cell_type == "code" else {})
+    client.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": tmp_path}}).execute()
+    said = [output.text for cell in notebook.cells for output in cell.get("outputs", ()) if "text" in output]
+    assert "True\n" in said  # loaded, the network gives the same scores
+    differences = [float(text.rpartition(":")[2]) for text in said if text.startswith("largest difference")]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4
