@@ -222,7 +222,7 @@ def test_autotuning_leaves_the_image_and_adds_once(
     expected = gradients(inputs, case, needs)
     kept = inputs.map(Tensor.clone)
 
-    pair = (*LARGE, LARGE[0]._replace(warps=8))
+    pair = (*LARGE, LARGE[0]._replace(stages=2))  # of the same order of additions
     monkeypatch.setitem(plan.TABLES, "sm_90", dict.fromkeys(plan.KERNELS, pair))
     with dcn_ops.settings(autotune=True):
         actual = gradients(inputs, case, needs)
