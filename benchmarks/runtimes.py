@@ -2,12 +2,14 @@
 
 Every runtime that this environment has answers every case, in a process of its own, and is compared with the
 float64 reference. Answers are kept in runs/runtimes: an interrupted run goes on, and another version of a runtime
-is asked anew. The command prints what changed since benchmarks/results/runtimes.json, and writes that file and the
-tables of docs/runtimes.md. A new release is checked with
+is asked anew. The command prints what changed since benchmarks/results/runtimes.json, and writes that file, the
+tables of docs/runtimes.md and the table that dcn-export reads; with --case it only prints. A new release is checked
+with
 
     python benchmarks/runtimes.py --environments /tmp/runtimes --runtime ncnn
 
-which installs the newest ncnn into an environment of its own (delete the folder for the next release).
+which installs the newest ncnn into an environment of its own (delete the folder for the next release). The option
+--speed times a deformable block of ResNet-50 beside the plain one instead, in every runtime that is at hand.
 """
 
 import argparse
@@ -19,32 +21,40 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from conformance import files, judge, processes, table
+from conformance import files, judge, known, processes, speed, table
 from conformance.cases import CASES
 from conformance.routes import ROUTES, Route
 
 _ROOT = Path(__file__).parents[1]
 _JSON, _PAGE = _ROOT / "benchmarks/results/runtimes.json", _ROOT / "docs/runtimes.md"
+_SPEED = _ROOT / "benchmarks/results/runtimes-speed.json"
+_KNOWN = _ROOT / "scripts/deploy/known.json"
 
 
 def main() -> None:
     """Run what is installed, print the changes, and write the results and the page."""
     arguments = _parser().parse_args()
+    if arguments.speed:
+        _time(arguments)
+        return
+    cases = [case for case in CASES if fnmatch.fnmatch(case, arguments.case)]
     now: dict[str, Any] = {}
     if not arguments.tables:
-        cases = [case for case in CASES if fnmatch.fnmatch(case, arguments.case)]
         _write_files(cases, arguments.folder / "files")
-        for route in [route for route in ROUTES if fnmatch.fnmatch(route.runtime, arguments.runtime)]:
+        for route in _chosen(arguments):
             result = _run(route, cases, arguments)
             if result is not None:
                 now[route.name] = result
     before = json.loads(_JSON.read_text()) if _JSON.exists() else {}
-    for line in (found := table.changes(before, now)) or ["nothing changed"]:
+    for line in (found := table.changes(before, now, cases)) or ["nothing changed"]:
         print(line)
-    merged = _merged(before, now)
+    if len(cases) < len(CASES):
+        return
+    merged = {route.name: result for route in ROUTES if (result := (before | now).get(route.name))}
     _JSON.write_text(json.dumps(merged, indent=1) + "\n")
+    _KNOWN.write_text(json.dumps(known.failures(merged), indent=1) + "\n")
     _write_page(merged)
-    print(f"{len(found)} changes; written: {_JSON} and {_PAGE}")
+    print(f"{len(found)} changes; written: {_JSON}, {_KNOWN} and {_PAGE}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--environments", type=Path, help="a folder with an environment for each runtime")
     parser.add_argument("--python", nargs="*", default=[], help="RUNTIME=INTERPRETER")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds that a case may take")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long --speed times each runtime")
+    parser.add_argument("--speed", action="store_true", help="time a block of a network, and answer no case")
     parser.add_argument("--tables", action="store_true", help="only write the page")
     return parser
 
@@ -71,7 +83,35 @@ def _write_files(cases: list[str], folder: Path) -> None:
             unfinished.rename(folder / case)
 
 
-def _run(route: Route, cases: list[str], arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _time(arguments: argparse.Namespace) -> None:
+    """Time the routes that can be timed, and write the results and the page."""
+    from zoo.scripts.storage.provenance import provenance
+
+    results = json.loads(_SPEED.read_text()) if _SPEED.exists() else {}
+    sources = arguments.folder / "blocks"
+    speed.write(sources)
+    for route in filter(speed.timed, _chosen(arguments)):
+        found = _interpreter(route, arguments)
+        if found is not None:
+            times = processes.times(route, found[0], sources, arguments.seconds, arguments.limit)
+            if isinstance(times, str):
+                print(f"{route.name}: {times}", flush=True)
+                results.pop(route.name, None)
+                continue
+            print(f"{route.name}: {times['deformable'] / times['plain']:.2f} times the plain block", flush=True)
+            results[route.name] = {"versions": found[1], **times}
+    results = {route.name: results[route.name] for route in ROUTES if route.name in results}
+    about = provenance("runtimes.py") | {"command": "python benchmarks/runtimes.py --speed"}
+    _SPEED.write_text(json.dumps({**results, "about": about}, indent=1) + "\n")
+    _write_page(json.loads(_JSON.read_text()))
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Route]:
+    return [route for route in ROUTES if fnmatch.fnmatch(route.runtime, arguments.runtime)]
+
+
+def _interpreter(route: Route, arguments: argparse.Namespace) -> tuple[Path, dict[str, str]] | None:
+    """Return the interpreter of a route and the versions in it, or None and say why."""
     given = {runtime: Path(python) for runtime, _, python in (text.partition("=") for text in arguments.python)}
     try:
         python = processes.interpreter(route, given, arguments.environments)
@@ -82,6 +122,14 @@ def _run(route: Route, cases: list[str], arguments: argparse.Namespace) -> dict[
     if versions is None:
         print(f"{route.name}: skipped, it needs {', '.join(route.versions)} (--environments FOLDER installs them)")
         return None
+    return python, versions
+
+
+def _run(route: Route, cases: list[str], arguments: argparse.Namespace) -> dict[str, Any] | None:
+    found = _interpreter(route, arguments)
+    if found is None:
+        return None
+    python, versions = found
     place = arguments.folder / processes.slug(route.name)
     sources = arguments.folder / "files"
     processes.answer(route, cases, python, sources, place, arguments.limit)
@@ -98,26 +146,19 @@ def _kept(versions: dict[str, str], cells: dict[str, Any]) -> dict[str, Any]:
     return {"versions": versions, "cells": kept, "ended": dict(ended)}
 
 
-def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return all results in the order of the routes; cases that did not run keep their cells."""
-    merged = {}
-    for route in ROUTES:
-        old, new = before.get(route.name), now.get(route.name)
-        if old and new and old["versions"] == new["versions"]:
-            merged[route.name] = {**new, "cells": old["cells"] | new["cells"]}
-        elif old or new:
-            merged[route.name] = new or old
-    return merged
-
-
 def _write_page(results: dict[str, Any]) -> None:
     from zoo.scripts.storage import markdown
 
-    head, rows = table.summary(results)
-    markdown.replace_block(_PAGE, "routes", markdown.table(head, rows))
-    for name in ("operators", "portable"):
-        head, rows = table.matrix(results, name)
-        markdown.replace_block(_PAGE, f"cells-{name}", markdown.table(head, rows))
+    times = json.loads(_SPEED.read_text()) if _SPEED.exists() else {}
+    blocks = {
+        "advice": table.advice(results, times),
+        "speed": table.speeds(times),
+        "routes": table.summary(results),
+        "cells-operators": table.matrix(results, "operators"),
+        "cells-portable": table.matrix(results, "portable"),
+    }
+    for block, (head, rows) in blocks.items():
+        markdown.replace_block(_PAGE, block, markdown.table(head, rows))
 
 
 if __name__ == "__main__":

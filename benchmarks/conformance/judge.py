@@ -1,5 +1,6 @@
 """Compare the answers of a process with the reference."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def judge(case: str, answers: Path, files: Path, budget: float = 0.0) -> dict[st
         if answer.with_suffix(f".{kind}").exists():
             return {"answer": kind, "message": answer.with_suffix(f".{kind}").read_text()}
     if answer.with_suffix(".txt").exists():
-        return {"answer": "refused", "message": " ".join(answer.with_suffix(".txt").read_text().split())[:300]}
+        return {"answer": "refused", "message": _message(answer.with_suffix(".txt").read_text(), case)}
     if not answer.with_suffix(".npz").exists():
         return None
     with np.load(answer.with_suffix(".npz")) as outputs:
@@ -36,6 +37,11 @@ def judge(case: str, answers: Path, files: Path, budget: float = 0.0) -> dict[st
     return compare(
         CASES[case], given, [np.load(files / case / f"expected{i}.npy") for i in range(len(given))], budget
     )
+
+
+def _message(text: str, case: str) -> str:
+    """Return a message in one line, without the folders of the machine that it comes from."""
+    return re.sub(rf"\S*/({re.escape(case)}|ort\.quant\.\w+)/", "", " ".join(text.split()))[:300]
 
 
 def compare(

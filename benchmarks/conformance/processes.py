@@ -73,6 +73,26 @@ def answer(route: Route, cases: list[str], python: Path, files: Path, answers: P
         (answers / started[-1]).with_suffix(f".{ended[0]}").write_text(ended[1])
 
 
+def times(route: Route, python: Path, files: Path, seconds: float, limit: float) -> dict[str, float] | str:
+    """Return the milliseconds of the blocks by kind, or what ended the process.
+
+    Args:
+        route: The runtime and the way into it.
+        python: The interpreter.
+        files: The folder of the blocks.
+        seconds: How long to time.
+        limit: Seconds that all may take.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        request = {"worker": route.worker, "form": route.form, "versions": route.versions, "seconds": seconds}
+        request |= {"files": str(files.resolve()), "answers": place}
+        ended = _process(request, python, route.torch, limit, Path(place))
+        if ended is not None:
+            return ended[1]
+        found: dict[str, float] = json.loads((Path(place) / "times.json").read_text())
+        return found
+
+
 def _answered(answer: Path) -> bool:
     return any(answer.with_suffix(f".{kind}").exists() for kind in ("npz", "txt", "crashed", "hung"))
 

@@ -42,6 +42,15 @@ ROUTES = [
     Route(
         "ONNX Runtime", "DeformConv, int8", "through_onnx:onnxruntime_int8", "deform19", _ORT, ("onnx",), budget=0.1
     ),
+    Route(
+        "ONNX Runtime",
+        "GridSample, int8",
+        "through_onnx:onnxruntime_int8",
+        "grid_sample",
+        _ORT,
+        ("onnx",),
+        budget=0.1,
+    ),
     Route("ONNX Runtime", "gathers, int8", "through_onnx:onnxruntime_int8", "gather", _ORT, ("onnx",), budget=0.1),
     Route("onnx.reference", "DeformConv", "through_onnx:reference", "deform22", ("onnx",)),
     Route("onnx.reference", "GridSample", "through_onnx:reference", "grid_sample", ("onnx",)),

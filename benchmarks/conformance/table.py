@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from .advice import ADVICE, ON_PAPER
 from .cases import CASES
 from .judge import ANSWERS
 from .routes import ROUTES, Route
@@ -18,27 +19,46 @@ def _portable(route: Route) -> bool:
     return route.form in ("grid_sample", "gather")
 
 
-def changes(before: Results, now: Results) -> list[str]:
-    """Return a line for each cell whose answer differs from the one in the results before."""
+def changes(before: Results, now: Results, cases: list[str]) -> list[str]:
+    """Return a line for each cell that differs from the one in the results before, among these cases.
+
+    A cell differs if its answer does, or the amount of a wrong one. A case without a cell ended the process.
+    """
     lines = []
     for name, route in now.items():
         old = before.get(name)
         if old is None:
+            lines.append(f"{name}, {release(route)}: new")
             continue
-        releases = f"{_release(old)} → {_release(route)}"
-        for case, cell in route["cells"].items():
-            former = old["cells"].get(case)
-            if former is not None and former["answer"] != cell["answer"]:
-                lines.append(f"{name}, {releases}: {case}: {former['answer']} → {say(cell)}")
+        releases = f"{release(old)} → {release(route)}"
+        for case in cases:
+            if case not in old["cells"] and not _complete(old):
+                continue  # it was not asked before
+            former, cell = old["cells"].get(case), route["cells"].get(case)
+            if _kind(former) != _kind(cell):
+                lines.append(f"{name}, {releases}: {case}: {say(former)} → {say(cell)}")
     return lines
 
 
-def _release(route: dict[str, Any]) -> str:
+def _kind(cell: dict[str, Any] | None) -> tuple[str, ...]:
+    if cell is None:
+        return ("ended",)
+    return (cell["answer"],) if "message" in cell or cell["answer"] == "right" else (cell["answer"], _amount(cell))
+
+
+def _complete(result: dict[str, Any]) -> bool:
+    return len(result["cells"]) + sum(result["ended"].values()) == len(CASES)
+
+
+def release(route: dict[str, Any]) -> str:
+    """Return the versions of a route."""
     return ", ".join(route["versions"].values())
 
 
-def say(cell: dict[str, Any]) -> str:
+def say(cell: dict[str, Any] | None) -> str:
     """Return the words for a cell."""
+    if cell is None:
+        return "no answer, the process ended"
     if cell["answer"] == "right":
         return "right"
     if "message" in cell:
@@ -86,8 +106,33 @@ def matrix(results: Results, name: str) -> tuple[list[str], list[list[str]]]:
 def _sign(case: str, result: dict[str, Any]) -> str:
     cell = result["cells"].get(case)
     if cell is None:  # it ended the process, or it was not run
-        return "–" if len(result["cells"]) + sum(result["ended"].values()) == len(CASES) else "?"
+        return "–" if _complete(result) else "?"
     if cell["answer"] in _SIGNS:
         return _SIGNS[cell["answer"]]
     text = "shape" if "message" in cell else _amount(cell)
     return f"**{text}**" if cell["answer"] == "wrong" else text
+
+
+def advice(results: Results, speed: Results) -> tuple[list[str], list[list[str]]]:
+    """Return the table of what to take in each runtime, its speed beside the plain block, and what to avoid."""
+    versions = {route.runtime: release(results[route.name]) for route in ROUTES if route.name in results}
+    rows = []
+    for entry in ADVICE:
+        take = " by ".join(filter(None, (entry.way, entry.how))) or "none of the three"
+        name = f"{entry.runtime} {versions.get(entry.runtime, '')}".strip()
+        rows.append([name, take, _ratio(speed.get(f"{entry.runtime}: {entry.way}")), entry.avoid])
+    return ["runtime", "take", "x plain", "avoid"], rows + ON_PAPER
+
+
+def _ratio(times: dict[str, Any] | None) -> str:
+    return "" if times is None else f"{times['deformable'] / times['plain']:.2f}"
+
+
+def speeds(speed: Results) -> tuple[list[str], list[list[str]]]:
+    """Return the table of all blocks that were timed."""
+    rows = [
+        [route.runtime, route.way, release(times), f"{times['deformable']:.1f}", f"{times['plain']:.1f}", _ratio(times)]
+        for route in ROUTES
+        if (times := speed.get(route.name))
+    ]
+    return ["runtime", "the layer in it", "version", "ms", "plain ms", "x plain"], rows

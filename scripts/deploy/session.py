@@ -147,8 +147,10 @@ class Session:
             ImportError: If a package is missing.
         """
         target, config = targets.TARGETS[name], self.config
-        asked = {field.name: getattr(config, field.name) for field in fields(guard.Wish) if field.name != "target"}
-        targets.check(guard.Wish(target=name, **asked))
+        asked = {
+            field.name: getattr(config, field.name) for field in fields(guard.Wish) if hasattr(config, field.name)
+        }
+        targets.check(guard.Wish(**asked | {"target": name}, layers=guard.layers(self.network)))
         files = self.files(name, places)
         for file, network in zip(files, self._networks(), strict=True):
             target.write(self._job(network), file)

@@ -1,4 +1,4 @@
-"""Answer the cases of one runtime: python main.py REQUEST.json.
+"""Answer the cases of one runtime, or time its blocks: python main.py REQUEST.json.
 
 A case's answer is a file: .npz with the outputs, or .txt with the error. A file .started says which case runs, so
 that the parent knows what ended the process.
@@ -7,7 +7,9 @@ that the parent knows what ended the process.
 import importlib
 import importlib.metadata
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ import numpy as np
 
 
 def main(request: dict[str, Any]) -> None:
-    """Answer every case of a request."""
+    """Answer every case of a request; one with "seconds" is for the speed."""
     answers = Path(request["answers"])
     versions = {package: importlib.metadata.version(package) for package in request["versions"]}
     (answers / "versions.json").write_text(json.dumps(versions))
     module, function = request["worker"].split(":")
     load = getattr(importlib.import_module(module), function)
+    if "seconds" in request:
+        times = _times(load, Path(request["files"]), request["form"], request["seconds"])
+        (answers / "times.json").write_text(json.dumps(times))
+        return
     for case in request["cases"]:
         answer = answers / case
         answer.with_suffix(".started").touch()
@@ -50,6 +56,30 @@ def _answer(load: Callable[..., Any], folder: Path, form: str) -> list[np.ndarra
             given = {named[name]: tensors[name] for name in named if name in tensors}
         outputs.append(np.array(run(given), copy=True))
     return outputs
+
+
+def _times(load: Callable[..., Any], folder: Path, form: str, seconds: float) -> dict[str, float]:
+    """Return the median milliseconds of each block; calls alternate for some seconds, at least five of each."""
+    runs, times = {}, {}
+    for kind in ("deformable", "plain"):
+        run, given, target = _block(load, folder / kind, form)
+        error = np.abs(np.asarray(run(given)) - target).max() / np.abs(target).max()
+        if not error < 1e-3:
+            raise ValueError(f"the {kind} block is wrong by {error:.1g}")
+        runs[kind], times[kind] = (run, given), list[float]()
+    start = time.perf_counter()
+    while len(times["plain"]) < 5 or time.perf_counter() - start < seconds:
+        for kind, (run, given) in runs.items():
+            before = time.perf_counter()
+            run(given)
+            times[kind].append(1000 * (time.perf_counter() - before))
+    return {kind: statistics.median(values) for kind, values in times.items()}
+
+
+def _block(load: Callable[..., Any], folder: Path, form: str) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
+    about = json.loads((folder / "about.json").read_text())
+    with np.load(folder / "example.npz") as tensors:
+        return load(folder, form, about), {"x": tensors["input"]}, np.load(folder / "expected.npy")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ def _tensors(folder: Path, file: str = "example") -> dict[str, np.ndarray]:
 
 
 def _layer(folder: Path, about: Any, operator: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return the layer with an operator, and its example."""
+    """Return the layer with an operator, or the block around it, and its example."""
     import torch
-    from layer import Layer
+    from layer import Block, Layer
 
     tensors = _tensors(folder)
     example = tuple(torch.from_numpy(tensors[n]) for n in ("input", "offset", "mask") if n in tensors)
+    if "block" in about:
+        return Block(operator if about["block"] == "deformable" else None, tensors).eval(), example
     return Layer(operator, tensors, about, about["dtype"]).eval(), example
 
 
@@ -239,6 +242,18 @@ def paddle(folder: Path, form: str, about: Any) -> Run:
 
     paddle.device.set_device("cpu")
     tensors = {name: paddle.to_tensor(array).astype(about["dtype"]) for name, array in _tensors(folder).items()}
+    if "block" in about:
+        conv, sigmoid, relu = paddle.nn.functional.conv2d, paddle.nn.functional.sigmoid, paddle.nn.functional.relu
+
+        def deform(x: Any, predicted: Any) -> Any:
+            offset, mask = predicted[:, :18], 2 * sigmoid(predicted[:, 18:])
+            return deform_conv2d(x, offset, tensors["weight"], None, 1, 1, 1, 1, 1, mask)
+
+        def run_block(given: dict[str, np.ndarray]) -> Any:
+            x, operator = paddle.to_tensor(given["x"]), deform if about["block"] == "deformable" else None
+            return _block(x, tensors, lambda x, w, padding: conv(x, w, padding=padding), operator, relu).numpy()
+
+        return run_block
 
     def run(given: dict[str, np.ndarray]) -> Any:
         cast = {name: paddle.to_tensor(array).astype(about["dtype"]) for name, array in given.items()}
@@ -266,6 +281,8 @@ def mindspore(folder: Path, form: str, about: Any) -> Run:
     mindspore.set_device("CPU")
     kind = getattr(mindspore, about["dtype"])
     tensors = {name: mindspore.Tensor(array).astype(kind) for name, array in _tensors(folder).items()}
+    if "block" in about:
+        return _mindspore_block(mindspore, tensors, about)
     (top, left), (sy, sx), (dy, dx) = about["padding"], about["stride"], about["dilation"]
 
     def run(given: dict[str, np.ndarray]) -> Any:
@@ -289,3 +306,30 @@ def mindspore(folder: Path, form: str, about: Any) -> Run:
         return out.astype(mindspore.float32).asnumpy()
 
     return run
+
+
+def _mindspore_block(mindspore: Any, tensors: dict[str, Any], about: Any) -> Run:
+    ops = mindspore.ops
+
+    def conv(x: Any, weight: Any, padding: int) -> Any:
+        return ops.conv2d(x, weight, pad_mode="pad", padding=padding)
+
+    def deform(x: Any, predicted: Any) -> Any:
+        packed = ops.cat((predicted[:, 1:18:2], predicted[:, 0:18:2], 2 * ops.sigmoid(predicted[:, 18:])), 1)
+        ones = (1, 1, 1, 1)
+        return ops.deformable_conv2d(x, tensors["weight"], packed, (3, 3), ones, ones, modulated=True)
+
+    operator = deform if about["block"] == "deformable" else None
+    return lambda given: _block(mindspore.Tensor(given["x"]), tensors, conv, operator, ops.relu).asnumpy()
+
+
+def _block(
+    x: Any, tensors: dict[str, Any], conv: Callable[..., Any], deform: Callable[..., Any] | None, relu: Any
+) -> Any:
+    """Compute ``layer.Block`` with the functions of another library."""
+    inner = relu(conv(x, tensors["first"], 0))
+    if deform is None:
+        inner = conv(inner, tensors["weight"], 1)
+    else:
+        inner = deform(inner, conv(inner, tensors["predictor"], 1))
+    return relu(x + conv(relu(inner), tensors["last"], 0))
