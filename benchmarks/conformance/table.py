@@ -118,7 +118,7 @@ def advice(results: Results, speed: Results) -> tuple[list[str], list[list[str]]
     versions = {route.runtime: release(results[route.name]) for route in ROUTES if route.name in results}
     rows = []
     for entry in ADVICE:
-        take = " by ".join(filter(None, (entry.way, entry.how))) or "none of the three"
+        take = ": ".join(filter(None, (entry.way, entry.how))) or "none of the three forms"
         name = f"{entry.runtime} {versions.get(entry.runtime, '')}".strip()
         rows.append([name, take, _ratio(speed.get(f"{entry.runtime}: {entry.way}")), entry.avoid])
     return ["runtime", "take", "x plain", "avoid"], rows + ON_PAPER

@@ -18,7 +18,7 @@ def write(module: nn.Module, images: Tensor, file: Path) -> None:
         file: The text file.
 
     Raises:
-        RuntimeError: If pnnx fails.
+        RuntimeError: If pnnx fails, or writes layers that ncnn lacks.
     """
     import pnnx
 
@@ -32,5 +32,13 @@ def write(module: nn.Module, images: Tensor, file: Path) -> None:
         if done.returncode != 0:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
             raise RuntimeError(f"pnnx failed with exit code {done.returncode}: {' '.join(last)}")
+        if foreign := _foreign(place / "net.ncnn.param"):
+            raise RuntimeError(f"ncnn has no layer for {', '.join(foreign)}, which pnnx left as they are")
         shutil.copy(place / "net.ncnn.bin", file.with_suffix(".bin"))
         shutil.copy(place / "net.ncnn.param", file)
+
+
+def _foreign(file: Path) -> list[str]:
+    """Return the types of layers that are not ncnn's: pnnx leaves those of torch, with exit code 0."""
+    types = {line.split()[0] for line in file.read_text().splitlines()[2:] if line.strip()}
+    return sorted(kind for kind in types if "." in kind or ":" in kind)
