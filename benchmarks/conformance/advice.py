@@ -25,14 +25,15 @@ ADVICE = [
         "OpenVINO",
         "torch.export, our extension",
         "its node without `bilinear_interpolation_pad`: samples beyond a border are wrong, and one case ends the "
-        "process; `DeformConv` without our extension, which it can't read; `GridSample` in float16; bfloat16 networks",
+        "process; `DeformConv` without our extension, which it can't read; `GridSample` in float16; bfloat16 "
+        "networks",
         "`target=openvino`",
     ),
     Advice(
         "ncnn",
         "GridSample by pnnx",
-        "torchvision's layer by pnnx: all offset groups get the wrong offsets, groups don't load; one channel in each "
-        "offset group is wrong either way",
+        "torchvision's layer by pnnx: all offset groups get the first one's offsets, groups don't load; one "
+        "channel in each offset group is wrong either way",
         "`target=ncnn`",
     ),
     Advice("AOTInductor", "this project's operator", "", "`target=aoti`"),
@@ -50,10 +51,10 @@ ADVICE = [
         "`DeformConv` and `GridSample`, which it lacks; dynamic sizes",
         "`target=onnx decompose=true sampling=gather`",
     ),
-    Advice("onnx.reference", "gathers", "`DeformConv` of one row or one pixel, which raises; it is no runtime for speed"),
+    Advice("onnx.reference", "gathers", "`DeformConv` of one row or one pixel, which raises"),
     Advice("JAX", "", "jaxonnxruntime 0.3: operators of all three forms are missing"),
     Advice(
-        "PaddlePaddle", "its operator", "half precision, which it lacks; filters that the offset groups don't divide"
+        "PaddlePaddle", "its operator", "half precision, which it lacks; filters that offset groups don't divide"
     ),
     Advice("MindSpore", "its operator", "bfloat16 and float64, which it lacks; a batch of 0"),
 ]
@@ -63,8 +64,13 @@ ON_PAPER = [
         "TensorRT, not run",
         "`DeformConv`, from parser 10.1",
         "",
-        "`GridSample` of opset 20: read as nearest ([#4646](https://github.com/NVIDIA/TensorRT/issues/4646), cause in "
-        "[onnx-tensorrt#1060](https://github.com/onnx/onnx-tensorrt/pull/1060))",
+        "`GridSample` of opset 20: read as nearest ([#4646](https://github.com/NVIDIA/TensorRT/issues/4646), cause "
+        "in [onnx-tensorrt#1060](https://github.com/onnx/onnx-tensorrt/pull/1060))",
     ],
-    ["Core ML, not run", "coremltools after [#2752](https://github.com/apple/coremltools/pull/2752), or the decomposed program", "", ""],
-]  # fmt: skip
+    [
+        "Core ML, not run",
+        "coremltools after [#2752](https://github.com/apple/coremltools/pull/2752), or the decomposed program",
+        "",
+        "",
+    ],
+]

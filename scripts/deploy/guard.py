@@ -1,7 +1,8 @@
 """Combinations that a runtime computes wrongly or doesn't have, by the results behind docs/runtimes.md.
 
-``known.json`` beside this file has what fails in the forms that dcn-export writes. ``benchmarks/runtimes.py`` writes
-the file. A failure has features, such as "groups". A layer meets it if layer and wish have them all.
+``known.json`` beside this file has what fails in the forms that dcn-export writes; it is written by
+``benchmarks/runtimes.py``. A failure has features, such as "groups". A layer meets it if layer and wish have all of
+them.
 """
 
 import json
@@ -141,12 +142,11 @@ def _reason(wish: Wish) -> str | None:
     route = wish.route()
     if route not in known():
         return None
-    for layer in sorted(wish.layers, key=str) or [None]:
-        features = wish.features() | (layer.features() if layer else set())
+    for layer in sorted(wish.layers, key=str) or [Layer(channels=1)]:
         for failure in known()[route]["failures"]:
-            if features >= set(failure["features"]):
-                what = f"for a layer such as {layer}" if layer and layer.features() else ""
-                return f"{route} {known()[route]['version']} {failure['seen']} {what}".rstrip()
+            if wish.features() | layer.features() >= set(failure["features"]):
+                what = f" for a layer such as {layer}" if layer.features() else ""
+                return f"{route} {known()[route]['version']} {failure['seen']}{what}"
     return None
 
 
@@ -159,6 +159,7 @@ def _cure(wish: Wish) -> str:
         {"decompose": True, "sampling": "gather"},
         *({"dtype": dtype} for dtype in ("float16", "float32")),
         {"int8": False},
+        {"int8": False, "dtype": "float32"},
     ]
     for change in changes:
         asked = {name: getattr(wish, name) for name in change}
