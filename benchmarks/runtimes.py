@@ -100,9 +100,9 @@ def _time(arguments: argparse.Namespace) -> None:
                 continue
             print(f"{route.name}: {times['deformable'] / times['plain']:.2f} times the plain block", flush=True)
             results[route.name] = {"versions": found[1], **times}
-    results = {route.name: results[route.name] for route in ROUTES if route.name in results}
-    about = provenance("runtimes.py") | {"command": "python benchmarks/runtimes.py --speed"}
-    _SPEED.write_text(json.dumps({**results, "about": about}, indent=1) + "\n")
+            about = provenance("runtimes.py") | {"command": "python benchmarks/runtimes.py --speed"}
+            results = {route.name: results[route.name] for route in ROUTES if route.name in results}
+            _SPEED.write_text(json.dumps({**results, "about": about}, indent=1) + "\n")
     _write_page(json.loads(_JSON.read_text()))
 
 
