@@ -19,6 +19,7 @@ from zoo.convert import LAYER_ARGUMENTS
 from zoo.mixers import DeformMixer2d, arguments
 from zoo.pretrained import CONFIG, LOADING, WEIGHTS, data_config
 from zoo.rebuild import create, difference
+from zoo.repository import find
 
 
 def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | None = None) -> None:
@@ -85,27 +86,29 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> 
             os.replace(Path(new, name), folder / name)
 
 
-def load(folder: str | Path, **kwargs: Any) -> nn.Module:
-    """Return the network that ``save`` wrote.
+def load(source: str | Path, **kwargs: Any) -> nn.Module:
+    """Return the network that ``save`` wrote, or ``push`` uploaded.
 
     The folder can't choose other files to read: weights come only from its model.safetensors, and config.json may
     name only an architecture of timm and its arguments.
 
     Args:
-        folder: A folder that ``save`` wrote, or a clone of a hub repository.
+        source: A folder that ``save`` wrote. If there is none of this name: a repository of the Hugging Face hub,
+            "user/name" or "user/name@revision".
         **kwargs: As in ``timm.create_model``, such as ``num_classes``, except arguments that choose what is loaded.
 
     Raises:
-        FileNotFoundError: If there is no config.json or no model.safetensors.
+        FileNotFoundError: If there is no config.json or no model.safetensors, or the hub has no such repository.
         ValueError: If ``save`` didn't write config.json, the architecture doesn't have one of the arguments, or the
             weights are damaged or don't fit the network.
         TypeError: If the folder is no path.
     """
-    check_folder(folder)
+    check_folder(source)
     own = sorted({"model_name", "pretrained", "pretrained_cfg"} & kwargs.keys())
     if own:
         raise ValueError(f"the folder determines what is loaded, but got {', '.join(own)}; leave that out")
-    path = Path(folder, CONFIG)
+    folder = find(source)
+    path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}")
     try:

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from . import overrides
-from .schema import Bench, Evaluate, Export, Migrate, Predict, Train, Visualize
+from .schema import Bench, Evaluate, Export, Migrate, Predict, Share, Train, Visualize
 
 _SCHEMAS = {
     "train_schema": Train,
@@ -23,6 +23,7 @@ _SCHEMAS = {
     "visualize_schema": Visualize,
     "evaluate_schema": Evaluate,
     "predict_schema": Predict,
+    "share_schema": Share,
 }
 # Config groups without their own field.
 _GROUPS: dict[type, tuple[str, ...]] = {Train: ("experiment",)}

@@ -123,6 +123,7 @@ class Train:
     checkpoint_every: int | None = None  # the same in optimizer steps
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # of accelerate, such as wandb and mlflow
     report: bool = True  # latency, FLOPs and the picture at the end
+    push_to: str | None = None  # "user/repo": push the deformable classifier to the Hugging Face hub at the end
 
 
 _PROVIDERS = ("conv2d", "copy", "eager", "compiled", "composition", "torchvision", "onnxruntime", "openvino")
@@ -189,6 +190,17 @@ class Migrate:
     caffe: bool | None = None  # strides in the 1x1 convolutions, BGR images; null: as the checkpoint suggests
     modulated: bool | None = None  # whether layers have masks, if their shapes allow both
     arguments: dict[str, Any] = field(default_factory=dict)  # of timm.create_model, such as output_stride
+
+
+@dataclass
+class Share:
+    """``conf/share.yaml``."""
+
+    checkpoint: str | None = None  # of dcn-train, a deformable classifier
+    folder: str | None = None  # for zoo.load
+    push_to: str | None = None  # "user/repo" of the Hugging Face hub
+    license: str | None = None  # of the weights, by the hub's name, such as apache-2.0
+    private: bool | None = None  # of a new repository; null: the account's default
 
 
 # As Data; a missing size or number of channels is that of the network's training.

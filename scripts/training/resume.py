@@ -13,7 +13,16 @@ from . import state
 _log = logging.getLogger(__name__)
 NAME = "config.json"
 # These may differ in a resumed run, because they don't change what is trained.
-_FREE = {"resume", "report", "dry_run", "device", "checkpoint_minutes", "checkpoint_every", "data.workers"}
+_FREE = {
+    "resume",
+    "report",
+    "push_to",
+    "dry_run",
+    "device",
+    "checkpoint_minutes",
+    "checkpoint_every",
+    "data.workers",
+}
 
 
 def describe(config: Train) -> dict[str, Any]:

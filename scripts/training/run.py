@@ -18,7 +18,7 @@ from zoo import DCNConfig, plan
 from ..config.schema import Train
 from ..data.loaders import Splits, create_splits
 from ..inspect import cascade, figures, outputs
-from ..storage import checkpoint
+from ..storage import checkpoint, sharing
 from ..storage.files import locked
 from ..tasks import create as tasks
 from ..tasks.task import Metrics, Targets, Task
@@ -43,7 +43,8 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
 
     Args:
         config: The composed config.
-        folder: Receives a sub-folder per variant, ``results.json`` and ``sampling.png``.
+        folder: Receives a sub-folder per variant, ``results.json`` and ``sampling.png``. With ``push_to``, the best
+            deformable network is pushed from there at the end.
         runs: Folders of other runs, of which ``resume="auto"`` may choose one to resume.
 
     Raises:
@@ -52,6 +53,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
         FileNotFoundError: If data or a run to resume doesn't exist.
         FloatingPointError: If a loss is not finite.
         Stopped: On SIGTERM or Ctrl-C, once the state is saved.
+        OSError: If the hub refuses the upload.
     """
     variants.check(config)
     tasks.check(config)
@@ -78,7 +80,18 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         trained = _train_all(built, splits, task, config, accelerator, folder)
-        return _report(trained, splits, task, config, folder) if config.report else []
+        rows = _report(trained, splits, task, config, folder) if config.report else []
+    if config.push_to is not None:
+        _push(folder / "dcn" / "best.safetensors", config.push_to)
+    return rows
+
+
+def _push(path: Path, repository: str) -> None:
+    try:
+        print(f"pushed: {sharing.push(path, repository)}")
+    except (ValueError, OSError) as error:
+        error.add_note(f"the run is saved; push it by dcn-share checkpoint={path} push_to={repository}")
+        raise
 
 
 def _train_all(

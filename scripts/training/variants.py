@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from dcn_ops import DeformConv2d
+from zoo.hub import check_token
+from zoo.repository import check_repository
 
 from ..config.schema import Train
 from ..data.loaders import Splits
@@ -46,12 +48,25 @@ def check(config: Train) -> None:
     if not config.variants or len(set(config.variants)) < len(config.variants):
         raise ValueError(f"expected one variant or both, each once, got variants={list(config.variants)}")
     check_trackers(config.trackers)
+    _check_push(config)
     if config.checkpoint_every is not None and config.checkpoint_every < 1:
         raise ValueError(f"expected 1 step or more between two states, got {config.checkpoint_every=}")
     if config.precision not in PRECISIONS:
         raise ValueError(f"expected a precision among {PRECISIONS}, got {config.precision=}")
     if twice := sorted(set(_SET_BY) & set(config.model.kwargs)):
         raise ValueError(f"set {_SET_BY[twice[0]]}, and drop model.kwargs.{twice[0]}")
+
+
+def _check_push(config: Train) -> None:
+    """Refuse a ``push_to`` that would fail at the end of the run."""
+    if config.push_to is None:
+        return
+    check_token(check_repository(config.push_to))
+    if config.task.name != "classification" or "dcn" not in config.variants:
+        raise ValueError(
+            f"push_to={config.push_to} shares the deformable classifier, got task={config.task.name} and "
+            f"variants={list(config.variants)}; drop push_to"
+        )
 
 
 def build_all(config: Train, splits: Splits, task: Task, accelerator: Accelerator) -> dict[str, Variant]:
