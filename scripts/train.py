@@ -1,5 +1,6 @@
 """dcn-train: fine-tune a timm backbone with deformable convolutions, and the plain one for comparison."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,17 +14,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from .config import command, schema
 from .training import resume
+from .training.objective import objective
 from .training.run import run
 from .training.stop import Stopped
 
+_log = logging.getLogger(__name__)
+
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="train")
-def _main(config: DictConfig) -> None:
+def _main(config: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     runs = [path.parent for path in (folder.parents[sweep]).glob(("*/" * (1 + sweep)) + resume.NAME)]
+    train = cast(schema.Train, OmegaConf.to_object(config))
+    _log.info("the composed config:\n%s", command.in_lines(config))
     try:
-        run(cast(schema.Train, OmegaConf.to_object(config)), folder, runs)
+        run(train, folder, runs)
     except (Stopped, KeyboardInterrupt) as stopped:
         signum = stopped.signum if isinstance(stopped, Stopped) else 2
         _exit(f"{str(stopped) or 'interrupted'}; the same command with resume=auto goes on", 128 + signum)
@@ -32,6 +38,7 @@ def _main(config: DictConfig) -> None:
         if sweep or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         _exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), 1)
+    return objective(folder) if sweep else None  # for sweepers that search, such as optuna's
 
 
 def _exit(message: str, code: int) -> None:

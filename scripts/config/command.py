@@ -1,18 +1,19 @@
 """Shared by the console commands: schemas for Hydra, suggestions for mistyped arguments, one-line errors."""
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, NoReturn, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from . import overrides
+from . import options, overrides
 from .schema import Bench, Evaluate, Export, Migrate, Predict, Share, Train, Visualize
 
 _SCHEMAS = {
@@ -24,6 +25,17 @@ _SCHEMAS = {
     "evaluate_schema": Evaluate,
     "predict_schema": Predict,
     "share_schema": Share,
+}
+# The commands' configs: the package, and the name in it.
+_CONFIGS = {
+    Train: ("zoo.conf", "train"),
+    Bench: ("zoo.conf", "bench"),
+    Export: ("zoo.conf.deploy", "export"),
+    Migrate: ("zoo.conf.deploy", "migrate"),
+    Visualize: ("zoo.conf", "visualize"),
+    Evaluate: ("zoo.conf", "evaluate"),
+    Predict: ("zoo.conf", "predict"),
+    Share: ("zoo.conf", "share"),
 }
 # Config groups without their own field.
 _GROUPS: dict[type, tuple[str, ...]] = {Train: ("experiment",)}
@@ -38,9 +50,21 @@ def register() -> None:
 
 
 def prepare(schema: type) -> None:
-    """Register the schemas and check ``sys.argv``, before Hydra reads it."""
+    """Register the schemas and check ``sys.argv``, before Hydra reads it; or print the help and exit."""
     register()
     check_overrides(schema)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        _help(schema)
+
+
+def _help(schema: type) -> NoReturn:
+    """Print the options with the values that the other arguments give them."""
+    package, name = _CONFIGS[schema]
+    given = [argument for argument in sys.argv[1:] if overrides.is_override(argument)]
+    with errors_in_one_line(HydraException), initialize_config_module(package, version_base="1.3"):
+        config = compose(name, overrides=given)
+    options.show_help(f"dcn-{name}", schema, config, _GROUPS.get(schema, ()))
+    sys.exit(0)
 
 
 @contextmanager
@@ -53,6 +77,12 @@ def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {error}")
+
+
+def in_lines(config: DictConfig) -> str:
+    """Return a config as text with one line for each of its groups."""
+    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
 
 def compose_train(*arguments: str) -> Train:
