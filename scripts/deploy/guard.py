@@ -68,7 +68,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is asked of a target; the fields of the config, and the layers of the network."""
+    """What is asked of a target; the fields of the config, and kind and layers of the network."""
 
     target: str
     dynamic: str
@@ -77,6 +77,7 @@ class Wish:
     decompose: bool
     sampling: str
     opset: int
+    kind: str = "scores"  # or "one-stage", "two-stage": detectors
     layers: frozenset[Layer] = frozenset()
 
     def route(self) -> str | None:
@@ -128,6 +129,9 @@ def known() -> dict[str, Any]:
 
 def check(wish: Wish) -> None:
     """Raise ValueError, with the reason and the cure, if the runtime of the target is known to fail."""
+    refused = next((why for applies, why in _of_detectors(wish) if applies), None)
+    if refused is not None:
+        raise ValueError(refused)
     reason = _reason(wish)
     if reason is not None:
         raise ValueError(f"{reason}; {_cure(wish)}")
@@ -171,3 +175,29 @@ def _cure(wish: Wish) -> str:
 
 def _text(values: dict[str, Any]) -> str:
     return " ".join(f"{name}={str(value).lower()}" for name, value in values.items())
+
+
+def _of_detectors(wish: Wish) -> list[tuple[bool, str]]:
+    detector, two_stage = wish.kind != "scores", wish.kind == "two-stage"
+    return [
+        (
+            detector and (wish.dtype != "float32" or wish.int8),
+            "a box in fewer bits is wrong by pixels, so detectors are exported in float32: use dtype=float32 "
+            f"int8=false, got dtype={wish.dtype!r} and int8={wish.int8}",
+        ),
+        (
+            detector and wish.target in ("executorch", "ncnn"),
+            "its runtime was not tried with the several outputs of a detector: use target=onnx or target=openvino, "
+            f"got target={wish.target}",
+        ),
+        (
+            two_stage and wish.target == "compile",
+            "torch.compile breaks the graph at the suppression of regions, whose number depends on the image: use "
+            "target=torchscript or target=torch-export, got target=compile",
+        ),
+        (
+            two_stage and wish.dynamic != "none",
+            "Faster and Mask R-CNN choose the regions of one image after another, so the number of images and "
+            f"their size are constants of the file: use dynamic=none batch=1, got dynamic={wish.dynamic!r}",
+        ),
+    ]

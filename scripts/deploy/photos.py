@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from ..data import folders
 from ..data.pixels import to_mode
+from ..data.scenes.transforms import Square
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -32,12 +33,13 @@ class Photos:
     classes: list[str] | None = None  # of each image
 
 
-def read(folder: str | None, limit: int) -> Photos:
+def read(folder: str | None, limit: int, *, classes: bool = True) -> Photos:
     """Return the images of a folder, or the photos that scikit-image ships; none without both.
 
     Args:
         folder: Contains images, or a folder of images for each class, as for dcn-train.
         limit: At most so many images.
+        classes: Whether folders in it may be classes.
 
     Raises:
         FileNotFoundError: If the folder doesn't exist or contains no image.
@@ -48,11 +50,20 @@ def read(folder: str | None, limit: int) -> Photos:
     root, files = Path(folder).resolve(), folders.images_in(folder)
     if not files:
         raise FileNotFoundError(f"expected a folder with images, got {folder!r}; {folders.SUFFIXES_READ}")
-    if any(Path(file).resolve().parent == root for file in files):
-        return Photos([_opened(file) for file in _spread(files, limit)])
+    if not classes or any(Path(file).resolve().parent == root for file in files):
+        return opened(files, limit)
     split = folders.ClassFolders(str(root.parent), root.name, "images")
     names, chosen = list(split.class_to_idx), _spread(split.samples, limit)
     return Photos([_opened(file) for file, _ in chosen], [names[label] for _, label in chosen])
+
+
+def opened(files: list[Any], limit: int) -> Photos:
+    """Return at most ``limit`` of these image files, evenly spread.
+
+    Raises:
+        ValueError: If an image can't be read.
+    """
+    return Photos([_opened(file) for file in _spread(files, limit)])
 
 
 def _spread(files: list[_T], limit: int) -> list[_T]:
@@ -96,10 +107,13 @@ def _photos() -> Iterator[Image.Image]:
         yield Image.fromarray(np.asarray(getattr(skimage.data, name)()))
 
 
-def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], model: nn.Module) -> Tensor:
+def batch(
+    images: list[Image.Image], count: int, shape: tuple[int, int, int], model: nn.Module, *, square: bool = False
+) -> Tensor:
     """Return [count, C, H, W] preprocessed as in the network's training; random values if there are no images.
 
-    If there are fewer images than ``count``, they are repeated, mirrored every second time.
+    If there are fewer images than ``count``, they are repeated, mirrored every second time. With ``square`` they
+    are padded to a square first, as detectors and segmenters read them.
     """
     channels, height, width = shape
     if not images or channels not in (1, 3):
@@ -109,6 +123,7 @@ def batch(images: list[Image.Image], count: int, shape: tuple[int, int, int], mo
     config = preparation(shape, model)
     steps: list[nn.Module] = [
         v2.Grayscale(channels) if channels == 1 else v2.RGB(),
+        *([Square([255 * value for value in config["mean"]], 0)] if square else []),
         v2.Resize((height, width), antialias=True),
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
@@ -129,20 +144,25 @@ def preparation(shape: tuple[int, int, int], model: nn.Module) -> dict[str, Any]
     return {"input_size": list(shape), **{name: _for(config[name], shape[0]) for name in ("mean", "std")}, **named}
 
 
-def facts(shape: tuple[int, int, int], model: nn.Module, classes: int) -> dict[str, str]:
+def facts(shape: tuple[int, int, int], model: nn.Module, classes: int, *, square: bool = False) -> dict[str, str]:
     """Return the metadata of a file in addition to its scores: the preprocessing, and the names of the classes.
 
     Args:
         shape: C, H, W of the images.
         model: A timm network; a checkpoint of dcn-train has the names of its classes.
         classes: Number of scores.
+        square: Whether images are padded to a square.
 
     Returns:
-        JSON by name: the keys of ``preparation``, and ``label_names`` if they are known.
+        JSON by name: the keys of ``preparation``, and ``label_names`` if they are known. ``padding`` "square" says
+        that images are padded to the right and below with the mean colour; there is then no ``crop_pct``.
     """
     known = preparation(shape, model)
     if names := _label_names(model, classes):
         known["label_names"] = names
+    if square:
+        known["padding"] = "square"
+        del known["crop_pct"]
     return {name: json.dumps(value) for name, value in known.items()}
 
 

@@ -21,7 +21,8 @@ class Row:
     bytes: int | None = None
     error: float | None = None  # largest absolute difference from eager in float32
     relative: float | None = None  # the same relative to the largest score
-    top1: float | None = None  # share of the images with eager's class
+    top1: float | None = None  # share of images or pixels with eager's class, or of eager's objects that are found
+    objects: int | None = None  # that eager finds
     accuracy: tuple[float, float] | None = None  # eager's and the export's, if the images have classes
     ms: float | None = None  # median, for a batch
     plain_ms: float | None = None  # the plain network's, timed alternately
@@ -29,6 +30,8 @@ class Row:
     export_s: float | None = None
     dynamic: str = ""
     library: bool = False  # whether the process imported dcn_ops
+    torchvision: bool = False  # whether the process imported torchvision
+    same: str = "top-1"  # title of top1
     reason: str | None = None
 
     @property
@@ -40,10 +43,16 @@ class Row:
 _COLUMNS = ("target", "works", "max error", "top-1", "ms", "x plain", "first s", "MB", "dynamic", "needs dcn_ops")
 
 
+def _columns(rows: list[Row]) -> list[str]:
+    return [rows[0].same if name == "top-1" else name for name in _COLUMNS]
+
+
 def _cells(row: Row) -> list[str]:
     if row.reason is not None:
         return [row.target, f"no: {row.reason}", *[""] * (len(_COLUMNS) - 2)]
     top1 = "" if row.top1 is None else f"{100 * row.top1:.0f} %"
+    if row.objects is not None:
+        top1 += f" of {row.objects}"
     if row.accuracy is not None:
         top1 += f" ({100 * row.accuracy[0]:.1f} → {100 * row.accuracy[1]:.1f})"
     return [
@@ -56,13 +65,13 @@ def _cells(row: Row) -> list[str]:
         "" if row.first_s is None else f"{row.first_s:.1f}",
         "" if row.bytes is None else f"{row.bytes / 1e6:.1f}",
         row.dynamic,
-        "yes" if row.library else "no",
+        ("yes" if row.library else "no") + (", and torchvision" if row.torchvision else ""),
     ]
 
 
 def show(rows: list[Row], title: str, console: Console) -> None:
     """Print the table."""
-    table = Table(*_COLUMNS, title=title)
+    table = Table(*_columns(rows), title=title)
     for row in rows:
         table.add_row(*map(escape, _cells(row)))
     console.print(table)
@@ -81,4 +90,4 @@ def write_matrix(rows: list[Row], title: str, path: Path, block: str) -> None:
         ValueError: If the file doesn't have these marks.
     """
     cells = [_cells(row) for row in rows]
-    markdown.replace_block(path, block, f"{title}\n\n{markdown.table(_COLUMNS, cells)}")
+    markdown.replace_block(path, block, f"{title}\n\n{markdown.table(_columns(rows), cells)}")

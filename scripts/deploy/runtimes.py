@@ -4,10 +4,11 @@
 
 The request names the files with their targets. The first is run; the others, such as the plain network's, are only
 timed alternately with it. The request also names the inputs (.npz of float32 [N, C, H, W]), the paths of outputs
-and times, threads and rounds. This file imports nothing of the project, and only the runtimes that are needed: it
-runs what a deployed program would run.
+and times, threads and rounds, and of a detector the file beside it that finds objects in its outputs. This file
+imports nothing of the project, and only the runtimes that are needed: it runs what a deployed program would run.
 """
 
+import importlib.util
 import json
 import statistics
 import sys
@@ -18,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def _of_torch(function: Callable[..., Any]) -> Run:
     import torch
 
     @torch.inference_mode()
-    def run(images: np.ndarray) -> np.ndarray:
-        return function(torch.from_numpy(images)).numpy()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        out = function(torch.from_numpy(images))
+        return [tensor.numpy() for tensor in ((out,) if isinstance(out, torch.Tensor) else out)]
 
     return run
 
@@ -48,7 +50,7 @@ def _compile(file: Path, threads: int) -> Run:
     torch.compiler.load_cache_artifacts(file.read_bytes())
     run = _of_torch(torch.compile(_pickled(file), fullgraph=True, dynamic=False))
 
-    def warm(images: np.ndarray) -> np.ndarray:
+    def warm(images: np.ndarray) -> list[np.ndarray]:
         out = run(np.ascontiguousarray(images))  # another memory layout would be compiled again
         misses = counters["inductor"]["fxgraph_cache_miss"] + counters["aot_autograd"]["autograd_cache_miss"]
         if misses:
@@ -83,7 +85,7 @@ def _onnx(file: Path, threads: int) -> Run:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    return lambda images: session.run(None, {name: images})
 
 
 def _openvino(file: Path, threads: int) -> Run:
@@ -91,7 +93,7 @@ def _openvino(file: Path, threads: int) -> Run:
 
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.compile_model(file, "CPU", settings).create_infer_request()
-    return lambda images: request.infer([images])[0].copy()
+    return lambda images: [out.copy() for out in request.infer([images]).values()]
 
 
 def _executorch(file: Path, threads: int) -> Run:
@@ -99,7 +101,7 @@ def _executorch(file: Path, threads: int) -> Run:
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(file).load_method("forward")
-    return lambda images: method.execute([torch.from_numpy(np.ascontiguousarray(images))])[0].numpy()
+    return lambda images: [out.numpy() for out in method.execute([torch.from_numpy(np.ascontiguousarray(images))])]
 
 
 def _ncnn(file: Path, threads: int) -> Run:
@@ -119,7 +121,7 @@ def _ncnn(file: Path, threads: int) -> Run:
             raise RuntimeError(f"ncnn stopped with status {status}")
         return np.array(out)
 
-    return lambda images: np.stack([scores(image) for image in np.ascontiguousarray(images)])
+    return lambda images: [np.stack([scores(image) for image in np.ascontiguousarray(images)])]
 
 
 RUNTIMES: dict[str, Callable[[Path, int], Run]] = {
@@ -145,6 +147,8 @@ def main(request: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
     if request["library"]:
         import dcn_ops  # noqa: F401  (registers the operator)
+    if request["torchvision"]:
+        import torchvision  # noqa: F401  (registers NMS and RoIAlign)
     start = time.perf_counter()
     runs = [RUNTIMES[target](Path(file), threads) for target, file in files]
     with np.load(request["inputs"]) as file:
@@ -155,8 +159,28 @@ def main(request: dict[str, Any]) -> None:
     if "dcn_ops" in sys.modules and not request["library"]:
         raise RuntimeError("the artifact should run without dcn_ops, but imported it")
     milliseconds = _timed(runs, inputs[0], request["rounds"])
-    np.savez(request["outputs"], **{str(i): output for i, output in enumerate(outputs)})  # type: ignore[arg-type]
+    found = {f"{i}/{j}": array for i, arrays in enumerate(outputs) for j, array in enumerate(arrays)}
+    if request["finder"]:
+        found |= _objects(outputs, **request["finder"])
+    np.savez(request["outputs"], **found)  # type: ignore[arg-type]
     Path(request["times"]).write_text(json.dumps({"ms": milliseconds, "first_s": first}))
+
+
+def _objects(
+    outputs: list[list[np.ndarray]], file: str, names: list[str], settings: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of the objects in each image, by "objects/input/image/name"."""
+    spec = importlib.util.spec_from_file_location("detections", file)
+    assert spec is not None
+    assert spec.loader is not None
+    beside = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(beside)
+    return {
+        f"objects/{i}/{j}/{name}": array
+        for i, arrays in enumerate(outputs)
+        for j, one in enumerate(beside.find(dict(zip(names, arrays, strict=True)), **settings))
+        for name, array in one.items()
+    }
 
 
 def _as_pictures(images: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Shared by all targets of a run: the network, its images, and eager's scores."""
+"""Shared by all targets of a run: the network, its images, and eager's answers."""
 
 import copy
+import json
 import logging
+import shutil
 import tempfile
 import time
 from dataclasses import fields
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 
 from ..config.schema import Export
-from . import guard, photos, report, source, targets, verify
+from . import answers, detections, guard, photos, report, source, targets, training_data, verify
 from .progress import stage
 from .report import Row
 from .workplace import publish, workplace
@@ -30,7 +32,8 @@ class Session:
     """One network to be exported to several targets.
 
     Raises:
-        ValueError: If the dtype is unknown, the network doesn't take the images, or its scores are not finite.
+        ValueError: If the dtype is unknown, the network doesn't take the images, its scores are not finite, or it
+            finds no object.
     """
 
     def __init__(self, config: Export) -> None:
@@ -41,24 +44,19 @@ class Session:
         if config.threads is not None:  # Inductor writes the number of threads into its code
             torch.set_num_threads(config.threads)
         self.threads = torch.get_num_threads()
-        self.photos = photos.read(config.images, config.max_images)
+        self.photos = self._photos()
         self.inputs = self._inputs()
-        self.expected = self._scores()
-        if not all(bool(scores.isfinite().all()) for scores in self.expected):
-            raise ValueError("the network's own scores are not finite: nothing can be verified against them")
+        self.answers = answers.of(self.source.model, self.source.head, self.inputs, self._tolerance())
         self.network = self._prepared(self.source.model)
         plain = source.plain(self.source.model) if config.plain else None
         self.plain = None if plain is None else self._prepared(plain)
 
-    def _scores(self) -> list[Tensor]:
-        try:
-            with torch.inference_mode():
-                return [self.source.model(batch) for batch in self.inputs]
-        except Exception as error:  # a network may raise anything
-            shapes = " and ".join(sorted({str(list(batch.shape)) for batch in self.inputs}))
-            raise ValueError(
-                f"the network doesn't take images of {shapes}: {' '.join(str(error).split())[:300]}; set size=..."
-            ) from error
+    def _photos(self) -> photos.Photos:
+        config, head = self.config, self.source.head
+        found = None
+        if head is not None and config.images is None and config.checkpoint is not None:
+            found = training_data.read(Path(config.checkpoint), config.max_images)
+        return found or photos.read(config.images, config.max_images, classes=head is None)
 
     def title(self) -> str:
         """Return a description of the measurement."""
@@ -72,7 +70,7 @@ class Session:
         count, model = max(8, len(self.photos.images)), self.source.model
 
         def draw(n: int, h: int, w: int) -> Tensor:
-            return photos.batch(self.photos.images, n, (channels, h, w), model)
+            return photos.batch(self.photos.images, n, (channels, h, w), model, square=self.source.head is not None)
 
         if self.config.dynamic == "none":
             whole = draw(-(-count // batch) * batch, height, width)
@@ -86,6 +84,7 @@ class Session:
         if self.config.fuse:
             fused = zoo.fuse_batch_norm_(model, self.inputs[0])
             _log.info("%d BatchNorms fused into the convolutions before them", len(fused))
+        model = self.answers.exported(model).requires_grad_(False)
         if self.config.dtype != "float32":
             model = source.Ported(model, getattr(torch, self.config.dtype)).eval()
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
@@ -135,7 +134,11 @@ class Session:
             files[0].with_suffix(".module").unlink(missing_ok=True)
             row.export_s, row.bytes = export_s, sum(path.stat().st_size for path in places[0].iterdir())
             row.file = str(folder / files[0].name)
-            report.save([eager, row], about, places[0] / f"{files[0].name}.json")
+            report.save(
+                [eager, row],
+                {**about, "metadata": {k: json.loads(v) for k, v in self.facts().items()}},
+                places[0] / f"{files[0].name}.json",
+            )
             publish(places[0], files[0].name, folder)
         return row
 
@@ -150,8 +153,12 @@ class Session:
         asked = {
             field.name: getattr(config, field.name) for field in fields(guard.Wish) if hasattr(config, field.name)
         }
-        targets.check(guard.Wish(**asked | {"target": name}, layers=guard.layers(self.network)))
+        targets.check(
+            guard.Wish(**asked | {"target": name}, kind=self.answers.kind, layers=guard.layers(self.network))
+        )
         files = self.files(name, places)
+        if self.answers.settings is not None:
+            shutil.copy(detections.__file__, files[0].parent)
         for file, network in zip(files, self._networks(), strict=True):
             target.write(self._job(network), file)
             if name == "compile":  # its caches belong to a network that the process builds itself
@@ -172,7 +179,9 @@ class Session:
         """
         target = targets.TARGETS[name]
         library = target.library == "always" or (target.library == "whole" and not self.config.decompose)
-        return self._verified(Row(name, dynamic=_SIZES[self.config.dynamic], library=library), files)
+        row = Row(name, dynamic=_SIZES[self.config.dynamic], library=library)
+        row.torchvision = target.torchvision and self.answers.kind == "two-stage"
+        return self._verified(row, files)
 
     def _job(self, network: nn.Module) -> targets.Job:
         return targets.Job(
@@ -185,8 +194,18 @@ class Session:
             sampling=self.config.sampling,
             opset=self.config.opset,
             int8=self.config.int8,
-            facts=photos.facts(self.source.size, self.source.model, self.expected[0].shape[1]),
+            facts=self.facts(),
+            names=self.answers.names,
+            two_stage=self.answers.kind == "two-stage",
         )
+
+    def facts(self) -> dict[str, str]:
+        """Return the metadata of a file: JSON by name."""
+        square = self.source.head is not None
+        found = photos.facts(self.source.size, self.source.model, self.answers.classes, square=square)
+        if self.answers.settings is not None:
+            found |= {"outputs": json.dumps(self.answers.names), "detections": json.dumps(self.answers.settings)}
+        return found
 
     def _verified(self, row: Row, files: list[Path]) -> Row:
         """Run the files, compare the network's scores with eager, and fill in the row."""
@@ -199,14 +218,24 @@ class Session:
             threads=self.threads,
             rounds=rounds,
             limit_minutes=self.config.limit_minutes,
+            torchvision=row.torchvision,
+            finder=self._finder(row, files[0]),
         )
-        agreement = verify.agreement([*result.outputs, result.pictures], [*self.expected, self.expected[0]])
-        row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.top1
-        row.accuracy = self._accuracy(result.outputs)
+        agreement = self.answers.compare(result)
+        row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.same
+        row.same, row.objects = self.answers.same, agreement.count
+        row.accuracy = self._accuracy([out[0] for out in result.outputs[:-1]])
         row.ms, row.first_s = result.ms[0], result.first_s
         row.plain_ms = result.ms[1] if len(result.ms) > 1 else None
         agreement.check(self._tolerance())
         return row
+
+    def _finder(self, row: Row, file: Path) -> verify.Finder | None:
+        if self.answers.settings is None:
+            return None
+        script = Path(detections.__file__)
+        beside = script if row.target == "eager" else file.parent / script.name
+        return verify.Finder(beside, self.answers.names, self.answers.settings)
 
     def _tolerance(self) -> float:
         if self.config.tolerance is not None:
@@ -214,12 +243,12 @@ class Session:
         return INT8_TOLERANCE if self.config.int8 else TOLERANCE[self.config.dtype]
 
     def _accuracy(self, outputs: list[Tensor]) -> tuple[float, float] | None:
-        labels = photos.labels_of(self.photos, self.source.model, self.expected[0].shape[1])
-        if labels is None:
+        labels = photos.labels_of(self.photos, self.source.model, self.answers.classes)
+        if labels is None or not isinstance(self.answers, answers.Scores):
             return None
 
         def share(scores: list[Tensor]) -> float:
             whole = scores[1] if self.config.dynamic != "none" else torch.cat(scores[1:])
             return float((whole.argmax(1)[: len(labels)] == torch.tensor(labels)).float().mean())
 
-        return share(self.expected), share(outputs)
+        return share(self.answers.scores[:-1]), share(outputs)

@@ -25,6 +25,7 @@ class Source:
     name: str
     model: nn.Module
     size: tuple[int, int, int]  # C, H, W
+    head: str | None = None  # the detector or segmenter around a timm network
 
 
 def load(path: str | None, model: str | None, size: Any) -> Source:
@@ -45,6 +46,7 @@ def load(path: str | None, model: str | None, size: Any) -> Source:
     sides = [size] if isinstance(size, int) else size
     if sides is not None and not _are_sides(sides):
         raise ValueError(f"expected size=SIDE or size=[HEIGHT, WIDTH], of 1 pixel or more, got size={size!r}")
+    head = None
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(
@@ -53,12 +55,13 @@ def load(path: str | None, model: str | None, size: Any) -> Source:
         name = _stem(Path(path))
         with _readable(f"checkpoint={path}", "a safetensors file that dcn-train wrote"):
             network = checkpoint.load(path)
+            head = (checkpoint.read_recipe(path).get("head") or {}).get("name")
     else:
         name, network = _named(str(model))
     channels = _channels(network)
     default = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     height, width = default[1:] if sides is None else (sides[0], sides[-1])
-    return Source(name, network.eval(), (channels, height, width))
+    return Source(name, network.eval(), (channels, height, width), head)
 
 
 def _are_sides(sides: Any) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ _NAMES = {0: "batch", 2: "height", 3: "width"}
 class Job:
     """A network to be exported, and how."""
 
-    model: nn.Module  # takes and returns float32
+    model: nn.Module  # takes float32, and returns float32, or of a detector the tensors of ``detectors.py``
     images: Tensor  # [N, C, H, W], an example
     inputs: list[Tensor]  # every shape that will be verified
     calibration: Tensor  # real images, for int8
@@ -37,6 +38,8 @@ class Job:
     opset: int
     int8: bool
     facts: dict[str, str]  # metadata for the file, JSON by name
+    names: tuple[str, ...] = ("scores",)  # of the outputs
+    two_stage: bool = False  # a detector of two stages
 
     def program(self, largest: int | None = None) -> torch.export.ExportedProgram:
         """Return the model's program with whole operators; ``largest`` bounds the dynamic sizes."""
@@ -68,6 +71,7 @@ class Target:
     dynamic: tuple[str, ...] = ("none", "batch", "size")
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     int8: bool = False
+    torchvision: bool = False  # whether the file calls torchvision's operators, which detectors of two stages have
     library: str = "never"  # when its process imports dcn_ops: "never", "whole" (unless decomposed), "always"
 
 
@@ -83,6 +87,8 @@ def check(wish: guard.Wish) -> None:
         raise ValueError(f"int8 is exported to {', '.join(able)}, got target={name}")
     guard.check(wish)
     packages = (*target.packages, *(("torchao",) if wish.int8 and name != "onnx" else ()))
+    if name == "openvino" and wish.kind == "two-stage":
+        packages += TARGETS["onnx"].packages
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise ImportError(f"{', '.join(missing)} not installed: pip install 'dcn-zoo[{target.extra}]'")
 
@@ -172,7 +178,7 @@ def _onnx(job: Job, file: Path) -> None:
             dynamic_shapes=(axes,),
             external_data=False,
             input_names=["images"],
-            output_names=["scores"],
+            output_names=list(job.names),
         )
     if job.int8:
         quantize.onnx(file, job.calibration)
@@ -184,9 +190,13 @@ def _onnx(job: Job, file: Path) -> None:
 def _openvino(job: Job, file: Path) -> None:
     import openvino
 
-    program = job.portable() if job.decompose else job.program()
-    with _quiet():
-        model = openvino.convert_model(program, extension=dcn_ops.openvino.extension())
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        written: Any = Path(folder) / "network.onnx"
+        if job.two_stage:  # OpenVINO 2026.4 converts NMS from ONNX, not from torch's programs
+            _onnx(job, written)
+        else:
+            written = job.portable() if job.decompose else job.program()
+        model = openvino.convert_model(written, extension=dcn_ops.openvino.extension())
     for name, value in job.facts.items():
         model.set_rt_info(value, name)
     openvino.save_model(model, file, compress_to_fp16=False)
@@ -214,11 +224,11 @@ def _ncnn(job: Job, file: Path) -> None:
 
 TARGETS = {
     "compile": Target(".cache", _compile, dynamic=("none",), library="always"),
-    "aoti": Target(".pt2", _aoti, int8=True),
-    "torch-export": Target(".export.pt2", _torch_export, library="whole"),
+    "aoti": Target(".pt2", _aoti, int8=True, torchvision=True),
+    "torch-export": Target(".export.pt2", _torch_export, library="whole", torchvision=True),
     "onnx": Target(".onnx", _onnx, ("onnx", "onnxruntime", "onnxscript"), int8=True),
     "openvino": Target(".xml", _openvino, ("openvino",)),
-    "torchscript": Target(".pt", _torchscript, library="whole"),
+    "torchscript": Target(".pt", _torchscript, library="whole", torchvision=True),
     "executorch": Target(".pte", _executorch, ("executorch",), "executorch", dtypes=("float32",)),
     "ncnn": Target(".ncnn.param", _ncnn, ("ncnn", "pnnx"), "ncnn", dynamic=("none",), dtypes=("float32",)),
 }
