@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.config.schema import Export
-from zoo.scripts.deploy.report import Row
 from zoo.scripts.deploy.run import run as export
 from zoo.scripts.storage import markdown
 from zoo.scripts.storage.provenance import provenance
@@ -29,7 +28,7 @@ _COMMAND = "python benchmarks/heads.py --boxes BCCD --instances NUCLEI"
 ONE_STAGE, TWO_STAGE = ("fcos", "retinanet"), ("faster_rcnn", "mask_rcnn")
 SEGMENTERS = ("unet", "smp_fpn", "deeplabv3plus", "upernet")
 HEADS = (*SEGMENTERS, *ONE_STAGE, *TWO_STAGE)
-TARGETS = ("onnx", "openvino", "torchscript", "torch-export", "aoti")
+TARGETS = ("onnx", "openvino", "torchscript", "aoti")
 _NAMES = {
     "unet": "Unet", "smp_fpn": "FPN", "deeplabv3plus": "DeepLabV3+", "upernet": "UPerNet", "fcos": "FCOS",
     "retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN",
@@ -53,13 +52,13 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what failed before")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(_JSON.read_text()) if _JSON.is_file() else {}
-    for target in arguments.targets:  # the slow ones last
-        for head in arguments.heads:
-            known = found.get(f"{head} {target}")
-            if known is None or (arguments.again and known["reason"]):
-                weights = checkpoint_of(head, arguments)
-                found[f"{head} {target}"] = result(head, target, weights, arguments.work / "exports" / head)
-                _JSON.write_text(json.dumps(found, indent=1) + "\n")
+    jobs = [(head, dynamic) for dynamic in _SIZES for head in arguments.heads if dynamic in sizes_of(head)]
+    for head, dynamic in jobs:
+        if missing := [t for t in arguments.targets if is_missing(head, t, dynamic, found, arguments.again)]:
+            weights = checkpoint_of(head, arguments)
+            for row in exported(weights, missing, dynamic, arguments.work / "exports" / head):
+                found[f"{head} {row['target']}"] = row
+            _JSON.write_text(json.dumps(found, indent=1) + "\n")
     markdown.replace_block(_PAGE, "heads", table(found))
 
 
@@ -94,27 +93,32 @@ def masks_of(instances: Path, folder: Path) -> Path:
     return folder.resolve()
 
 
-def result(head: str, target: str, weights: Path, folder: Path) -> dict[str, Any]:
-    """Export with the most dynamic sizes that hold; return the row of the first that does, or else of the last."""
-    about = {**provenance(""), "command": _COMMAND}  # the arguments are folders of this machine
-    if head in TWO_STAGE:
-        sizes: tuple[str, ...] = ("none",)
-    else:  # AOTInductor compiles any size for many minutes
-        sizes = ("batch",) if target == "aoti" else ("size", "batch")
-    for dynamic in sizes:
-        row = exported(weights, target, dynamic, folder)
-        if row.reason is None:
-            break
-    return {**dataclasses.asdict(row), "dynamic": dynamic, "file": None, "about": about}
+def sizes_of(head: str) -> tuple[str, ...]:
+    """Return the kinds of dynamic sizes to try, the most dynamic first."""
+    return ("none",) if head in TWO_STAGE else ("size", "batch")
 
 
-def exported(weights: Path, target: str, dynamic: str, folder: Path) -> Row:
-    """Run dcn-export for one target."""
+def is_missing(head: str, target: str, dynamic: str, found: dict[str, Any], again: bool) -> bool:
+    """Tell whether a target is to be run with these sizes: if it is new, or failed with more dynamic ones."""
+    if target == "aoti" and dynamic == "size":  # it compiles for many minutes
+        return False
+    known = found.get(f"{head} {target}")
+    kinds = list(_SIZES)
+    return known is None or (
+        known["reason"] is not None and (again or kinds.index(known["dynamic"]) < kinds.index(dynamic))
+    )
+
+
+def exported(weights: Path, names: list[str], dynamic: str, folder: Path) -> list[dict[str, Any]]:
+    """Run dcn-export for some targets, and return their rows."""
     config = Export(
-        checkpoint=str(weights), target=target, dynamic=dynamic, folder=str(folder), plain=False, rounds=1,
+        checkpoint=str(weights), target=names, dynamic=dynamic, folder=str(folder), plain=False, rounds=1,
         max_images=16, threads=1,
     )  # fmt: skip
-    return export(config)[-1]
+    about = {**provenance(""), "command": _COMMAND}  # the arguments are folders of this machine
+    return [
+        {**dataclasses.asdict(row), "dynamic": dynamic, "file": None, "about": about} for row in export(config)[1:]
+    ]
 
 
 def table(found: dict[str, Any]) -> str:

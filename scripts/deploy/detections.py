@@ -97,7 +97,7 @@ def paste(masks: Array, boxes: Array, height: int, width: int) -> Array:
     side = masks.shape[-1] if len(masks) else 1
     for i, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         # A border of a pixel of the mask, where its values fall to 0.
-        center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * (side + 2) / side
+        center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * ((side + 2) / side)
         x1, y1, x2, y2 = np.concatenate((center - half, center + half)).astype(np.int64).tolist()
         whole = _resized(np.pad(mask, 1), max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
         top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2 + 1, height), min(x2 + 1, width)

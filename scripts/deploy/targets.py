@@ -99,6 +99,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore", category)
+        # torchvision traces the size of the image for a detector's boxes.
+        warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
         # From torch.export.save, when parts of one tensor are constants.
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         yield

@@ -126,7 +126,7 @@ def test_the_folder_of_the_runner_hides_no_module(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(runtimes, "__file__", str(runner))
     inputs = [torch.ones(1, 3, 2, 2)]
     done = verify.run(traced(tmp_path / "model.pt"), inputs, library=False, threads=1, rounds=1)
-    assert done.outputs[0].shape == (1, 12)
+    assert done.outputs[0][0].shape == (1, 12)
 
 
 # Files that are left
