@@ -167,7 +167,7 @@ class Export:
     channels_last: bool = True  # memory format of the exported network's images
     size: Any = None  # height and width in a list, or one number for both; default: the network's own size
     batch: int = 1  # batch size that is timed
-    images: str | None = None  # a folder; default: the photos of scikit-image
+    images: str | None = None  # a folder; default: a detector's or segmenter's own data, or scikit-image's photos
     max_images: int = 64  # of the folder
     plain: bool = True  # also export and time the plain network
     rounds: int = 20  # calls that are timed
