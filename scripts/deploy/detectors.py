@@ -92,28 +92,30 @@ class TwoStage(nn.Module):
         """Return the objects of images [N, C, H, W]; N is a constant of the export."""
         maps = self.model.backbone(images)
         size = (images.shape[2], images.shape[3])
+        boxes, logits, counts = self._candidates(images, list(maps.values()))
         found = []
-        for index, (candidates, chances) in enumerate(self._candidates(images, list(maps.values()))):
+        for index in range(len(images)):
             mine = [level[index : index + 1] for level in maps.values()]
-            found.append(self._objects(mine, *self._proposals(candidates, chances, size), size))
+            proposals, there = self._proposals(boxes[index], logits[index], counts, size)
+            found.append(self._objects(mine, proposals, there, size))
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
-    def _candidates(self, images: Tensor, maps: list[Tensor]) -> Any:
-        """Yield the boxes [A, 4] and logits [A] of the first stage, for each image."""
+    def _candidates(self, images: Tensor, maps: list[Tensor]) -> tuple[Tensor, Tensor, list[int]]:
+        """Return the boxes [N, A, 4] and logits [N, A] of the first stage, and the number of each level."""
         rpn = self.model.rpn
         logits, deltas = rpn.head(maps)
-        self.counts = [level.shape[1] * level.shape[2] * level.shape[3] for level in logits]
+        counts = [level.shape[1] * level.shape[2] * level.shape[3] for level in logits]
         anchors, _ = self.anchors(images, maps)
         logits, deltas = concat_box_prediction_layers(logits, deltas)
         boxes = rpn.box_coder.decode_single(deltas, anchors.repeat(len(images), 1))
-        return zip(boxes.reshape(len(images), -1, 4), logits.reshape(len(images), -1), strict=True)
+        return boxes.reshape(len(images), -1, 4), logits.reshape(len(images), -1), counts
 
-    def _proposals(self, boxes: Tensor, logits: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    def _proposals(self, boxes: Tensor, logits: Tensor, counts: list[int], size: Size) -> tuple[Tensor, Tensor]:
         """Return the boxes [P, 4] that the second stage looks at, and which of them [P] are there."""
         rpn, picked, levels = self.model.rpn, [], []
-        for level, part in enumerate(logits.split(self.counts)):
-            best = part.topk(min(rpn.pre_nms_top_n(), self.counts[level])).indices
-            picked.append(best + sum(self.counts[:level]))
+        for level, part in enumerate(logits.split(counts)):
+            best = part.topk(min(rpn.pre_nms_top_n(), counts[level])).indices
+            picked.append(best + sum(counts[:level]))
             levels.append(torch.full_like(best, level))
         chosen = torch.cat(picked)
         boxes, scores = clip_boxes_to_image(boxes[chosen], size), logits[chosen].sigmoid()

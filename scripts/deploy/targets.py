@@ -21,6 +21,7 @@ import dcn_ops
 from . import guard, inputs, quantize, through_pnnx
 
 DYNAMIC = {"none": (), "batch": (0,), "size": (0, 2, 3)}
+_LEAST_SIDE = 256
 _NAMES = {0: "batch", 2: "height", 3: "width"}
 
 
@@ -41,11 +42,22 @@ class Job:
     names: tuple[str, ...] = ("scores",)  # of the outputs
     two_stage: bool = False  # a detector of two stages
 
+    def example(self) -> Tensor:
+        """Return images to export with: dynamic sizes are not 1, which torch.export would make a constant.
+
+        Nor are those of a detector's maps, whose coarsest has a stride of 128.
+        """
+        example, axes = self.images, DYNAMIC[self.dynamic]
+        if axes and len(example) == 1:
+            example = torch.cat((example, example))
+        if 2 in axes and self.names != ("scores",):
+            sides = [max(side, _LEAST_SIDE) for side in example.shape[2:]]
+            example = nn.functional.interpolate(example, sides)
+        return example
+
     def program(self, largest: int | None = None) -> torch.export.ExportedProgram:
         """Return the model's program with whole operators; ``largest`` bounds the dynamic sizes."""
-        example, axes = self.images, DYNAMIC[self.dynamic]
-        if axes and len(example) == 1:  # torch.export would make a size of 1 a constant
-            example = torch.cat((example, example))
+        example, axes = self.example(), DYNAMIC[self.dynamic]
         if self.int8:
             return quantize.program(self.model, example, self.calibration, axes)
         dims: dict[int, Any] = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
@@ -163,7 +175,6 @@ def _onnx(job: Job, file: Path) -> None:
     import onnx
 
     axes = {axis: _NAMES[axis] for axis in DYNAMIC[job.dynamic]}
-    example = torch.cat((job.images, job.images)) if len(job.images) == 1 and axes else job.images
     model: Any = job.model
     if job.decompose:
         model = Job(**{**vars(job), "int8": False}).portable()
@@ -172,7 +183,7 @@ def _onnx(job: Job, file: Path) -> None:
     with _quiet():
         torch.onnx.export(
             model,
-            (example,),
+            (job.example(),),
             file,
             dynamo=True,
             verbose=False,
