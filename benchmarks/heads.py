@@ -75,8 +75,10 @@ def checkpoint_of(head: str, arguments: argparse.Namespace) -> Path:
         data = ["task=detection", "data=instances", f"data.root={arguments.instances}"]
     else:
         data = ["task=detection", "data=voc", f"data.root={arguments.boxes}"]
-    shutil.rmtree(folder, ignore_errors=True)
-    train(compose_train(*data, f"head={head}", *_QUICK), folder)
+    partial = folder.with_suffix(".partial")  # of an interrupted training
+    shutil.rmtree(partial, ignore_errors=True)
+    train(compose_train(*data, f"head={head}", *_QUICK), partial)
+    partial.rename(folder)
     return weights
 
 
