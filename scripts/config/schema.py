@@ -248,6 +248,7 @@ class Evaluate:
     data: InspectedData = MISSING  # type: ignore[valid-type]
     corruptions: list[str] = field(default_factory=lambda: ["all"])  # names, "all", or [] for none
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])  # of the corruptions, 1 to 5
+    score: float = 0.3  # of a detector's boxes that count for F1 and the confusion
     corruption_batches: int | None = 10  # of the evaluation split, for each corruption; null: all
     rounds: int = 15  # of the throughput measurement
     compile: bool = False  # with torch.compile

@@ -153,6 +153,10 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
+# They leave every object where it is, so boxes and masks stay right.
+STILL = tuple(name for name in CORRUPTIONS if name not in ("rotate", "shear", "scale", "translate", "elastic"))
+
+
 def _normal(images: Tensor, generator: Generator) -> Tensor:
     return torch.randn(images.shape, generator=generator).to(images)
 

@@ -1,5 +1,6 @@
 """dcn-evaluate: accuracy, confusion matrix, accuracy under corruptions and throughput of checkpoints."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,13 +14,13 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from .. import timing
 from ..config.schema import Evaluate
-from ..data.corruptions import CORRUPTIONS, corrupt
+from ..data.corruptions import CORRUPTIONS, STILL, corrupt
 from ..data.loaders import Batch
 from ..storage.checkpoint import read_recipe
 from ..storage.provenance import provenance
 from ..tasks.classification import percent
 from ..tasks.create import of_recipe
-from . import outputs, scores
+from . import measured, outputs, scores
 from .scores import Result
 from .subject import Subject, existing, of_checkpoint
 
@@ -43,12 +44,12 @@ class Normalisation:
 def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     """Evaluate, print and save.
 
-    Detectors and segmenters have no corruptions: their results are in the files, and none are returned.
+    Results of detectors and segmenters are in the files, and none are returned.
 
     Args:
         config: The composed config.
-        folder: Receives ``results.json``, and ``confusion-<network>.csv`` and ``.png`` for each classifier, or
-            ``predictions.png``.
+        folder: Receives ``results.json``, and ``confusion-<network>.csv`` and ``.png`` for each network, and
+            ``predictions.png`` of those with a head.
 
     Raises:
         FileNotFoundError: If a checkpoint or a folder of images doesn't exist.
@@ -66,7 +67,9 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     stamp = provenance("dcn-evaluate")
     paths = _named([existing(path) for path in (config.checkpoint, *config.against)])
     subjects = {name: of_checkpoint(path, name, config.data, device, config.seed) for name, path in paths.items()}
-    if tasks := {name: task for name, path in paths.items() if (task := of_recipe(read_recipe(path)))}:
+    if tasks := {
+        name: task for name, path in paths.items() if (task := of_recipe(read_recipe(path), config.score))
+    }:
         _with_heads(subjects, tasks, config, device, stamp, folder)
         return {}
     labels = {name: subject.labels() for name, subject in subjects.items()}
@@ -74,7 +77,7 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     results = {}
     for name, subject in subjects.items():
         results[name] = _accuracy(calls[name], subject, labels[name], device, str(paths[name]))
-        results[name].corruptions = _corrupted(calls[name], subject, labels[name], names, config, device)
+        results[name].corruptions = _under_corruption(calls[name], subject, labels[name], names, config, device)
     images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
     for name, speed in throughput(calls, images, config.rounds).items():
         results[name].images_per_second = speed
@@ -100,15 +103,26 @@ def _with_heads(
         )
     if config.compile:
         raise ValueError("compile=true is for classifiers; drop it")
+    names = list(STILL) if config.corruptions == ["all"] else config.corruptions
+    if moving := [name for name in names if name not in STILL]:
+        raise ValueError(
+            f"{', '.join(moving)} would move objects away from their boxes and masks; expected corruptions among "
+            f"{', '.join(STILL)}"
+        )
     models = {name: _prepared(subject.model, config) for name, subject in subjects.items()}
-    metrics = {
-        name: outputs.measure(models[name], subject, tasks[name], device) for name, subject in subjects.items()
-    }
+    found = {}
+    for name, subject in subjects.items():
+        found[name] = measured.measure(
+            models[name], track(subject.loader, description="evaluation", transient=True), tasks[name], device
+        )
+        found[name].corruptions = _best_under_corruption(models[name], subject, tasks[name], names, config, device)
     images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
-    speed = throughput(models, images, config.rounds)
+    for name, speed in throughput(models, images, config.rounds).items():
+        found[name].images_per_second = speed
     first = next(iter(subjects.values()))
-    outputs.show(metrics, speed, str(first.data.root))
-    outputs.write(metrics, speed, stamp, folder / "results.json")
+    measured.write(found, stamp, folder)
+    title = str(first.data.root or first.data.name)
+    measured.show(found, title, next(iter(tasks.values())).best, config.severities)
     shown, targets = next(iter(first.loader))
     task, path = next(iter(tasks.values())), folder / "predictions.png"
     outputs.compare(models, (shown.to(device), targets), first.transform, task, first.classes, path)
@@ -159,22 +173,48 @@ def _accuracy(call: Any, subject: Subject, labels: Tensor, device: torch.device,
 
 
 @torch.inference_mode()
-def _corrupted(
+def _under_corruption(
     call: Any, subject: Subject, labels: Tensor, names: list[str], config: Evaluate, device: torch.device
 ) -> dict[str, list[float]]:
     """Return top-1 in percent by corruption and severity."""
-    batches: list[Batch] = list(islice(subject.loader, config.corruption_batches)) if names else []
-    count = sum(len(found) for _, found in batches)
-    mean, std = (torch.tensor(subject.transform[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
-    normalisation = Normalisation(mean, std)
     accuracies: dict[str, list[float]] = {}
+    batches = _first(subject, names, config)
     for name in track(names, description="corruptions", transient=True):
         accuracies[name] = []
         for severity in config.severities:
-            generator, right = torch.Generator().manual_seed(config.seed), 0
-            for images, found in batches:
-                bare = normalisation.undo(images.to(device))
-                answer = call(normalisation.apply(corrupt(name, bare, severity, generator))).argmax(1).cpu()
-                right += int((answer == labels[found]).sum())
+            right = count = 0
+            for images, found in _corrupted(batches, subject, name, severity, config, device):
+                right += int((call(images).argmax(1).cpu() == labels[found]).sum())
+                count += len(found)
             accuracies[name].append(100 * right / count)
     return accuracies
+
+
+def _corrupted(
+    batches: list[Batch], subject: Subject, name: str, severity: int, config: Evaluate, device: torch.device
+) -> Iterator[Batch]:
+    """Yield batches with corrupted images."""
+    mean, std = (torch.tensor(subject.transform[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+    normalisation, generator = Normalisation(mean, std), torch.Generator().manual_seed(config.seed)
+    for images, found in batches:
+        bare = normalisation.undo(images.to(device))
+        yield normalisation.apply(corrupt(name, bare, severity, generator)), found
+
+
+def _best_under_corruption(
+    model: Any, subject: Subject, task: Any, names: list[str], config: Evaluate, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the metric of a task's best epoch by corruption and severity."""
+    scores: dict[str, list[float]] = {}
+    batches = _first(subject, names, config)
+    for name in track(names, description="corruptions", transient=True):
+        scores[name] = []
+        for severity in config.severities:
+            corrupted = _corrupted(batches, subject, name, severity, config, device)
+            scores[name].append(measured.measure(model, corrupted, task, device).metrics[task.best])
+    return scores
+
+
+def _first(subject: Subject, corruptions: list[str], config: Evaluate) -> list[Batch]:
+    """Return the batches that are corrupted."""
+    return list(islice(subject.loader, config.corruption_batches)) if corruptions else []

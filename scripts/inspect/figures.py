@@ -1,5 +1,6 @@
 """The pictures of dcn-visualize; every function writes one PNG."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,8 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
     plt.close(figure)
 
 
-def confusion(counts: Tensor, title: str, path: Path) -> None:
-    """Draw a confusion matrix [classes, classes], each row as shares, with numbers if they fit."""
+def confusion(counts: Tensor, title: str, path: Path, names: Sequence[str] | None = None) -> None:
+    """Draw a confusion matrix [classes, classes]: each row as shares, with counts if they fit, or else percent."""
     plt = pyplot()
     classes = len(counts)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -135,12 +136,14 @@ def confusion(counts: Tensor, title: str, path: Path) -> None:
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="answer", ylabel="class", title=title)
     if classes <= 25:
-        axis.set_xticks(range(classes))
-        axis.set_yticks(range(classes))
+        axis.set_xticks(range(classes), names, rotation=90 if names else 0)
+        axis.set_yticks(range(classes), names)
+        as_percent = counts.amax() >= 10_000
         for (row, column), count in np.ndenumerate(counts.numpy()):
             if count:
                 colour = "white" if share[row, column] > 0.5 else "black"
-                axis.text(column, row, int(count), ha="center", va="center", fontsize=7, color=colour)
+                text = f"{100 * share[row, column]:.0f}%" if as_percent else int(count)
+                axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

@@ -1,57 +1,15 @@
-"""Networks with a head: their metrics on the evaluation split, and pictures of their outputs beside the truth."""
+"""Pictures of a network's outputs beside the truth."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import nn
 
-from ..tasks.task import Metrics, Task
+from ..tasks.task import Task
 from . import gallery
-from .subject import Subject
 
 COMPARED = 4
-
-
-@torch.inference_mode()
-def measure(model: nn.Module, subject: Subject, task: Task, device: torch.device) -> Metrics:
-    """Return a task's metrics over the subject's evaluation split."""
-    found = task.evaluation(device)
-    for images, targets in track(subject.loader, description="evaluation", transient=True):
-        output = model(images.to(device))
-        moved = targets.to(device) if isinstance(targets, torch.Tensor) else targets
-        found.update(output, moved)
-    return found.compute()
-
-
-def show(metrics: dict[str, Metrics], speed: dict[str, float], data: str) -> None:
-    """Print the metrics of each network in a column."""
-    table = Table(title=f"{data}, in percent")
-    table.add_column("metric")
-    for name in metrics:
-        table.add_column(name, justify="right")
-    for key in next(iter(metrics.values())):
-        values = (of[key] for of in metrics.values())
-        table.add_row(key, *("–" if math.isnan(value) else f"{value:.2f}" for value in values))
-    table.add_section()
-    table.add_row("images/s", *(f"{value:.1f}" for value in speed.values()))
-    Console(width=120).print(table)
-
-
-def write(metrics: dict[str, Metrics], speed: dict[str, float], provenance: dict[str, Any], path: Path) -> None:
-    """Write the metrics as JSON; null where there is nothing to find."""
-    networks = {
-        name: {key: None if math.isnan(value) else value for key, value in of.items()}
-        | {"images_per_second": speed[name]}
-        for name, of in metrics.items()
-    }
-    path.write_text(json.dumps({**provenance, "networks": networks}, indent=1) + "\n")
-    print(f"written: {path}")
 
 
 @torch.inference_mode()

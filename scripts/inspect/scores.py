@@ -42,7 +42,10 @@ def write(results: dict[str, Result], provenance: dict[str, Any], batch: int, fo
         with (folder / f"{stem}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(result.confusion)
         figures.confusion(
-            torch.tensor(result.confusion), f"{name}: top-1 {result.top1:.2f} %", folder / f"{stem}.png"
+            torch.tensor(result.confusion),
+            f"{name}: top-1 {result.top1:.2f} %",
+            folder / f"{stem}.png",
+            result.classes,
         )
     print(f"written: {folder / 'results.json'}, confusion matrices as CSV and PNG next to it")
 

@@ -8,7 +8,7 @@ from ..data.scenes import splits as scenes
 from ..networks.detectors import DETECTORS
 from ..networks.segmenters import SEGMENTERS
 from .classification import Classification
-from .detection import Detection
+from .detection import SHOWN_SCORE, Detection
 from .segmentation import Segmentation
 from .task import Task
 
@@ -54,11 +54,16 @@ def create(config: Train, splits: Splits) -> Task:
     return Classification(config.optim, splits.num_classes)
 
 
-def of_recipe(recipe: dict[str, Any]) -> Detection | Segmentation | None:
-    """Return the task of a checkpoint that has a head; None for a classifier."""
+def of_recipe(recipe: dict[str, Any], score: float = SHOWN_SCORE) -> Detection | Segmentation | None:
+    """Return the task of a checkpoint that has a head; None for a classifier.
+
+    Args:
+        recipe: Of the checkpoint.
+        score: Of a detector's boxes that count for F1 and the confusion.
+    """
     if (found := recipe.get("head")) is None:
         return None
     head = Head(name=found["name"], channels=found["channels"], kwargs=found["kwargs"])
     number = recipe["create_model"].get("num_classes", 0)
     names = (recipe.get("pretrained_cfg") or {}).get("label_names") or [str(i) for i in range(number)]
-    return Detection(head, names) if head.name in DETECTORS else Segmentation(head, names)
+    return Detection(head, names, score) if head.name in DETECTORS else Segmentation(head, names)

@@ -11,11 +11,14 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from ..config.schema import Head
 from . import drawing
-from .task import Metrics
+from .matching import Matches, overlaps_of
+from .task import BACKGROUND, Confusion, Metrics
 
 _SHOWN = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
 _SIZES = {"APs": "map_small", "APm": "map_medium", "APl": "map_large"}
 SHOWN_SCORE = 0.3  # of the boxes in pictures
+_PREFIX = {"bbox": "", "segm": "mask/"}
+_AT = {"F1@50": 0.5, "F1@75": 0.75}  # IoU
 _MASK = 0.5  # probability above which a pixel belongs to an object
 
 
@@ -25,6 +28,7 @@ class Detection:
     Args:
         head: The detector.
         classes: Names of the classes.
+        score: Of the boxes that count for F1 and the confusion, as AP takes all.
 
     Raises:
         ValueError: If pycocotools, which computes the AP, is not installed.
@@ -32,10 +36,10 @@ class Detection:
 
     compiles = False  # the number of boxes depends on the image
 
-    def __init__(self, head: Head, classes: Sequence[str]) -> None:
+    def __init__(self, head: Head, classes: Sequence[str], score: float = SHOWN_SCORE) -> None:
         if find_spec("pycocotools") is None:
             raise ValueError('average precision needs pip install "dcn-zoo[detect]": there is no pycocotools')
-        self.classes, self.config = tuple(classes), head
+        self.classes, self.config, self.score = tuple(classes), head, score
         self.masks = head.name == "mask_rcnn"
         self.kind, self.best = ("masks", "mask/AP") if self.masks else ("boxes", "AP")
 
@@ -77,9 +81,9 @@ class Detection:
             shown |= {f"mask {name}": f"{metrics[f'mask/{name}']:.1f}" for name in _SHOWN}
         return shown
 
-    def evaluation(self, device: torch.device) -> "AveragePrecision":
+    def evaluation(self, device: torch.device) -> "Found":
         """Return empty metrics."""
-        return AveragePrecision(self.classes, self.masks)
+        return Found(self.classes, self.masks, self.score)
 
 
 def confident(answer: dict[str, Tensor], score: float = SHOWN_SCORE) -> dict[str, Tensor]:
@@ -93,6 +97,48 @@ def confident(answer: dict[str, Tensor], score: float = SHOWN_SCORE) -> dict[str
 def binary(masks: Tensor) -> Tensor:
     """Convert Mask R-CNN's probabilities [N, 1, H, W] to masks [N, H, W] of bool."""
     return masks[:, 0] > _MASK if masks.ndim == 4 else masks.bool()
+
+
+class Found:
+    """Average precision over all scores; F1 and confusion of the objects from one score on.
+
+    Args:
+        classes: Names of the classes.
+        masks: Whether to also measure masks.
+        score: The least score of an output.
+    """
+
+    def __init__(self, classes: Sequence[str], masks: bool, score: float) -> None:
+        self.precision, self.score, self.classes = AveragePrecision(classes, masks), score, classes
+        self.matches = {
+            kind: {name: Matches(len(classes), iou) for name, iou in _AT.items()} for kind in self.precision.kinds
+        }
+
+    def update(self, output: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
+        """Add the outputs and targets of some images."""
+        self.precision.update(output, targets)
+        for one, target in zip(output, targets, strict=True):
+            kept, wanted = _on_cpu(confident(one, self.score)), _on_cpu(target)
+            order = kept["scores"].argsort(descending=True, stable=True)
+            kept = {name: value[order] for name, value in kept.items()}
+            for kind, by_threshold in self.matches.items():
+                overlaps = overlaps_of(kept, wanted, kind)
+                for matches in by_threshold.values():
+                    matches.add(overlaps, kept["labels"], wanted["labels"], wanted["ignored"])
+
+    def compute(self) -> Metrics:
+        """Return those of ``AveragePrecision``, then ``F1@50`` and ``F1@75``, also of masks."""
+        found = self.precision.compute()
+        for kind, by_threshold in self.matches.items():
+            for name, matches in by_threshold.items():
+                share = matches.f1()
+                found[_PREFIX[kind] + name] = math.nan if share is None else round(100 * share, 5)
+        return found
+
+    def confusion(self) -> Confusion:
+        """Return the confusion of the classes at an IoU of 0.5: of masks if there are any, else of boxes."""
+        matches = self.matches[self.precision.kinds[-1]]["F1@50"]
+        return Confusion((*self.classes, BACKGROUND), matches.counts, f"objects, from a score of {self.score:g} on")
 
 
 class AveragePrecision:
@@ -126,7 +172,7 @@ class AveragePrecision:
         found: Metrics = {}
         values = self._metric.compute()
         for kind in self.kinds:
-            prefix, key = ("mask/", "segm_") if kind == "segm" else ("", "bbox_" if len(self.kinds) > 1 else "")
+            prefix, key = _PREFIX[kind], f"{kind}_" if len(self.kinds) > 1 else ""
             for name, of in (_SHOWN | _SIZES).items():
                 found[prefix + name] = _percent(values[key + of])
             by_class = dict(

@@ -11,8 +11,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..config.schema import Head
 from ..data.scenes.transforms import NO_CLASS
-from . import drawing
-from .task import Metrics
+from . import boundaries, drawing
+from .task import Confusion, Metrics
 
 
 class Segmentation:
@@ -76,30 +76,43 @@ class Segmentation:
 
 
 class Overlaps:
-    """Intersection over union (IoU) of each class in percent, and the share of right pixels."""
+    """Intersection over union (IoU) of each class and of its boundary in percent; the share of right pixels."""
 
     def __init__(self, classes: Sequence[str], device: torch.device) -> None:
         self.classes = classes
         self._confusion = MulticlassConfusionMatrix(
             len(classes), ignore_index=NO_CLASS, sync_on_compute=False, validate_args=False
         ).to(device)
+        self._boundaries = torch.zeros(len(classes), 2, dtype=torch.int64, device=device)
 
     def update(self, output: Tensor, targets: Tensor) -> None:
         """Add scores [N, C, H, W] and classes [N, H, W]."""
-        self._confusion.update(output.argmax(1), targets)
+        answers = output.argmax(1)
+        self._confusion.update(answers, targets)
+        self._boundaries += boundaries.counts(answers, targets, len(self.classes))
 
     def compute(self) -> Metrics:
-        """Return ``mIoU`` over the classes that occur, ``pixels``, and ``IoU/<class>``, NaN without a pixel."""
+        """Return means over the classes that occur, ``pixels``, and the IoU of each class, NaN without a pixel.
+
+        They are ``mIoU`` and ``IoU/<class>``, and ``boundary/mIoU`` and ``boundary/IoU/<class>``.
+        """
         counts = self._confusion.compute().double()
         both, either = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+        return {
+            "pixels": _percent(both.sum(), counts.sum()),
+            **self._of_classes("", both, either),
+            **self._of_classes("boundary/", *self._boundaries.double().unbind(1)),
+        }
+
+    def confusion(self) -> Confusion:
+        """Return the confusion of the pixels' classes."""
+        return Confusion(tuple(self.classes), self._confusion.compute().cpu(), "pixels")
+
+    def _of_classes(self, prefix: str, both: Tensor, either: Tensor) -> Metrics:
         shares = {name: _percent(b, e) for name, b, e in zip(self.classes, both, either, strict=True)}
         found = [value for value in shares.values() if not math.isnan(value)]
         mean = round(sum(found) / len(found), 5) if found else math.nan
-        return {
-            "mIoU": mean,
-            "pixels": _percent(both.sum(), counts.sum()),
-            **{f"IoU/{name}": value for name, value in shares.items()},
-        }
+        return {f"{prefix}mIoU": mean, **{f"{prefix}IoU/{name}": value for name, value in shares.items()}}
 
 
 def _percent(part: Tensor, whole: Tensor) -> float:

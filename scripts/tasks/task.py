@@ -1,6 +1,7 @@
 """The interface between a training and its task. The loop itself has no loss and no metric."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,18 @@ from torch import Tensor
 Metrics = dict[str, float]
 Targets = Any  # labels [N], masks [N, H, W], or a list of dicts: what the task's data set makes
 Output = Any  # scores [N, ...], or a list of dicts, one for each image
+
+
+BACKGROUND = "background"  # an object that no output found, or an output where no object is
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What was answered for what."""
+
+    names: tuple[str, ...]  # of rows and columns
+    counts: Tensor  # [names, names] int64; rows: truth, columns: answers
+    unit: str  # what is counted
 
 
 class Evaluation(Protocol):

@@ -51,27 +51,61 @@ def weights(folder: Path, variant: str = "dcn") -> str:
     return str(folder / "run" / variant / "last.safetensors")
 
 
-@pytest.mark.parametrize(("kind", "name", "metric"), [("detector", "voc", "AP"), ("segmenter", "masks", "mIoU")])
+@pytest.mark.parametrize(
+    ("kind", "name", "metric", "names"),
+    [
+        ("detector", "voc", "AP", ["disc", "square", "background"]),
+        ("segmenter", "masks", "mIoU", ["ground", "disc", "square"]),
+    ],
+)
 def test_evaluation_gives_the_metrics_of_the_training(
     kind: str,
     name: str,
     metric: str,
+    names: list[str],
     tmp_path: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = request.getfixturevalue(kind)
-    data = data_of(folder, name)
-    evaluation.run(
-        Evaluate(weights(folder), against=[weights(folder, "plain")], data=data, rounds=2, device="cpu"), tmp_path
-    )
+    config = Evaluate(
+        weights(folder), against=[weights(folder, "plain")], data=data_of(folder, name), rounds=2, device="cpu",
+        corruptions=["contrast", "jpeg"], severities=[1, 5],
+    )  # fmt: skip
+    evaluation.run(config, tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())["networks"]
     for variant in ("plain", "dcn"):
         (row,) = csv.DictReader((folder / "run" / variant / "metrics.csv").read_text().splitlines())
         assert found[variant][metric] == pytest.approx(float(row[f"eval/{metric}"]), abs=1e-3)
+        corruptions = found[variant]["corruptions"]
+        assert {key: len(values) for key, values in corruptions.items()} == {"contrast": 2, "jpeg": 2}
+        rows = list(csv.reader((tmp_path / f"confusion-{variant}.csv").read_text().splitlines()))
+        assert rows[0][1:] == [row[0] for row in rows[1:]] == names
+        assert [[int(value) for value in row[1:]] for row in rows[1:]] == found[variant]["confusion"]["counts"]
+        assert (tmp_path / f"confusion-{variant}.png").stat().st_size > 1000
     assert (tmp_path / "predictions.png").stat().st_size > 1000
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("disc", "square", "images/s"))
+    assert all(word in shown for word in ("disc", "square", "images/s", "contrast", *names))
+
+
+def test_a_corruption_that_moves_objects_is_refused(detector: Path, tmp_path: Path) -> None:
+    config = Evaluate(weights(detector), data=data_of(detector, "voc"), corruptions=["jpeg", "rotate"])
+    with pytest.raises(ValueError, match=r"^rotate would move objects away .*; expected .* gaussian_noise"):
+        evaluation.run(config, tmp_path)
+
+
+def test_the_score_decides_which_boxes_count(detector: Path, tmp_path: Path) -> None:
+    """From a score of 0 on, boxes find more objects than from a score that no box has."""
+    missed = []
+    for score in (0.0, 1.0):
+        config = Evaluate(
+            weights(detector), data=data_of(detector, "voc"), corruptions=[], rounds=1, score=score, device="cpu"
+        )
+        evaluation.run(config, tmp_path)
+        found = json.loads((tmp_path / "results.json").read_text())["networks"]["dcn"]
+        missed.append(sum(row[-1] for row in found["confusion"]["counts"]))
+    assert missed[0] < missed[1] == 8  # two in each of four images
+    assert found["F1@50"] == 0
 
 
 @pytest.mark.parametrize(("kind", "name"), [("detector", "voc"), ("segmenter", "masks")])
