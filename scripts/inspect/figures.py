@@ -136,8 +136,9 @@ def confusion(counts: Tensor, title: str, path: Path, names: Sequence[str] | Non
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="answer", ylabel="class", title=title)
     if classes <= 25:
-        axis.set_xticks(range(classes), names, rotation=90 if names else 0)
-        axis.set_yticks(range(classes), names)
+        labels = names or [str(i) for i in range(classes)]
+        axis.set_xticks(range(classes), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+        axis.set_yticks(range(classes), labels)
         as_percent = counts.amax() >= 10_000
         for (row, column), count in np.ndenumerate(counts.numpy()):
             if count:
