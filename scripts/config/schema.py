@@ -65,9 +65,12 @@ class Data:
     color_jitter: float = 0.4  # strength
     auto_augment: str | None = None  # randaugment, trivialaugment, autoaugment, augmix, or rand-m9-mstd0.5-inc1
     erasing: float = 0.0  # probability of a random rectangle
-    rotation: float = 45.0  # of the distorted digits: degrees either way
-    scale: tuple[float, float] = (0.7, 1.2)  # of the distorted digits: range
+    rotation: float = 45.0  # of the distorted and scattered digits: degrees either way
+    scale: tuple[float, float] = (0.7, 1.2)  # of the distorted and scattered digits: range
     eval_copies: int = 5  # of the distorted digits: draws of each evaluation image
+    shear: float = 0.0  # of the scattered digits: degrees either way
+    objects: tuple[int, int] = (3, 6)  # of the scattered digits: range of the number of digits in an image
+    images: int = 1600  # of the scattered digits: training images of an epoch
     max_batches: int | None = None  # of each split, for a quick test
 
 

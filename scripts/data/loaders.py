@@ -95,7 +95,7 @@ def create_evaluation(
 
 
 def _scenes_of(config: Data, transform: dict[str, Any], seed: int, masks: bool) -> Splits:
-    train, evaluate = scene_splits.create_datasets(config, transform, masks)
+    train, evaluate = scene_splits.create_datasets(config, transform, masks, seed)
     names = train.split.classes
     if config.num_classes not in (None, len(names)):
         raise ValueError(
@@ -107,7 +107,8 @@ def _scenes_of(config: Data, transform: dict[str, Any], seed: int, masks: bool) 
 
 def _loader_of_scenes(dataset: scenes.Scenes, config: Data, seed: int) -> Loader:
     size = _limited(len(dataset), config, dataset.training)
-    return _loader(Keyed(dataset, seed, size), size, config, seed, dataset.training, scenes.collate)
+    chosen = seed if dataset.training else scene_splits.EVALUATION_SEED
+    return _loader(Keyed(dataset, chosen, size), size, config, seed, dataset.training, scenes.collate)
 
 
 def _limited(size: int, config: Data, training: bool) -> int:

@@ -63,9 +63,8 @@ def _images_of_each_class(splits: Splits, config: Train) -> Table:
 def _objects_of_each_class(splits: Splits, config: Train) -> Table:
     held = [scenes for loader in (splits.train, splits.evaluate) if (scenes := scenes_of(loader.dataset))]
     sizes = " and ".join(f"{len(scenes):,}" for scenes in held)
-    table = Table(
-        title=f"{config.data.root}: objects in {sizes} images, by their size at {config.data.img_size} pixels"
-    )
+    title = f"{config.data.root or config.data.name}: objects in {sizes} images"
+    table = Table(title=f"{title}, by their size at {config.data.img_size} pixels")
     names = [f"{split} {size}" for split in ("train", "evaluate") for size in census.SIZES]
     for column in ("class", *names):
         table.add_column(column, justify="left" if column == "class" else "right")

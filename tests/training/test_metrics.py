@@ -166,7 +166,7 @@ def test_confused_objects_are_in_their_cell_and_others_in_the_background() -> No
         "ignored": torch.tensor([False, False, False, True]),
     }
     output = {
-        # A right one, a second for it, one of the wrong class, one on an ignored object, one too far, one too faint.
+        # A right one, a second for it, one of the wrong class, on an ignored object, too far, too faint.
         "boxes": torch.tensor(
             [[0.0, 0, 10, 9], [0, 0, 10, 8], [20, 0, 30, 10], [60, 0, 70, 10], [46, 0, 56, 10], [40, 0, 50, 10]]
         ),

@@ -16,9 +16,10 @@ def count(scenes: Scenes, size: int) -> Counter[tuple[int, str]]:
         size: Side of the network's input, into which the longer side of an image is resized.
     """
     found: Counter[tuple[int, str]] = Counter()
-    for scene in scenes.split.scenes:
-        scale = size / max(scene.size)
-        for thing in scene.things:
+    for index in range(len(scenes)):
+        shape, things = scenes.annotated(index)
+        scale = size / max(shape)
+        for thing in things:
             x1, y1, x2, y2 = thing.box
             area = (x2 - x1) * (y2 - y1) * scale**2
             found[thing.label, max((limit, name) for name, limit in SIZES.items() if area >= limit)[1]] += 1

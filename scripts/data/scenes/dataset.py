@@ -39,7 +39,7 @@ class Scenes(Dataset[Any], ABC):
         return len(self.split.scenes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        image, target = self.transform(*self.decode(index))
+        image, target = self.transform(*self.drawn(index))
         return image, {name: value.as_subclass(Tensor) for name, value in target.items()}
 
     def decode(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
@@ -50,6 +50,15 @@ class Scenes(Dataset[Any], ABC):
         """
         scene = self.split.scenes[index]
         return read_image(scene.image, self.mode), self.target_of(scene)
+
+    def drawn(self, index: int) -> tuple[Any, dict[str, Any]]:
+        """Return the image for the transform, and its target; of data without files another one in each epoch."""
+        return self.decode(index)
+
+    def annotated(self, index: int) -> tuple[tuple[int, int], Sequence[Thing]]:
+        """Return the height and width of an image, and its objects."""
+        scene = self.split.scenes[index]
+        return scene.size, scene.things
 
     @abstractmethod
     def target_of(self, scene: Scene) -> dict[str, Any]:

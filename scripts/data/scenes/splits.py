@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ...config.schema import Data
-from . import coco, label_maps, voc
+from . import coco, label_maps, scattered, voc
 from .dataset import Objects, Pixels, Scenes
+from .scattered import ScatteredDigits
 from .scene import Split
 from .transforms import create_transform
 
@@ -15,23 +16,27 @@ _log = logging.getLogger(__name__)
 _MODES = {1: "L", 3: "RGB"}
 _READ = {"voc": voc.read, "coco": coco.read, "instances": label_maps.read_instances}
 # The formats of each task.
-BOXES = tuple(_READ)
+BOXES = (*_READ, scattered.NAME)
 PIXELS = ("masks",)
 FORMATS = (*BOXES, *PIXELS)
+EVALUATION_SEED = 2**31  # of what is drawn for an evaluation: no training's seed
 
 
-def create_datasets(config: Data, transform: dict[str, Any], masks: bool) -> tuple[Scenes, Scenes]:
+def create_datasets(config: Data, transform: dict[str, Any], masks: bool, seed: int) -> tuple[Scenes, Scenes]:
     """Read and check both splits.
 
     Args:
         config: The data group of the config.
         transform: mean, std, interpolation.
         masks: Whether objects need masks.
+        seed: Of the training images, if they are drawn.
 
     Raises:
         FileNotFoundError: If a folder or a file of annotations doesn't exist.
         ValueError: If anything is wrong with an annotation, or the splits share an image.
     """
+    if config.name == scattered.NAME:
+        return _drawn(config, transform, masks, seed), _drawn(config, transform, masks)
     train = _read(config, config.train_split, "data.train_split", config.classes).checked()
     evaluate = _read(config, config.eval_split, "data.eval_split", list(train.classes)).checked()
     if shared := {scene.image for scene in train.scenes} & {scene.image for scene in evaluate.scenes}:
@@ -41,6 +46,8 @@ def create_datasets(config: Data, transform: dict[str, Any], masks: bool) -> tup
 
 def create_evaluation(config: Data, transform: dict[str, Any], masks: bool) -> Scenes:
     """Read and check the evaluation split."""
+    if config.name == scattered.NAME:
+        return _drawn(config, transform, masks)
     split = _read(config, config.eval_split, "data.eval_split", config.classes).checked()
     return _scenes(split, config, transform, masks, False)
 
@@ -55,6 +62,19 @@ def _scenes(split: Split, config: Data, transform: dict[str, Any], masks: bool, 
     return Objects(split, steps, mode, training, masks)
 
 
+def _drawn(config: Data, transform: dict[str, Any], masks: bool, seed: int | None = None) -> ScatteredDigits:
+    """Return the images of a training's seed, or those of the evaluation, which are the same for all seeds."""
+    _check_channels(config)
+    training = seed is not None
+    steps = create_transform(config, transform, training, boxes=True)
+    return ScatteredDigits(config, steps, training, masks, EVALUATION_SEED if seed is None else seed)
+
+
+def _check_channels(config: Data) -> None:
+    if config.in_chans not in _MODES:
+        raise ValueError(f"images are grey or RGB: expected data.in_chans=1 or 3, got {config.in_chans}")
+
+
 def _check_shapes(split: Split) -> None:
     for scene in split.scenes:
         if any(thing.shape is None for thing in scene.things):
@@ -62,8 +82,7 @@ def _check_shapes(split: Split) -> None:
 
 
 def _read(config: Data, split: str, key: str, classes: list[str] | None) -> Split:
-    if config.in_chans not in _MODES:
-        raise ValueError(f"images are read as grey or RGB: expected data.in_chans=1 or 3, got {config.in_chans}")
+    _check_channels(config)
     if config.root is None or not Path(config.root).is_dir():
         raise FileNotFoundError(f"expected a folder of images and annotations, got data.root={config.root}")
     if twice := {name for name in classes or () if (classes or []).count(name) > 1}:
