@@ -31,14 +31,16 @@ class Splits(NamedTuple):
     transform: dict[str, Any]  # preprocessing of the images, with timm's names: mean, std, interpolation, ...
 
 
-def create_splits(config: Data, transform: dict[str, Any], seed: int, masks: bool = False) -> Splits:
+def create_splits(
+    config: Data, transform: dict[str, Any], seed: int, targets: scene_splits.Targets | None = None
+) -> Splits:
     """Build the loaders.
 
     Args:
         config: The data group of the config.
         transform: timm's ``resolve_data_config`` of the model: mean, std, interpolation, crop_pct.
         seed: For the order and the distortions.
-        masks: Whether the objects of scenes need masks.
+        targets: What a network learns from scenes; None for boxes, or what the format has.
 
     Raises:
         FileNotFoundError: If a folder of images doesn't exist.
@@ -48,7 +50,7 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int, masks: boo
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
     elif config.name in scene_splits.FORMATS:
-        splits = _scenes_of(config, transform_config(config, transform), seed, masks)
+        splits = _scenes_of(config, transform_config(config, transform), seed, targets)
     else:
         transform = transform_config(config, transform)
         train, evaluate = images.create_datasets(config, transform)
@@ -63,7 +65,11 @@ def create_splits(config: Data, transform: dict[str, Any], seed: int, masks: boo
 
 
 def create_evaluation(
-    config: Data, transform: dict[str, Any], num_classes: int, seed: int, masks: bool = False
+    config: Data,
+    transform: dict[str, Any],
+    num_classes: int,
+    seed: int,
+    targets: scene_splits.Targets | None = None,
 ) -> tuple[Loader, tuple[str, ...] | None, dict[str, Any]]:
     """Build the loader of only the evaluation split.
 
@@ -72,7 +78,7 @@ def create_evaluation(
         transform: As in ``create_splits``.
         num_classes: Upper bound of the labels if the data set has no known number of classes.
         seed: For the order and the distortions.
-        masks: Whether the objects of scenes need masks.
+        targets: As in ``create_splits``.
 
     Returns:
         The loader, the names of the classes if the data set has them, and the preprocessing of the images.
@@ -86,7 +92,7 @@ def create_evaluation(
         return splits.evaluate, splits.classes, splits.transform
     transform = transform_config(config, transform)
     if config.name in scene_splits.FORMATS:
-        held = scene_splits.create_evaluation(config, transform, masks)
+        held = scene_splits.create_evaluation(config, transform, targets or _only(config))
         return _loader_of_scenes(held, config, seed), held.split.classes, transform
     dataset = images.create_evaluation(config, transform)
     names = images.class_names(dataset)
@@ -94,8 +100,12 @@ def create_evaluation(
     return loader, names, transform
 
 
-def _scenes_of(config: Data, transform: dict[str, Any], seed: int, masks: bool) -> Splits:
-    train, evaluate = scene_splits.create_datasets(config, transform, masks, seed)
+def _only(config: Data) -> scene_splits.Targets:
+    return "pixels" if config.name == "masks" else "boxes"
+
+
+def _scenes_of(config: Data, transform: dict[str, Any], seed: int, targets: scene_splits.Targets | None) -> Splits:
+    train, evaluate = scene_splits.create_datasets(config, transform, targets or _only(config), seed)
     names = train.split.classes
     if config.num_classes not in (None, len(names)):
         raise ValueError(

@@ -100,9 +100,9 @@ def _of_scenes(name: str, model: Any, recipe: checkpoint.Recipe, data: Data, see
     """Return a network with a head, and scenes whose classes have the numbers of its training."""
     names = (recipe.get("pretrained_cfg") or {}).get("label_names")
     data = dataclasses.replace(data, classes=data.classes or names)
-    masks = recipe["head"]["name"] == "mask_rcnn"
+    targets = scenes.targets_of(recipe["head"]["name"])
     loader, classes, transform = create_evaluation(
-        data, resolve_data_config({}, model=model), model.num_classes, seed, masks
+        data, resolve_data_config({}, model=model), model.num_classes, seed, targets
     )
     if names and tuple(names) != classes:
         raise ValueError(

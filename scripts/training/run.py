@@ -17,6 +17,7 @@ from zoo import DCNConfig, plan
 
 from ..config.schema import Train
 from ..data.loaders import Splits, create_splits
+from ..data.scenes.splits import targets_of
 from ..inspect import cascade, figures, outputs
 from ..storage import checkpoint, sharing
 from ..storage.files import locked
@@ -108,7 +109,7 @@ def _train_all(
 def _splits(config: Train) -> Splits:
     pretrained_cfg = timm.get_pretrained_cfg(config.model.name) or PretrainedCfg()
     transform = resolve_data_config(pretrained_cfg=pretrained_cfg.to_dict())
-    return create_splits(config.data, transform, config.seed, masks=config.head.name == "mask_rcnn")
+    return create_splits(config.data, transform, config.seed, targets_of(config.head.name))
 
 
 def _train(

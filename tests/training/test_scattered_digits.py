@@ -25,7 +25,7 @@ def data(**changes: object) -> Data:
 
 
 def splits(seed: int = 0, masks: bool = False, **changes: object) -> Splits:
-    return create_splits(data(**changes), TRANSFORM, seed, masks)
+    return create_splits(data(**changes), TRANSFORM, seed, "masks" if masks else "boxes")
 
 
 def test_boxes_hold_all_bright_pixels_and_no_border_without_one() -> None:
@@ -116,7 +116,10 @@ def test_training_images_are_new_in_each_epoch_and_evaluation_images_never() -> 
         (["data.objects=[3,2]"], r"expected at least one digit and one image, got data\.objects=\(3, 2\)"),
         (["data.scale=[0,1]"], r"expected a positive scale .*, got data\.scale=\(0\.0, 1\.0\)"),
         (["data.in_chans=2"], r"expected data\.in_chans=1 or 3, got 2"),
-        (["task=segmentation"], r"task=segmentation reads data=masks, got data\.name='scattered_digits'"),
+        (
+            ["task=segmentation"],
+            r"task=segmentation reads data=masks, instances, hf_scenes, got data\.name='scattered_digits'",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def splits_of(root: Path, format: str, *overrides: str, masks: bool = True):
     config = compose_train(
         f"data={format}", f"data.root={root}", "data.img_size=64", "data.batch_size=2", "data.workers=0", *overrides
     )
-    return create_splits(config.data, NORMAL, 0, masks)
+    return create_splits(config.data, NORMAL, 0, "masks" if masks and format != "masks" else None)
 
 
 def decoded(root: Path, format: str, index: int, *overrides: str) -> dict[str, Any]:
@@ -264,3 +264,19 @@ def test_masks_of_black_and_white_name_the_cure(tmp_path: Path) -> None:
         splits_of(tmp_path, "masks")
     splits = splits_of(tmp_path, "masks", "data.colors=['#000000','#ffffff']")
     assert splits.num_classes == 2
+
+
+def test_instances_are_together_the_foreground_of_a_segmentation(tmp_path: Path) -> None:
+    painted = write_instances(tmp_path)
+    config = compose_train(
+        "task=segmentation", "data=instances", f"data.root={tmp_path}", "data.img_size=64", "data.batch_size=2",
+        "data.workers=0", "data.classes=[background,cell]",
+    )  # fmt: skip
+    splits = create_splits(config.data, NORMAL, 0, "pixels")
+    assert splits.classes == ("background", "cell")
+    for index, original in enumerate(painted[:8]):
+        mask = scenes_of(splits.train.dataset).decode(index)[1]["mask"].numpy()
+        assert np.array_equal(mask, np.any([one for _, one in original.objects], axis=0))
+    config.data.classes = ["cell"]
+    with pytest.raises(ValueError, match=r"have a background and one class, got data\.classes=\['cell'\]"):
+        create_splits(config.data, NORMAL, 0, "pixels")

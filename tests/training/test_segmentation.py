@@ -106,7 +106,7 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=coco"], r"task=segmentation reads data=masks, got data\.name='coco'"),
+        (["data=coco"], r"task=segmentation reads data=masks, .*, got data\.name='coco'"),
         (["head=fcos"], r"task=segmentation has the heads unet, .*, got head\.name=fcos"),
         (["head=smp_fpn", "head.channels=32"], r"expected head\.channels as a multiple of 64 for smp_fpn, got 32"),
         (["optim.cutmix=1"], r"mixup and cutmix are for classification"),

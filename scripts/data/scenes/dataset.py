@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torchvision.transforms import v2
 from ..pixels import to_mode
 from . import coco, label_maps
 from .scene import Scene, Split, Thing
+from .source import Source, opened
 
 Target = dict[str, Tensor]
 
@@ -98,17 +98,34 @@ class Objects(Scenes):
 
 
 class Pixels(Scenes):
-    """Targets of one ``mask`` [H, W]: the class of each pixel, 255 for none."""
+    """Targets of one ``mask`` [H, W]: the class of each pixel, 255 for none.
+
+    Args:
+        split: The scenes.
+        transform: Of image and target.
+        mode: "L" or "RGB".
+        training: Whether a network trains on them.
+        colors: Of the classes in the masks; None for numbers.
+        instances: Whether the masks have numbers of objects, which are together one class, 1.
+    """
 
     def __init__(
-        self, split: Split, transform: v2.Compose, mode: str, training: bool, colors: Sequence[str] | None
+        self,
+        split: Split,
+        transform: v2.Compose,
+        mode: str,
+        training: bool,
+        colors: Sequence[str] | None,
+        instances: bool = False,
     ) -> None:
         super().__init__(split, transform, mode, training)
+        self.instances = instances
         self.palette = None if colors is None else [label_maps.rgb(color) for color in colors]
 
     def target_of(self, scene: Scene) -> dict[str, Any]:
         """Return the mask."""
         numbers = label_maps.read_map(scene.source, self.palette)
+        numbers = np.minimum(numbers, 1) if self.instances else numbers
         return {"mask": tv_tensors.Mask(torch.from_numpy(numbers.astype(np.uint8)))}
 
 
@@ -121,14 +138,14 @@ def _masks(scene: Scene, things: list[Thing]) -> npt.NDArray[np.uint8]:
     return np.stack(found) if found else np.zeros((0, *scene.size), dtype=np.uint8)
 
 
-def read_image(path: Path, mode: str) -> Image.Image:
+def read_image(path: Source, mode: str) -> Image.Image:
     """Return an image in "L" or "RGB".
 
     Raises:
         ValueError: If it can't be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return to_mode(image, mode)
     except Exception as error:  # Pillow may raise anything for a damaged image
         raise ValueError(f"can't read the image {path}: {error}; repair or delete it") from error

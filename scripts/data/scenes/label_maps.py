@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..folders import SUFFIXES, natural
 from .scene import Box, Scene, Split, Thing
+from .source import Source, opened
 from .transforms import NO_CLASS
 
 Map = npt.NDArray[np.int64]
@@ -41,13 +42,38 @@ def read_instances(root: Path, split: str, key: str, classes: Sequence[str] | No
     found = []
     for scene in scenes:
         try:
-            boxes = boxes_of(read_map(Path(str(scene.label_map))))
+            boxes = boxes_of(read_map(scene.source))
         except ValueError as error:
             problems.append(str(error))
             continue
         things = tuple(Thing(0, box, shape=number) for number, box in boxes.items())
         found.append(Scene(scene.image, scene.size, scene.source, things, scene.label_map))
     return Split(found, known, problems)
+
+
+def read_foreground(root: Path, split: str, key: str, classes: Sequence[str] | None) -> Split:
+    """Return a split of maps of instances as masks of two classes: the background, and the objects together.
+
+    Args:
+        root: The folder of ``images`` and ``instances``.
+        split: Name of the split.
+        key: The config's key for the split, for error messages.
+        classes: Names of both classes.
+
+    Raises:
+        FileNotFoundError: If a folder or the split doesn't exist.
+        ValueError: If there are not two classes.
+    """
+    known = tuple(classes or ("background", "object"))
+    if len(known) != 2:
+        raise ValueError(f"maps of instances have a background and one class, got data.classes={list(known)}")
+    scenes, problems = _scenes(root, "instances", split, key)
+    for scene in scenes:
+        try:
+            read_map(scene.source)
+        except ValueError as error:
+            problems.append(str(error))
+    return Split(scenes, known, problems)
 
 
 def read_masks(
@@ -66,13 +92,35 @@ def read_masks(
         FileNotFoundError: If a folder or the split doesn't exist.
         ValueError: If colours and classes don't fit.
     """
+    scenes, problems = _scenes(root, "masks", split, key)
+    return checked_masks(scenes, problems, str(root), classes, colors)
+
+
+def checked_masks(
+    scenes: list[Scene],
+    problems: list[str],
+    where: str,
+    classes: Sequence[str] | None,
+    colors: Sequence[str] | None,
+) -> Split:
+    """Return a split of scenes with masks of classes, all of which are read.
+
+    Args:
+        scenes: Their ``label_map`` is the mask.
+        problems: What is already known to be wrong.
+        where: Name of the data, for error messages.
+        classes: As in ``read_masks``.
+        colors: As in ``read_masks``.
+
+    Raises:
+        ValueError: As ``read_masks``.
+    """
     if colors is not None and classes is not None and len(colors) != len(classes):
         raise ValueError(
             f"expected a colour for each class, got {len(colors)} data.colors, {len(classes)} data.classes"
         )
     palette = None if colors is None else [rgb(color) for color in colors]
-    scenes, problems = _scenes(root, "masks", split, key)
-    seen: dict[Path, set[int]] = {}
+    seen: dict[Source, set[int]] = {}
     for scene in scenes:
         try:
             seen[scene.source] = set(np.unique(read_map(scene.source, palette)).tolist())
@@ -81,7 +129,7 @@ def read_masks(
     every = set().union(*seen.values())
     if palette is None and every == {0, NO_CLASS}:
         raise ValueError(
-            f"the masks in {root} have the values 0 and 255, and 255 means no class: for two classes set "
+            f"the masks in {where} have the values 0 and 255, and 255 means no class: for two classes set "
             "data.colors=['#000000','#ffffff']"
         )
     known = tuple(classes or colors or (str(i) for i in range(1 + max(every - {NO_CLASS}, default=0))))
@@ -91,14 +139,14 @@ def read_masks(
     return Split(scenes, known, problems)
 
 
-def read_map(path: Path, palette: Sequence[tuple[int, int, int]] | None = None) -> Map:
+def read_map(path: Source, palette: Sequence[tuple[int, int, int]] | None = None) -> Map:
     """Return the number [H, W] of each pixel: a palette's index, a grey value, or a colour's number.
 
     Raises:
         ValueError: If the file can't be decoded, or has colours that are not in the palette.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             if palette is not None:
                 return _numbers(np.asarray(image.convert("RGB")), palette)
             values = np.asarray(image).astype(np.int64)

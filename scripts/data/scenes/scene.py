@@ -6,10 +6,9 @@ Boxes are (x1, y1, x2, y2) in pixels of the image, whose upper left corner is (0
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from .source import Source, opened
 
 Box = tuple[float, float, float, float]
 
@@ -28,11 +27,11 @@ class Thing:
 class Scene:
     """An image, and what is annotated in it."""
 
-    image: Path
+    image: Source
     size: tuple[int, int]  # height, width
-    source: Path  # the file of the annotation, for error messages
+    source: Source  # the file of the annotation, for error messages
     things: tuple[Thing, ...] = ()
-    label_map: Path | None = None  # an image of class numbers, colours or instance numbers
+    label_map: Source | None = None  # an image of class numbers, colours or instance numbers
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Split:
 def problems_of(scene: Scene) -> Iterable[str]:
     """Yield what is wrong with a scene, with the name of the file."""
     try:
-        with Image.open(scene.image) as image:
+        with opened(scene.image) as image:
             found = image.height, image.width
     except FileNotFoundError:
         yield f"{scene.source}: there is no image {scene.image}"
