@@ -129,8 +129,8 @@ def test_what_is_wrong_is_named_by_its_row(spoil: Any, message: str, tmp_path: P
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     save(tmp_path / "boxes", of_boxes(paint(2), True), of_boxes(paint(2), True))
-    with pytest.raises(FileNotFoundError, match=r"there is no data\.train_split=trian of data\.root="):
-        splits_of(tmp_path / "boxes", "data.train_split=trian")
+    with pytest.raises(FileNotFoundError, match=r"there is no data\.train_split=fit of data\.root="):
+        splits_of(tmp_path / "boxes", "data.train_split=fit")
     with pytest.raises(ValueError, match=r"boxes train has no second column of images, only image, objects"):
         splits_of(tmp_path / "boxes", targets="pixels")
     save(tmp_path / "masks", of_masks(paint(2)), of_masks(paint(2)))
