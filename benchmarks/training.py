@@ -1,8 +1,8 @@
 """Training steps of dcn-train beside those of a bare loop: python benchmarks/training.py NAME [KEY=VALUE ...].
 
 Both train the same plain detector or segmenter (no DCN) on the same data with torch's AdamW. Their steps alternate
-in one process, which counts its CPU seconds; a step includes the loading of its batch. The peak of memory is that of
-a process that takes only one kind of steps. The overrides are those of ``dcn-train``:
+in one process, which counts its CPU seconds; a step includes the loading of its batch. The peak of memory is that
+of a process that takes only one kind of steps. The overrides are those of ``dcn-train``:
 
     python benchmarks/training.py fcos experiment=detect_digits
     python benchmarks/training.py unet experiment=segment_small data.root=/nuclei data.workers=0

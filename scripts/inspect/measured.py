@@ -104,8 +104,8 @@ def write(networks: dict[str, Measured], provenance: dict[str, Any], folder: Pat
     content = {}
     for name, network in networks.items():
         confusion = network.confusion
-        content[name] = {key: None if math.isnan(value) else value for key, value in network.metrics.items()} | {
-            "corruptions": network.corruptions,
+        content[name] = {key: _finite(value) for key, value in network.metrics.items()} | {
+            "corruptions": {key: list(map(_finite, of)) for key, of in network.corruptions.items()},
             "confusion": {"names": confusion.names, "unit": confusion.unit, "counts": confusion.counts.tolist()},
             "images_per_second": network.images_per_second,
         }
@@ -117,3 +117,7 @@ def write(networks: dict[str, Measured], provenance: dict[str, Any], folder: Pat
         figures.confusion(confusion.counts, title, folder / f"{stem}.png", confusion.names)
     (folder / "results.json").write_text(json.dumps({**provenance, "networks": content}, indent=1) + "\n")
     print(f"written: {folder / 'results.json'}, confusions as CSV and PNG next to it")
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -40,20 +40,18 @@ class Matches:
         real, background = ~ignored, len(self.counts) - 1
         same = found[:, None] == wanted[None]
         pairs = _pairs(overlaps, same & real, self.threshold)
+        excused = ((torch.from_numpy(overlaps) >= self.threshold) & same & ignored).any(1)
         # What is left over of both is a confusion where it overlaps.
-        rest = torch.ones_like(same)
+        rest = ~same & real & ~excused[:, None]
         for output, thing in pairs:
             rest[output], rest[:, thing] = False, False
-        pairs += _pairs(overlaps, rest & ~same & real, self.threshold)
+        pairs += _pairs(overlaps, rest, self.threshold)
         for output, thing in pairs:
             self.counts[wanted[thing], found[output]] += 1
-        matched = {output for output, _ in pairs}
-        excused = (torch.from_numpy(overlaps) >= self.threshold) & same & ignored
-        for output in set(range(len(found))) - matched:
-            if not excused[output].any():
+        for output in set(range(len(found))) - {output for output, _ in pairs}:
+            if not excused[output]:
                 self.counts[background, found[output]] += 1
-        missed = set(real.nonzero().flatten().tolist()) - {thing for _, thing in pairs}
-        for thing in missed:
+        for thing in set(real.nonzero().flatten().tolist()) - {thing for _, thing in pairs}:
             self.counts[wanted[thing], background] += 1
 
     def f1(self) -> float | None:

@@ -181,6 +181,15 @@ def test_confused_objects_are_in_their_cell_and_others_in_the_background() -> No
     assert found.compute()["F1@50"] == pytest.approx(100 * 2 / (2 + 3 + 2), abs=1e-4)
 
 
+def test_an_output_on_an_ignored_object_of_its_class_is_no_confusion_with_another() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10]])
+    target = {"boxes": boxes.repeat(2, 1), "labels": torch.tensor([0, 1]), "ignored": torch.tensor([True, False])}
+    matches = Matches(2, 0.5)
+    output = {"boxes": boxes, "labels": torch.tensor([0]), "scores": torch.tensor([0.9])}
+    matches.add(overlaps_of(output, target, "bbox"), output["labels"], target["labels"], target["ignored"])
+    assert matches.counts.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
 def test_f1_of_nothing_is_no_number() -> None:
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}
     found = Found(("cat",), masks=False, score=0.3)
