@@ -2,7 +2,8 @@
 
 Both train the same plain detector or segmenter (no DCN) on the same data with torch's AdamW. Their steps alternate
 in one process, which counts its CPU seconds; a step includes the loading of its batch. The peak of memory is that
-of a process that takes only one kind of steps. The overrides are those of ``dcn-train``:
+of a process that takes only one kind of steps, above what it had before the first step (Linux only). The overrides
+are those of ``dcn-train``:
 
     python benchmarks/training.py fcos experiment=detect_digits
     python benchmarks/training.py unet experiment=segment_small data.root=/nuclei data.workers=0
@@ -11,8 +12,8 @@ Results are added to ``benchmarks/results/training.json`` under NAME.
 """
 
 import argparse
+import ctypes
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -71,6 +72,24 @@ def _loss(model: nn.Module, images: Tensor, targets: Any) -> Tensor:
     return torch.stack(list(model(images, targets).values())).sum()
 
 
+class Memory:
+    """The peak of resident memory since this object was made, above what there was then."""
+
+    def __init__(self) -> None:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark
+        self.before = _resident("VmRSS")
+
+    def peak(self) -> float:
+        """Return MiB."""
+        return (_resident("VmHWM") - self.before) / 1024
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])  # KiB
+
+
 class Timed:
     """A task that measures the engine's steps, and takes a bare one after each of them.
 
@@ -81,6 +100,8 @@ class Timed:
 
     def __init__(self, task: Any, bare: Iterator[None] | None) -> None:
         self.task, self.bare, self.since = task, bare, 0.0
+        self.memory: Memory | None = None
+        self.peak = 0.0  # MiB, before the evaluation
         self.seconds: dict[str, list[float]] = {"engine": [], "bare": []}
 
     def __getattr__(self, name: str) -> Any:
@@ -89,6 +110,8 @@ class Timed:
     def prepare(self, images: Tensor, targets: Any) -> Any:
         """Note the time since the last call, which is a whole step; called at the beginning of each."""
         now = time.process_time()
+        self.memory = self.memory or Memory()
+        self.peak = self.memory.peak()
         if self.since:
             self.seconds["engine"].append(now - self.since)
         if self.bare is not None:
@@ -98,8 +121,8 @@ class Timed:
         return self.task.prepare(images, targets)
 
 
-def train(config: Train, steps: int, kind: str) -> dict[str, list[float]]:
-    """Take steps of one kind, or of both in turn; return the CPU seconds of each."""
+def train(config: Train, steps: int, kind: str) -> tuple[dict[str, list[float]], float]:
+    """Take steps of one kind, or of both in turn; return the CPU seconds of each, and the peak of memory in MiB."""
     splits = _splits(config, steps)
     task = tasks.create(config, splits)
     recipe = variants.recipe_of("plain", config, splits, task)
@@ -109,14 +132,15 @@ def train(config: Train, steps: int, kind: str) -> dict[str, list[float]]:
         models.append(checkpoint.build(recipe))
     bare = None if kind == "engine" else bare_steps(models[-1], splits, config)
     if bare is not None and kind == "bare":
+        memory = Memory()
         for _ in range(steps):
             next(bare)
-        return {}
+        return {}, memory.peak()
     timed = Timed(task, bare)
     model = models[0].to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder:
         engine.fit(model, splits, timed, config, create_accelerator(config), Path(folder), recipe)  # type: ignore[arg-type]
-    return timed.seconds
+    return timed.seconds, timed.peak
 
 
 def _splits(config: Train, steps: int) -> Splits:
@@ -149,10 +173,9 @@ def main() -> None:
     quick = ("variants=[plain]", "report=false", "optim.epochs=1", "optim.warmup_epochs=0", "device=cpu")
     config = compose_train(*arguments.overrides, *quick)
     if arguments.alone:
-        train(config, arguments.steps, arguments.alone)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(train(config, arguments.steps, arguments.alone)[1])
         return
-    seconds = train(config, arguments.steps, "both")
+    seconds, _ = train(config, arguments.steps, "both")
     medians = {kind: statistics.median(times[WARM_UP:]) for kind, times in seconds.items()}
     memory = {kind: round(peak(arguments, kind)) for kind in medians}
     ratio, of_memory = medians["engine"] / medians["bare"], memory["engine"] / memory["bare"]
