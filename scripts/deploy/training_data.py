@@ -38,5 +38,6 @@ def read(checkpoint: Path, limit: int) -> photos.Photos | None:
 
 
 def _files(data: Data) -> list[Any]:
-    scenes = splits.create_evaluation(data, {"mean": [0.5], "std": [0.5], "interpolation": "bilinear"}, masks=False)
+    transform = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear"}
+    scenes = splits.create_evaluation(data, transform, "pixels" if data.name == "masks" else "boxes")
     return [str(scene.image) for scene in scenes.split.scenes]
