@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch.distributed.run
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 REPOSITORY = Path(__file__).parents[2]
@@ -134,14 +135,19 @@ def compositions(arguments: list[str]) -> list[list[str]]:
     """Return the arguments of each run of a sweep, or of the single run."""
     if not {"-m", "--multirun"} & set(arguments):
         return [arguments]
-    parsed = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
-    choices = [
-        [f"{o.key_or_group}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [o.input_line]
-        for o in parsed
-    ]
+    # A sweeper is of an extra of its own, and composes no run.
+    own = [a for a in arguments if not a.startswith(("-", "hydra/sweeper", "hydra.sweeper"))]
+    choices = [values(override) for override in OverridesParser.create().parse_overrides(own)]
     return [list(choice) for choice in itertools.product(*choices)]
+
+
+def values(override: Override) -> list[str]:
+    """Return an override with each of its values; with both ends of an interval."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    value = override.value()
+    ends = [value.start, value.end] if override.is_interval_sweep() else override.sweep_string_iterator()
+    return [f"{override.key_or_group}={one}" for one in ends]
 
 
 def composed(
