@@ -31,7 +31,8 @@ def test_the_package_page_shows_the_readmes_code_and_versions() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+    "page",
+    ["README.md", "README.zh-CN.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))],
 )
 def test_relative_links_lead_to_files(page: str) -> None:
     path = ROOT / page
@@ -40,6 +41,16 @@ def test_relative_links_lead_to_files(page: str) -> None:
         link.partition("#")[0] for link in LINK.findall(text) if "://" not in link and not link.startswith("#")
     ]
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_both_readmes_have_the_same_code_and_numbers() -> None:
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+    for block in re.findall(r"```python\n(.*?)```", chinese, re.DOTALL):
+        bare = re.sub(r"  #.*", "", block)
+        assert bare in re.sub(r"  #.*", "", english)
+    ratios = re.findall(r"\d+\.\d+", chinese.partition("## ")[0])
+    assert ratios
+    assert [ratio for ratio in ratios if ratio not in english] == []
 
 
 def test_the_citation_and_the_workflow_are_of_this_project() -> None:
