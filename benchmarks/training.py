@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--alone", choices=("engine", "bare"), help=argparse.SUPPRESS)
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_args()
     quick = ("variants=[plain]", "report=false", "optim.epochs=1", "optim.warmup_epochs=0", "device=cpu")
     config = compose_train(*arguments.overrides, *quick)
     if arguments.alone:

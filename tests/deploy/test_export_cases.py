@@ -145,4 +145,4 @@ def written_and_run(target: str, layers: nn.Module, asked: dict, folder: Path) -
         torch.save(model, file.with_suffix(".module"))
     library = TARGETS[target].library
     needs = library == "always" or (library == "whole" and not asked["decompose"])
-    return verify.run([(target, file)], [IMAGES], library=needs, threads=1, rounds=1).outputs[0]
+    return verify.run([(target, file)], [IMAGES], library=needs, threads=1, rounds=1).outputs[0][0]

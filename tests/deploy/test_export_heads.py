@@ -317,6 +317,7 @@ def test_what_a_detector_has_no_file_for_names_the_mend(kind: str, changes: dict
         "dtype": "float32",
         "int8": False,
         "decompose": False,
+        "sampling": "grid_sample",
         "opset": 20,
     }
     guard.check(guard.Wish(**wish, kind="one-stage"))

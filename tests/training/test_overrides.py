@@ -67,10 +67,10 @@ def test_a_sweep_over_paths_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data=null", "there is no data 'None'"),
         (
             "experiment=x",
-            "There are: demo, detect_convnext_tiny, detect_efficientnet_b0, detect_resnet50, detect_small",
+            "There are: demo, detect_convnext_tiny, detect_digits, detect_efficientnet_b0, detect_resnet50",
         ),
         ("data=foldr", "no data 'foldr'; did you mean folder?"),
-        ("data=/photos", "There are: coco, folder, hfds"),
+        ("data=/photos", "There are: coco, folder, hf_scenes, hfds"),
         ("model=resnet5", "did you mean resnet50"),
         ("+optim=admw", "did you mean adamw?"),
     ],
