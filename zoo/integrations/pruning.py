@@ -1,7 +1,7 @@
 """Torch-Pruning for networks with deformable convolutions.
 
-Torch-Pruning follows autograd's graph. There the offsets of a deformable layer are a second path, through slices of
-the predictor's output, on which its search for dependent layers doesn't end. Here the search sees constant offsets,
+Torch-Pruning follows autograd's graph. There the offsets of a deformable layer are a second path, through the
+predictor's output, on which its search for dependent layers doesn't end. Here the search sees constant offsets,
 and channels that a layer's input loses are taken from its predictor too.
 """
 
