@@ -1,4 +1,4 @@
-"""dcn-predict: boxes or masks of a trained network for a folder of images, with pictures."""
+"""dcn-predict: labels, boxes or masks of a trained network for a folder of images, with pictures."""
 
 from pathlib import Path
 from typing import cast

@@ -237,7 +237,8 @@ class Predict:
 
     checkpoint: str = MISSING  # of dcn-train
     images: str = MISSING  # a folder
-    score: float = 0.3  # of the boxes that are written
+    score: float = 0.3  # of a detector's boxes that are written
+    batch_size: int = 8  # images that the network reads together
     pictures: bool = True  # also write a picture of each image
     device: str = "auto"  # cpu, cuda, ...; auto: a GPU if there is one
 

@@ -24,12 +24,13 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_quickstart_runs(tmp_path: Path) -> None:
     blocks = [found for found in BLOCK.findall((DOCS / "index.md").read_text()) if "pip install" not in found[1]]
-    assert [language for language, _ in blocks] == ["python", "python", "bash", "bash", "bash"]
+    assert [language for language, _ in blocks] == ["python", "python", "bash", "bash", "bash", "bash"]
     for language, code in blocks:
         program = [sys.executable, "-P"] if language == "python" else ["bash", "-e"]
         done = subprocess.run([*program, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, code + done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "runs/quickstart/dcn/last.safetensors").exists()
+    assert len((tmp_path / "predictions/predictions.csv").read_text().splitlines()) == 101  # a header, 100 images
     assert list((tmp_path / "exports").rglob("*.onnx"))
 
 

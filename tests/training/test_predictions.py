@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from scenes import write_masks, write_voc
+from torchvision.transforms import functional
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.config.schema import Evaluate, InspectedData, Predict, Visualize
 from zoo.scripts.inspect import evaluation, prediction, visualization
+from zoo.scripts.storage import checkpoint
 from zoo.scripts.training.run import run
 
+MEAN, STD, CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.95  # of timm's resnet18
 TINY = [
     "data.img_size=64", "data.batch_size=4", "data.workers=0", "head.channels=32", "optim.epochs=1",
     "optim.warmup_epochs=0", "trackers=[]", "device=cpu", "report=false",
@@ -26,6 +29,30 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_voc(folder / "data")
     run(compose_train("task=detection", "data=voc", f"data.root={folder / 'data'}", *TINY), folder / "run")
     return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    for split in ("train", "validation"):
+        for name in ("disc", "square"):
+            draw_noise(folder / "data" / split / name, [(40, 40)] * 4)
+    tiny = [one for one in TINY if not one.startswith(("head.", "data.img_size"))]
+    run(compose_train("data=folder", f"data.root={folder / 'data'}", "data.img_size=32", *tiny), folder / "run")
+    return folder
+
+
+def draw_noise(folder: Path, sizes: list[tuple[int, int]]) -> None:
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for i, size in enumerate(sizes):
+        pixels = torch.randint(256, (*size, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+
+
+def csv_of(folder: Path) -> list[list[str]]:
+    with (folder / "predictions.csv").open() as file:
+        return list(csv.reader(file))
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +161,48 @@ def test_predicted_boxes_are_in_the_pixels_of_each_image(
         def forward(self, batch: torch.Tensor) -> list[dict[str, torch.Tensor]]:
             side = float(batch.shape[-1]) / 2
             boxes = torch.tensor([[0.0, 0.0, side, side], [0.0, 0.0, 1.0, 1.0]])
-            return [{"boxes": boxes, "labels": torch.tensor([1, 0]), "scores": torch.tensor([0.9, 0.1])}]
+            found = {"boxes": boxes, "labels": torch.tensor([1, 0]), "scores": torch.tensor([0.9, 0.1])}
+            return [found] * len(batch)
 
     monkeypatch.setattr(prediction.checkpoint, "load", lambda *_: Half())
     assert prediction.run(Predict(weights(detector), str(images), device="cpu"), tmp_path) == 2
     found = {one["image"]: one["objects"] for one in json.loads((tmp_path / "predictions.json").read_text())}
     assert found["wide.png"] == [{"class": "square", "score": 0.9, "box": [0.0, 0.0, 64.0, 32.0]}]
     assert found["below/high.jpg"] == [{"class": "square", "score": 0.9, "box": [0.0, 0.0, 64.0, 320.0]}]
+    rows = csv_of(tmp_path)
+    assert rows[0] == ["image", "class", "score", "x1", "y1", "x2", "y2"]
+    assert ["wide.png", "square", "0.9", "0.0", "0.0", "64.0", "32.0"] in rows
     for name, size in (("wide.jpg", (128, 32)), ("below/high.jpg", (64, 640))):
         with Image.open(tmp_path / "pictures" / name) as picture:
             assert picture.size == size
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_labels_are_those_of_the_network(batch_size: int, classifier: Path, tmp_path: Path) -> None:
+    """By torchvision's plain functions, one image at a time."""
+    images = tmp_path / "images"
+    draw_noise(images, [(60, 60), (80, 50), (50, 90)])
+    config = Predict(weights(classifier), str(images), batch_size=batch_size, device="cpu")
+    assert prediction.run(config, tmp_path) == 3
+    model = checkpoint.load(Path(weights(classifier)))
+    rows = csv_of(tmp_path)
+    assert rows[0] == ["image", "class", "score"]
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    for one, row in zip(found, rows[1:], strict=True):
+        with Image.open(images / one["image"]) as image:
+            size = image.size
+            resized = functional.resize(image, int(32 / CROP), functional.InterpolationMode.BICUBIC)
+            pixels = functional.to_tensor(functional.center_crop(resized, 32))
+        scores = model(functional.normalize(pixels, MEAN, STD)[None]).softmax(1)[0]
+        best = scores.argmax().item()
+        assert one["classes"][0] == {
+            "class": ["disc", "square"][best],
+            "score": pytest.approx(scores[best].item(), abs=1e-3),
+        }
+        assert row == [one["image"], one["classes"][0]["class"], str(one["classes"][0]["score"])]
+        with Image.open(tmp_path / "pictures" / one["image"].replace("png", "jpg")) as picture:
+            assert picture.size[0] >= size[0]
+            assert picture.size[1] > size[1]
 
 
 def test_predicted_masks_have_the_size_of_each_image(segmenter: Path, tmp_path: Path) -> None:
@@ -161,6 +220,8 @@ def test_what_cannot_be_predicted_is_refused(detector: Path, tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"expected a folder of images, got images=nowhere"):
         prediction.run(Predict(weights(detector), "nowhere"), tmp_path)
     (tmp_path / "broken.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"expected one image or more in a batch, got batch_size=0"):
+        prediction.run(Predict(weights(detector), "nowhere", batch_size=0), tmp_path)
     with pytest.raises(ValueError, match=r"can't read the image .*broken\.png"):
         prediction.run(Predict(weights(detector), str(tmp_path), device="cpu"), tmp_path)
 
