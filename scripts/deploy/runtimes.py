@@ -170,6 +170,7 @@ def _objects(
     outputs: list[list[np.ndarray]], file: str, names: list[str], settings: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Return the arrays of the objects in each image, by "objects/input/image/name"."""
+    sys.dont_write_bytecode = True  # no __pycache__ beside the user's file
     spec = importlib.util.spec_from_file_location("detections", file)
     assert spec is not None
     assert spec.loader is not None
