@@ -18,6 +18,7 @@ from dcn_ops.conv import reference
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = torch.randn(2, 6, 12, 700, generator=torch.Generator().manual_seed(0)).half().float()
+IMAGES = IMAGES.contiguous(memory_format=torch.channels_last)  # as dcn-export gives them to a target
 PARTS = ("offset", "weight", "bias", "mask")
 USUAL = {"dynamic": "none", "dtype": "float32", "decompose": False, "sampling": "grid_sample", "opset": 20}
 
@@ -65,6 +66,8 @@ def accepted(wish: guard.Wish) -> dict[str, Any]:
             continue  # dtypes are those of the target; test_export_groups.py has dynamic sizes
         if case == "offsets of 1e30" and wish.dtype == "float16":
             continue  # float16 has no such number
+        if case == "700 columns" and wish.dtype != "float32":
+            continue  # nor has half precision its offsets, hundreds in steps of 1/32
         shape = question.shape
         layer = guard.Layer(
             channels=shape.channels, groups=shape.groups, offset_groups=shape.offset_groups, mask=shape.mask
@@ -89,21 +92,19 @@ def slow(*parameters: object) -> object:
         slow("onnx", {"opset": 19}, 0),
         slow("onnx", {"opset": 22}, 0),
         slow("onnx", {"decompose": True, "sampling": "gather"}, 0),
-        slow("onnx", {"dtype": "float16"}, 1),
+        slow("onnx", {"dtype": "float16"}, 2),
         ("openvino", {}, 0),
-        slow("openvino", {"dtype": "float16"}, 1),
+        slow("openvino", {"dtype": "float16"}, 2),
         slow("openvino", {"decompose": True}, 0),
         slow("openvino", {"decompose": True, "sampling": "gather"}, 0),
         ("torch-export", {}, 0),
-        slow("torch-export", {"dtype": "float16"}, 1),
-        slow("torch-export", {"dtype": "bfloat16"}, 0),
+        slow("torch-export", {"dtype": "float16"}, 2),
+        slow("torch-export", {"dtype": "bfloat16"}, 1),
         slow("torch-export", {"decompose": True}, 0),
-        slow("torch-export", {"decompose": True, "sampling": "gather"}, 0),
         ("torchscript", {}, 0),
         slow("torchscript", {"decompose": True}, 0),
         slow("ncnn", {}, 2),
         slow("aoti", {}, 0),
-        slow("compile", {}, 0),
         slow("executorch", {}, 0),
     ],
 )
@@ -141,8 +142,6 @@ def written_and_run(target: str, layers: nn.Module, asked: dict, folder: Path) -
     job = Job(model=model, images=IMAGES, inputs=[IMAGES], calibration=IMAGES, int8=False, facts={}, **given)
     file = folder / f"cases{TARGETS[target].suffix}"
     TARGETS[target].write(job, file)
-    if target == "compile":
-        torch.save(model, file.with_suffix(".module"))
     library = TARGETS[target].library
     needs = library == "always" or (library == "whole" and not asked["decompose"])
     return verify.run([(target, file)], [IMAGES], library=needs, threads=1, rounds=1).outputs[0][0]
