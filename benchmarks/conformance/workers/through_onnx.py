@@ -94,7 +94,7 @@ def mnn(folder: Path, form: str, about: Any) -> Run:
         ]
         raise RuntimeError(f"mnnconvert: {' '.join(lines)[:300] or done.returncode}")
     with np.load(folder / "example.npz") as tensors:
-        names = ["x", "offset", *(["mask"] if "mask" in tensors else [])]
+        names = ["x", *(name for name in ("offset", "mask") if name in tensors)]  # a block has only x
     module = MNN.nn.load_module_from_file(str(file), names, ["y"])
 
     def run(given: dict[str, np.ndarray]) -> Any:
