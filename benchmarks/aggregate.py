@@ -41,20 +41,28 @@ def inputs(size: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(*shape, groups * WIDTH), torch.randn(*shape, groups * 18), torch.rand(*shape, groups * 9)
 
 
-def providers(groups: int) -> dict[str, Sums]:
-    """Return what is timed, by name, as functions of input, offset and mask."""
-    numbers, channels = window(groups), groups * WIDTH
-    filters = torch.ones(channels, 1, 3, 3)
+def sums(groups: int) -> tuple[Sums, Sums, Sums]:
+    """Return the operator, its composition, and the same by ``grid_sample``."""
+    numbers = window(groups)
 
-    def native(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+    def operator(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return torch.ops.dcn_ops.deform_aggregate(input, offset, mask, *numbers)
 
     def composition(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         with dcn_ops.settings(implementation="composition"):
-            return native(input, offset, mask)
+            return operator(input, offset, mask)
 
     def grid_sample(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return portable.forward(input, offset, mask, numbers, "grid_sample", True)
+
+    return operator, composition, grid_sample
+
+
+def providers(groups: int) -> dict[str, Sums]:
+    """Return what is timed, by name, as functions of input, offset and mask."""
+    channels = groups * WIDTH
+    native, composition, grid_sample = sums(groups)
+    filters = torch.ones(channels, 1, 3, 3)
 
     def depthwise(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         features, offset, mask = (tensor.permute(0, 3, 1, 2) for tensor in (input, offset, mask))

@@ -28,10 +28,9 @@ from zoo.scripts.storage.provenance import provenance
 
 import dcn_ops
 from dcn_ops.aggregate import reference
-from dcn_ops.interop import aggregate as portable
 
 sys.path.insert(0, str(Path(__file__).parent))
-from aggregate import MAPS, WIDTH, training, window
+from aggregate import MAPS, WIDTH, sums, training, window
 
 RESULTS = Path(__file__).parent / "results" / "cuda-aggregate.json"
 BATCH, TAPS = 64, 9
@@ -59,23 +58,14 @@ def floor(batch: int, size: int, groups: int, maps_bytes: int, mode: str) -> dic
 def providers(batch: int, size: int, groups: int, device: str) -> dict[str, tuple[Call, list[Tensor]]]:
     """Return what is timed, by name, with its arguments."""
     torch.manual_seed(0)
-    numbers, channels, shape = window(groups), groups * WIDTH, (batch, size, size)
+    channels, shape = groups * WIDTH, (batch, size, size)
+    ours, composition, grid_sample = sums(groups)
     image = torch.randn(*shape, channels).to(device, torch.bfloat16)
     # Odd multiples of 1/32 are exact in bfloat16, and none is an integer, where the gradient jumps.
     offset = (
         torch.randn(*shape, groups * TAPS * 2).mul(16).clamp(-112, 111).floor().mul(2).add(1).div(32).to(device)
     )
     mask = torch.rand(*shape, groups * TAPS).bfloat16().float().to(device)
-
-    def ours(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        return torch.ops.dcn_ops.deform_aggregate(input, offset, mask, *numbers)
-
-    def composition(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        with dcn_ops.settings(implementation="composition"):
-            return ours(input, offset, mask)
-
-    def grid_sample(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        return portable.forward(input, offset, mask, numbers, "grid_sample", True)
 
     def depthwise(image: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(image, weight, padding=3, groups=channels)

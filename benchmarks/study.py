@@ -24,13 +24,12 @@ import study_photos
 import study_report
 import study_rows
 import study_scenes
-from study_rows import COMMAND, RESULTS, RUNS, append, config_of, has, rows
+from study_rows import CHANNELS, COMMAND, RESULTS, RUNS, append, channels_with, config_of, has, rows
 from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.storage.provenance import provenance
 
 DISTORTIONS = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e")
-CHANNELS = (16, 32, 64, 128)  # of conf/model/resnet_small.yaml
 # variant: (what dcn-train calls it, its overrides)
 DIGITS: dict[str, tuple[str, list[str]]] = {
     "plain": ("plain", []),
@@ -65,7 +64,7 @@ def digits(seeds: list[int], epochs: int) -> None:
     path = RESULTS / "study-digits.jsonl"
     quick = ["data.eval_copies=1"]  # between epochs; the number that counts is of all copies
     ratio = time_ratio(path, quick, epochs)
-    wider = f"model.kwargs.channels={list(matched_channels())}"
+    wider = f"model.kwargs.channels={matched_channels()}"
     extra = {
         "wider": [wider],
         "longer": [f"optim.epochs={round(ratio * epochs)}"],
@@ -134,18 +133,16 @@ def time_ratio(path: Path, overrides: list[str], epochs: int, rounds: int = 3) -
     return ratio
 
 
-def matched_channels() -> tuple[int, ...]:
+def matched_channels() -> list[int]:
     """Return channels of the plain ResNet whose parameters come closest to those of DCNv2."""
     config = config_of([])
 
-    def count(dcn: dict[str, Any] | None, channels: tuple[int, ...]) -> int:
+    def count(dcn: dict[str, Any] | None, channels: list[int]) -> int:
         kwargs = {"model_name": config.model.name, "in_chans": 1, "num_classes": 10, **config.model.kwargs}
         model = checkpoint.build({"create_model": {**kwargs, "channels": channels}, "dcn": dcn})
         return sum(p.numel() for p in model.parameters())
 
-    target = count({}, CHANNELS)
-    candidates = {tuple(round(c * (1 + i / 100)) for c in CHANNELS) for i in range(31)}
-    return min(candidates, key=lambda channels: abs(count(None, channels) - target))
+    return channels_with(count({}, list(CHANNELS)), lambda channels: count(None, channels))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from zoo.scripts.training.run import run
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/study")
 COMMAND = "python benchmarks/study.py"
+CHANNELS = (16, 32, 64, 128)  # of conf/model/resnet_small.yaml
 
 
 def config_of(overrides: list[str]) -> Train:
@@ -48,3 +49,14 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def has(path: Path, key: dict[str, Any]) -> bool:
     """Return whether a run has its row."""
     return any(key.items() <= row.items() for row in rows(path))
+
+
+def channels_with(target: int, parameters: Callable[[list[int]], int]) -> list[int]:
+    """Return the channels of the small ResNet, up to 1.6 times as wide, whose parameters come closest to a number.
+
+    Args:
+        target: The number.
+        parameters: Counts those of the network with these channels.
+    """
+    candidates = {tuple(round(c * (1 + i / 100)) for c in CHANNELS) for i in range(61)}
+    return list(min(candidates, key=lambda channels: abs(parameters(list(channels)) - target)))

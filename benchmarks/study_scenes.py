@@ -12,8 +12,8 @@ from typing import Any
 import study_nuclei
 import study_scenes_report
 import torch
-from study_rows import COMMAND, RESULTS, RUNS, append, config_of, has, rows, train
-from zoo.scripts.inspect import outputs
+from study_rows import COMMAND, RESULTS, RUNS, append, channels_with, config_of, has, rows, train
+from zoo.scripts.inspect import measured
 from zoo.scripts.inspect.subject import of_checkpoint
 from zoo.scripts.storage import checkpoint, markdown
 from zoo.scripts.storage.provenance import provenance
@@ -21,7 +21,6 @@ from zoo.scripts.tasks import create
 
 DOCS = Path(__file__).parent.parent / "docs"
 LIKE = "both"  # the variant whose parameters and time the wider and the longer plain network have
-WIDTHS = (16, 32, 64, 128)  # of conf/model/resnet_small.yaml
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "plain": ("plain", []),
     "head": ("dcn", ["dcn.parts=[{head}]"]),
@@ -116,7 +115,8 @@ def one_run(scenes: Scenes, name: str, overrides: list[str], folder: Path) -> di
     )
     task = create.of_recipe(checkpoint.read_recipe(weights))
     assert task is not None
-    found = outputs.measure(subject.model.to(memory_format=torch.channels_last), subject, task, torch.device("cpu"))
+    model = subject.model.to(memory_format=torch.channels_last)
+    found = measured.measure(model, subject.loader, task, torch.device("cpu")).metrics
     with (folder / name / "metrics.csv").open() as file:
         epochs = list(csv.DictReader(file))
     return {
@@ -168,9 +168,7 @@ def of_variant(scenes: Scenes, variant: str) -> list[str]:
 def matched(scenes: Scenes) -> list[int]:
     """Return the backbone's channels that give the plain network the parameters of ``LIKE``."""
     target = parameters(scenes, "dcn", of_variant(scenes, LIKE))
-    candidates = {tuple(round(c * (1 + i / 100)) for c in WIDTHS) for i in range(61)}
-    sizes = {c: parameters(scenes, "plain", [f"model.kwargs.channels={list(c)}"]) for c in candidates}
-    return list(min(sizes, key=lambda c: abs(sizes[c] - target)))
+    return channels_with(target, lambda c: parameters(scenes, "plain", [f"model.kwargs.channels={c}"]))
 
 
 def parameters(scenes: Scenes, name: str, overrides: list[str]) -> int:

@@ -1,6 +1,6 @@
 """dcn-evaluate: accuracy, confusion matrix, accuracy under corruptions and throughput of checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -77,7 +77,8 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     results = {}
     for name, subject in subjects.items():
         results[name] = _accuracy(calls[name], subject, labels[name], device, str(paths[name]))
-        results[name].corruptions = _under_corruption(calls[name], subject, labels[name], names, config, device)
+        top1 = partial(_top1, calls[name], labels[name])
+        results[name].corruptions = _under_corruption(top1, subject, names, config, device)
     images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
     for name, speed in throughput(calls, images, config.rounds).items():
         results[name].images_per_second = speed
@@ -115,7 +116,8 @@ def _with_heads(
         found[name] = measured.measure(
             models[name], track(subject.loader, description="evaluation", transient=True), tasks[name], device
         )
-        found[name].corruptions = _best_under_corruption(models[name], subject, tasks[name], names, config, device)
+        best = partial(_best, models[name], tasks[name], device)
+        found[name].corruptions = _under_corruption(best, subject, names, config, device)
     images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
     for name, speed in throughput(models, images, config.rounds).items():
         found[name].images_per_second = speed
@@ -172,22 +174,37 @@ def _accuracy(call: Any, subject: Subject, labels: Tensor, device: torch.device,
     )
 
 
-@torch.inference_mode()
 def _under_corruption(
-    call: Any, subject: Subject, labels: Tensor, names: list[str], config: Evaluate, device: torch.device
+    score: Callable[[Iterator[Batch]], float],
+    subject: Subject,
+    names: list[str],
+    config: Evaluate,
+    device: torch.device,
 ) -> dict[str, list[float]]:
-    """Return top-1 in percent by corruption and severity."""
-    accuracies: dict[str, list[float]] = {}
-    batches = _first(subject, names, config)
-    for name in track(names, description="corruptions", transient=True):
-        accuracies[name] = []
-        for severity in config.severities:
-            right = count = 0
-            for images, found in _corrupted(batches, subject, name, severity, config, device):
-                right += int((call(images).argmax(1).cpu() == labels[found]).sum())
-                count += len(found)
-            accuracies[name].append(100 * right / count)
-    return accuracies
+    """Return what ``score`` makes of the corrupted batches, by corruption and severity."""
+    # The batches that are corrupted, read once.
+    batches = list(islice(subject.loader, config.corruption_batches)) if names else []
+    return {
+        name: [
+            score(_corrupted(batches, subject, name, severity, config, device)) for severity in config.severities
+        ]
+        for name in track(names, description="corruptions", transient=True)
+    }
+
+
+@torch.inference_mode()
+def _top1(call: Any, labels: Tensor, batches: Iterator[Batch]) -> float:
+    """Return the top-1 accuracy in percent."""
+    right = count = 0
+    for images, found in batches:
+        right += int((call(images).argmax(1).cpu() == labels[found]).sum())
+        count += len(found)
+    return 100 * right / count
+
+
+def _best(model: nn.Module, task: Any, device: torch.device, batches: Iterator[Batch]) -> float:
+    """Return the metric of a task's best epoch."""
+    return float(measured.measure(model, batches, task, device).metrics[task.best])
 
 
 def _corrupted(
@@ -199,22 +216,3 @@ def _corrupted(
     for images, found in batches:
         bare = normalisation.undo(images.to(device))
         yield normalisation.apply(corrupt(name, bare, severity, generator)), found
-
-
-def _best_under_corruption(
-    model: Any, subject: Subject, task: Any, names: list[str], config: Evaluate, device: torch.device
-) -> dict[str, list[float]]:
-    """Return the metric of a task's best epoch by corruption and severity."""
-    scores: dict[str, list[float]] = {}
-    batches = _first(subject, names, config)
-    for name in track(names, description="corruptions", transient=True):
-        scores[name] = []
-        for severity in config.severities:
-            corrupted = _corrupted(batches, subject, name, severity, config, device)
-            scores[name].append(measured.measure(model, corrupted, task, device).metrics[task.best])
-    return scores
-
-
-def _first(subject: Subject, corruptions: list[str], config: Evaluate) -> list[Batch]:
-    """Return the batches that are corrupted."""
-    return list(islice(subject.loader, config.corruption_batches)) if corruptions else []

@@ -18,8 +18,11 @@ from ..data.scenes.transforms import create_transform
 from ..storage import checkpoint
 from ..tasks.create import of_recipe
 from ..tasks.detection import Detection
+from ..tasks.segmentation import Segmentation
 from .predicted import Labels, Masks, Objects, Predictions
 from .subject import existing
+
+Task = Detection | Segmentation  # a classifier has none
 
 
 @torch.inference_mode()
@@ -50,7 +53,8 @@ def run(config: Predict, folder: Path) -> int:
         config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
     model = checkpoint.load(path, device)
-    predictions, prepared = _predictions(recipe, config, folder), _preprocessing(recipe)
+    task = of_recipe(recipe)
+    predictions, prepared = _predictions(task, recipe, config, folder), _preprocessing(task, recipe)
     mode = "L" if recipe["pretrained_cfg"]["input_size"][0] == 1 else "RGB"
     batches = [files[i : i + config.batch_size] for i in range(0, len(files), config.batch_size)]
     for batch in track(batches, description="predicting", transient=True):
@@ -68,8 +72,8 @@ def run(config: Predict, folder: Path) -> int:
     return len(files)
 
 
-def _predictions(recipe: dict[str, Any], config: Predict, folder: Path) -> Predictions:
-    task, cfg = of_recipe(recipe), recipe["pretrained_cfg"]
+def _predictions(task: Task | None, recipe: dict[str, Any], config: Predict, folder: Path) -> Predictions:
+    cfg = recipe["pretrained_cfg"]
     if task is None:
         return Labels(folder, cfg.get("label_names") or ())
     if isinstance(task, Detection):
@@ -77,13 +81,13 @@ def _predictions(recipe: dict[str, Any], config: Predict, folder: Path) -> Predi
     return Masks(folder, task)
 
 
-def _preprocessing(recipe: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+def _preprocessing(task: Task | None, recipe: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
     """Return what makes the network's input [C, S, S] of an image, as in the evaluation of its training."""
     cfg = recipe["pretrained_cfg"]
     channels, side, _ = cfg["input_size"]
     data = Data(name="", img_size=side, in_chans=channels)
     transform: Callable[[Image.Image], Tensor]
-    if of_recipe(recipe) is None:
+    if task is None:
         transform = transforms.create_transform(
             data, resolve_data_config(pretrained_cfg={"crop_pct": 1.0, **cfg}), training=False
         )
