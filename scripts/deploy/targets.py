@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
@@ -121,16 +121,25 @@ def _quiet() -> Iterator[None]:
 def _compile(job: Job, file: Path) -> None:
     """Write the caches of torch.compile; ``torch.compiler.load_cache_artifacts`` loads them in another process."""
     # In a fresh process: whatever this process has compiled or frozen would change the keys of the caches.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        try:
-            saved = process.submit(_caches, job.model, job.inputs, torch.get_num_threads()).result()
-        except BaseException:  # such as a signal: don't wait for the compiler
-            for child in active_children():
-                child.kill()
-            raise
+    saved = _in_fresh_process(_caches, job.model, job.inputs, torch.get_num_threads())
     if saved is None:
         raise RuntimeError("torch.compile left nothing in its caches; are they switched off?")
     file.write_bytes(saved)
+
+
+def _in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """Return ``function(*arguments)`` of a new process, which ends at once when a signal ends this one."""
+    # A signal that came while the process is started would leave it with half of its input, and a traceback.
+    # Python runs the handlers of signals in the main thread, so another one starts the process.
+    with ThreadPoolExecutor(1) as starter, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        started = starter.submit(process.submit, function, *arguments)
+        try:
+            return started.result().result()
+        except BaseException:
+            wait([started])
+            for child in active_children():
+                child.kill()  # don't wait for the compiler
+            raise
 
 
 def _caches(model: nn.Module, inputs: list[Tensor], threads: int) -> bytes | None:

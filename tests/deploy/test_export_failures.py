@@ -196,6 +196,32 @@ def test_sigterm_leaves_nothing_behind(stage: str, trained: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+SIGNAL_AT_START = """
+import os, signal, sys, time
+from multiprocessing import util
+from zoo.scripts import export
+from zoo.scripts.deploy import targets
+start = util.spawnv_passfds
+def start_and_signal(*arguments):
+    process = start(*arguments)
+    if "spawn_main" in str(arguments):  # not that of multiprocessing's resources
+        os.kill(os.getpid(), signal.SIGTERM)
+    return process
+util.spawnv_passfds = start_and_signal
+signal.signal(signal.SIGTERM, export._terminated)
+try:
+    targets._in_fresh_process(time.sleep, 10**6)
+except KeyboardInterrupt as stopped:
+    print(stopped)
+"""
+
+
+def test_a_signal_while_a_process_starts_leaves_no_traceback() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", SIGNAL_AT_START]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("terminated\n", "")
+
+
 def test_what_takes_long_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     printed, reminded = [], threading.Event()
 
