@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.aggregate.window import Window
-from dcn_ops.interop.portable import sample
+from dcn_ops.interop.portable import contiguous_reshape, sample
 
 
 def forward(
@@ -28,15 +28,17 @@ def forward(
     x, y = grid_x[None].expand(ho, wo, k), grid_y[:, None].expand(ho, wo, k)
     grid = torch.stack((x, y), 3).reshape(1, ho * wo, k, 2)
     # [N, P, G, K*2] -> [B, P, K, 2]
-    by_group = offset.to(dtype).reshape(n, ho * wo, g, k * 2).permute(0, 2, 1, 3).reshape(n * g, ho * wo, k, 2)
+    by_group = contiguous_reshape(offset.to(dtype), n, ho * wo, g, k * 2).permute(0, 2, 1, 3)
+    by_group = contiguous_reshape(by_group, n * g, ho * wo, k, 2)
     position = by_group * window.offset_scale + grid
     if not finite:
         position = torch.where(position == position, position, -2)  # NaN
     x, y = position.unbind(3)
     x, y = x.clamp(-2, w + 1), y.clamp(-2, h + 1)  # these limits are outside, where samples are 0
 
-    image = input.to(dtype).permute(0, 3, 1, 2).reshape(n * g, c // g, h, w)
+    image = contiguous_reshape(input.to(dtype).permute(0, 3, 1, 2), n * g, c // g, h, w)
     samples = sample(image, y, x, sampling)  # [B, C/G, P, K]
-    weights = mask.to(dtype).reshape(n, ho * wo, g, k).permute(0, 2, 1, 3).reshape(n * g, 1, ho * wo, k)
+    weights = contiguous_reshape(mask.to(dtype), n, ho * wo, g, k).permute(0, 2, 1, 3)
+    weights = contiguous_reshape(weights, n * g, 1, ho * wo, k)
     sums = (samples * weights).sum(3)  # [B, C/G, P]
     return sums.reshape(n, c, ho, wo).permute(0, 2, 3, 1).to(input.dtype).contiguous()

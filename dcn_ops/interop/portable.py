@@ -30,17 +30,28 @@ def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, 
     dtype = torch.promote_types(input.dtype, torch.float32)
     parts = conv.grid((0, ho), wo, dtype, input.device)
     grid = torch.stack([part.expand(*conv.kernel_size, ho, wo) for part in parts], 2).reshape(1, k, 2, ho * wo)
-    position = offset.to(dtype).reshape(n * g, k, 2, ho * wo) + grid
+    position = contiguous_reshape(offset.to(dtype), n * g, k, 2, ho * wo) + grid
     if not finite:
         position = torch.where(position == position, position, -2)  # NaN
     y, x = position.unbind(2)
     y, x = y.clamp(-2, h + 1), x.clamp(-2, w + 1)  # these limits are outside, where samples are 0
 
-    samples = sample(input.to(dtype).reshape(n * g, c // g, h, w), y, x, sampling)
+    image = input.to(dtype)
+    if g > 1:
+        image = contiguous_reshape(image, n * g, c // g, h, w)
+    samples = sample(image, y, x, sampling)
     if mask is not None:
-        samples = samples * mask.to(dtype).reshape(n * g, 1, k, ho * wo)
+        samples = samples * contiguous_reshape(mask.to(dtype), n * g, 1, k, ho * wo)
     columns = samples.to(input.dtype).reshape(n, c * k, ho, wo)
     return F.conv2d(columns, weight.reshape(weight.shape[0], -1, 1, 1), bias, groups=conv.groups)
+
+
+def contiguous_reshape(tensor: Tensor, *shape: int) -> Tensor:
+    """Reshape the tensor so that the traced graph takes every memory layout.
+
+    ``reshape`` alone is traced as a view where it is one of the example, and a view of another layout may not exist.
+    """
+    return tensor.clone(memory_format=torch.contiguous_format).reshape(shape)
 
 
 def sample(image: Tensor, y: Tensor, x: Tensor, sampling: str) -> Tensor:
@@ -64,7 +75,7 @@ def _gather(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Do the same as ``_grid_sample``, as a sum of four rows of a table of pixels."""
     (b, c, h, w), (_, k, p) = image.shape, y.shape
     height, width = h + 4, w + 4  # with a border of zeros, which samples outside read
-    table = F.pad(image, (2, 2, 2, 2)).permute(0, 2, 3, 1).reshape(b * height * width, c)
+    table = contiguous_reshape(F.pad(image, (2, 2, 2, 2)).permute(0, 2, 3, 1), b * height * width, c)
     y, x = y + 2, x + 2
     top, left = y.floor().clamp(max=height - 2), x.floor().clamp(max=width - 2)
     fy, fx = (y - top)[..., None], (x - left)[..., None]

@@ -101,6 +101,7 @@ def slow(*parameters: object) -> object:
         slow("torch-export", {"dtype": "float16"}, 2),
         slow("torch-export", {"dtype": "bfloat16"}, 1),
         slow("torch-export", {"decompose": True}, 0),
+        slow("torch-export", {"decompose": True, "sampling": "gather"}, 0),
         ("torchscript", {}, 0),
         slow("torchscript", {"decompose": True}, 0),
         slow("ncnn", {}, 2),

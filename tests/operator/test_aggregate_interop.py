@@ -45,6 +45,7 @@ def layer(kind: str) -> nn.Module:
     return dcn_ops.ChannelsFirst(module).eval()
 
 
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 SIZES = ((2, 8, 9, 7), (3, 8, 12, 5))
 DYNAMIC = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
 layers = pytest.mark.parametrize("kind", ["v3", "v4"])
@@ -69,6 +70,19 @@ def test_onnx_runtime_runs_a_decomposed_layer_of_any_size(kind: str, sampling: s
     for size in SIZES:
         images = torch.randn(size)
         assert_close(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0], model(images))
+
+
+@ways
+@layers
+@pytest.mark.parametrize("traced", LAYOUTS)
+@torch.no_grad()
+def test_a_program_runs_in_every_memory_layout(kind: str, sampling: str, traced: torch.memory_format) -> None:
+    model, images = layer(kind), torch.randn(SIZES[0])
+    program = torch.export.export(model, (images.contiguous(memory_format=traced),))
+    program = program.run_decompositions(dcn_ops.decompositions(sampling))
+    for layout in LAYOUTS:
+        actual = program.module()(images.contiguous(memory_format=layout))
+        torch.testing.assert_close(actual, model(images), rtol=0, atol=1e-5)
 
 
 @layers

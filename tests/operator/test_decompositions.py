@@ -1,6 +1,7 @@
 """The operator in core ATen, by either way of sampling, in runtimes that know neither it nor ``DeformConv``."""
 
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,27 @@ def test_onnx_runtime_samples_0_where_offsets_are_not_finite(
         torch.testing.assert_close(
             torch.from_numpy(actual), expected, rtol=0, atol=1e-5 * expected.abs().max().item()
         )
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("sampling", portable.SAMPLING)
+@pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (2, 4)])
+@pytest.mark.parametrize("traced", LAYOUTS)
+@torch.no_grad()
+def test_a_program_runs_in_every_memory_layout(
+    sampling: str, groups: int, offset_groups: int, traced: torch.memory_format
+) -> None:
+    model = Given(groups, 4).eval()
+    shapes = ((2, 4, 9, 7), (2, 12 * offset_groups, 5, 9), (2, 6 * offset_groups, 5, 9))
+    inputs = [torch.randn(shape) for shape in shapes]
+    example = tuple(tensor.contiguous(memory_format=traced) for tensor in inputs)
+    program = torch.export.export(model, example).run_decompositions(dcn_ops.decompositions(sampling))
+    expected = model(*inputs)
+    for layouts in product(LAYOUTS, repeat=3):
+        given = [tensor.contiguous(memory_format=layout) for tensor, layout in zip(inputs, layouts, strict=True)]
+        torch.testing.assert_close(program.module()(*given), expected, rtol=0, atol=1e-5)
 
 
 # ncnn, by way of pnnx
