@@ -83,7 +83,7 @@ NUCLEI = Scenes(
     epochs=30,
     test="test",
     steps=43,
-    metrics=("IoU/nucleus",),
+    metrics=("IoU/nucleus", "boundary/IoU/nucleus"),
     prepare=study_nuclei.prepare,
 )
 STUDIES = {one.name: one for one in (CELLS, NUCLEI)}

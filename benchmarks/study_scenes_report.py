@@ -22,7 +22,7 @@ def read(path: Path) -> tuple[Runs, dict[str, float]]:
         else:
             seconds = row["epoch_cpu_seconds"]
     seconds |= {"longer": seconds["plain"], "both, rate 1": seconds["both"]} if seconds else {}
-    return {variant: runs[variant] for variant in ORDER if variant in runs}, seconds
+    return {variant: dict(sorted(runs[variant].items())) for variant in ORDER if variant in runs}, seconds
 
 
 def table(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...]) -> str:

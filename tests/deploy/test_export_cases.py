@@ -106,6 +106,7 @@ def slow(*parameters: object) -> object:
         slow("torchscript", {"decompose": True}, 0),
         slow("ncnn", {}, 2),
         slow("aoti", {}, 0),
+        slow("compile", {}, 0),
         slow("executorch", {}, 0),
     ],
 )
@@ -115,6 +116,8 @@ def test_every_case_that_a_target_accepts_is_right_in_its_runtime(
     if missing := [name for name in TARGETS[target].packages if importlib.util.find_spec(name) is None]:
         pytest.skip(f"an extra of its own: {missing}")
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    # The process that loads the caches of torch.compile imports the class of the network.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     from conformance.cases import BUDGET
 
     asked = USUAL | changes
@@ -140,9 +143,11 @@ def written_and_run(target: str, layers: nn.Module, asked: dict, folder: Path) -
     dtype = getattr(torch, asked["dtype"])
     model = layers if dtype == torch.float32 else Ported(layers, dtype).eval()
     given = {name: asked[name] for name in ("dynamic", "decompose", "sampling", "opset")}
-    job = Job(model=model, images=IMAGES, inputs=[IMAGES], calibration=IMAGES, int8=False, facts={}, **given)
+    job = Job(model=model, images=IMAGES, inputs=[IMAGES.contiguous()], calibration=IMAGES, int8=False, facts={}, **given)
     file = folder / f"cases{TARGETS[target].suffix}"
     TARGETS[target].write(job, file)
+    if target == "compile":
+        torch.save(model, file.with_suffix(".module"))  # beside its caches, as dcn-export puts it
     library = TARGETS[target].library
     needs = library == "always" or (library == "whole" and not asked["decompose"])
     return verify.run([(target, file)], [IMAGES], library=needs, threads=1, rounds=1).outputs[0][0]
