@@ -49,7 +49,7 @@ def forward(problem: Problem, sampling: str, finite: bool) -> Tensor:  # -> [N, 
 def contiguous_reshape(tensor: Tensor, *shape: int) -> Tensor:
     """Reshape the tensor so that the traced graph takes every memory layout.
 
-    ``reshape`` alone is traced as a view where it is one of the example, and a view of another layout may not exist.
+    ``reshape`` alone is traced as a view where it is one of the example; another layout may have no such view.
     """
     return tensor.clone(memory_format=torch.contiguous_format).reshape(shape)
 

@@ -143,7 +143,8 @@ def written_and_run(target: str, layers: nn.Module, asked: dict, folder: Path) -
     dtype = getattr(torch, asked["dtype"])
     model = layers if dtype == torch.float32 else Ported(layers, dtype).eval()
     given = {name: asked[name] for name in ("dynamic", "decompose", "sampling", "opset")}
-    job = Job(model=model, images=IMAGES, inputs=[IMAGES.contiguous()], calibration=IMAGES, int8=False, facts={}, **given)
+    images = {"images": IMAGES, "inputs": [IMAGES.contiguous()], "calibration": IMAGES}
+    job = Job(model=model, int8=False, facts={}, **images, **given)
     file = folder / f"cases{TARGETS[target].suffix}"
     TARGETS[target].write(job, file)
     if target == "compile":
