@@ -221,9 +221,8 @@ class Visualize:
     before: str | None = None  # a checkpoint to compare receptive fields with; default: new random weights
     data: InspectedData = MISSING  # type: ignore[valid-type]
     images: int = 4  # columns of the sampling picture
-    points: list[list[float]] = field(
-        default_factory=lambda: [[0.5, 0.5], [0.3, 0.3], [0.3, 0.7]]
-    )  # (y, x) in [0, 1]
+    # (y, x) in [0, 1] of the followed outputs; default: on objects and background of scenes, else three places
+    points: list[list[float]] | None = None
     layer: str | None = None  # the layer whose outputs are followed; default: the last whose map has 4 rows or more
     levels: int = 3  # number of layers through which a sample is followed: 9^3 points for 3 x 3 filters
     field_images: int = 64  # number of images over which receptive fields and offsets are averaged

@@ -33,7 +33,7 @@ class SamplingLocations:
 
     points: Tensor  # [N, K^L, 2], NaN if a sample's path left a map
     masks: Tensor  # [N, K^L], the products of the masks
-    output: tuple[float, float]  # (y, x) of the output itself
+    outputs: Tensor  # [N, 2], the output itself
     label: str | None = None
 
 
@@ -73,7 +73,7 @@ def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
     return names
 
 
-def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def cascade(found: dict[str, Samples], top: str, levels: int, at: Tensor) -> tuple[Tensor, Tensor]:
     """Follow one output of a layer through the layers below it, as in figure 6 of the DCNv1 paper.
 
     A sample of one layer lies between outputs of the layer below; the path continues at the nearest of them. Layers
@@ -84,7 +84,7 @@ def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, f
         top: The layer whose output is followed.
         levels: Largest number of layers; there are fewer if the map below doesn't have the size that the samples
             need.
-        at: (y, x) of the output, in [0, 1] of the map.
+        at: (y, x) of the output in [0, 1] of the map, [2], or [N, 2] if each image has its own.
 
     Returns:
         Positions [N, K^L, 2] in pixels of the bottom layer's input, NaN if a sample left the map above and reads
@@ -92,33 +92,34 @@ def cascade(found: dict[str, Samples], top: str, levels: int, at: tuple[float, f
     """
     names = chain(found, top, levels)
     first = found[names[0]]
-    batch = len(first.positions)
-    points = first.positions.new_tensor(_index(at, first.output_size)).expand(batch, 1, 2)
-    weights = points.new_ones(batch, 1)
+    points = _index(first, at)[:, None]
+    weights = points.new_ones(len(points), 1)
     for name in names:
         points, weights = _step(found[name], points, weights)
     return points, weights
 
 
 def followed(
-    found: dict[str, Samples], top: str, levels: int, at: tuple[float, float], image: tuple[int, int]
+    found: dict[str, Samples], top: str, levels: int, at: Tensor, image: tuple[int, int]
 ) -> SamplingLocations:
     """Return the samples that reach one output of a layer, in pixels of an image of (height, width)."""
     points, masks = cascade(found, top, levels, at)
-    output, input_size = found[top].output_size, found[chain(found, top, levels)[-1]].input_size
-    y, x = to_image(points.new_tensor(_index(at, output)), output, image).tolist()
-    return SamplingLocations(points=to_image(points, input_size, image), masks=masks, output=(y, x))
+    input_size = found[chain(found, top, levels)[-1]].input_size
+    outputs = to_image(_index(found[top], at), found[top].output_size, image)
+    return SamplingLocations(points=to_image(points, input_size, image), masks=masks, outputs=outputs)
 
 
 def of_each_layer(model: nn.Module, images: Tensor) -> list[SamplingLocations]:
     """Return the locations where each deformable layer samples images [N, C, H, W] for its central output."""
     found = record(model, images)
     size = images.shape[-2], images.shape[-1]
-    return [replace(followed(found, name, 1, (0.5, 0.5), size), label=name) for name in found]
+    return [replace(followed(found, name, 1, torch.tensor([0.5, 0.5]), size), label=name) for name in found]
 
 
-def _index(at: tuple[float, float], size: tuple[int, int]) -> list[int]:
-    return [min(int(part * extent), extent - 1) for part, extent in zip(at, size, strict=True)]
+def _index(layer: Samples, at: Tensor) -> Tensor:  # [N, 2]
+    """Return the pixels of the layer's output map at places [2] or [N, 2] in [0, 1]."""
+    size = layer.positions.new_tensor(layer.output_size)
+    return (at.to(size) * size).floor().minimum(size - 1).expand(len(layer.positions), 2)
 
 
 def to_image(points: Tensor, input_size: tuple[int, int], image: tuple[int, int]) -> Tensor:

@@ -44,14 +44,16 @@ def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
     for row, locations in zip(axes, rows, strict=True):
         masks, count = locations.masks, locations.masks.shape[1]
         opacity = (masks / masks.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
-        y, x = locations.output
-        for axis, image, where, weight in zip(row, images, locations.points.cpu().numpy(), opacity, strict=True):
+        columns = (images, locations.points.cpu().numpy(), opacity, locations.outputs.tolist())
+        for axis, image, where, weight, (y, x) in zip(row, *columns, strict=True):
             axis.imshow(picture(image), interpolation="nearest")
             colours = np.zeros((count, 4))
-            colours[:, :3], colours[:, 3] = (1.0, 0.25, 0.2), 0.2 + 0.7 * weight
-            area = 28.0 if count <= 9 else 10.0 if count <= 81 else 3.0
-            axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, linewidths=0)
-            axis.scatter([x], [y], s=55, c="lime", marker="+", linewidths=1.6)
+            colours[:, :3], colours[:, 3] = (1.0, 0.85, 0.0), 0.2 + 0.7 * weight
+            edges = colours * (0.0, 0.0, 0.0, 1.0)  # black, so that dots stand out on images of every colour
+            area, line = (28.0, 0.6) if count <= 9 else (12.0, 0.4) if count <= 81 else (4.0, 0.2)
+            axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, edgecolors=edges, linewidths=line)
+            for colour, wide in (("black", 3.2), ("lime", 1.6)):
+                axis.scatter([x], [y], s=55, c=colour, marker="+", linewidths=wide)
             # Samples outside the image read zeros; those close to it are shown.
             margin_y, margin_x = height / 8, width / 8
             axis.set(xlim=(-margin_x, width + margin_x), ylim=(height + margin_y, -margin_y), xticks=[], yticks=[])

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import zoo  # noqa: F401  (registers resnet50_dcn and the other presets with tim
 from ..config.schema import Visualize
 from ..storage import checkpoint
 from ..tasks.create import of_recipe
-from . import cascade, figures, offset_statistics, outputs, receptive
+from . import cascade, figures, offset_statistics, outputs, places, receptive
 from .layers import deformable_layers
 from .subject import Subject, existing, of_checkpoint, of_timm
 
@@ -41,7 +41,10 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     """
     if config.levels < 1:
         raise ValueError(f"expected one level or more, got {config.levels=}")
-    if not config.points or any(len(at) != 2 or not 0 <= min(at) <= max(at) <= 1 for at in config.points):
+    points = config.points
+    if points is not None and (
+        not points or any(len(at) != 2 or not 0 <= min(at) <= max(at) <= 1 for at in points)
+    ):
         raise ValueError(f"expected points (y, x) in [0, 1], got {config.points=}")
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     if config.device != "auto":
@@ -62,6 +65,10 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     for path in drawn.values():
         print(f"drawn: {path}")
     return drawn
+
+
+def _is_place(point: list[float]) -> bool:
+    return len(point) == 2 and 0 <= min(point) <= max(point) <= 1
 
 
 def _subject(config: Visualize, device: torch.device) -> Subject:
@@ -85,7 +92,7 @@ def _images(subject: Subject, config: Visualize) -> Tensor:
 
 def _targets(subject: Subject, count: int) -> list[Any]:
     """Return the first targets, one for each image."""
-    return [target for _, targets in islice(subject.loader, count) for target in targets][:count]
+    return list(islice((target for _, targets in subject.loader for target in targets), count))
 
 
 def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Path) -> dict[str, Path]:
@@ -104,7 +111,13 @@ def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Pat
     found = cascade.record(model, images[: config.images])
     layer = config.layer or _layer_to_follow(found)
     size = images.shape[-2], images.shape[-1]
-    rows_of_points = [cascade.followed(found, layer, config.levels, (y, x), size) for y, x in config.points]
+    if config.points is None:
+        chosen = places.of_targets(_targets(subject, config.images), size)
+    else:
+        chosen = [(None, torch.tensor(point)) for point in config.points]
+    rows_of_points = [
+        replace(cascade.followed(found, layer, config.levels, at, size), label=label) for label, at in chosen
+    ]
     figures.sampling(images[: config.images], rows_of_points, drawn["sampling"])
     through = cascade.chain(found, layer, config.levels)
     print(f"{layer}: samples followed through {len(through)} layers, {' and '.join(through)}")

@@ -76,10 +76,13 @@ def test_each_layer_is_shown_at_its_centre_in_pixels_of_the_image() -> None:
     first, second = of_each_layer(model, torch.randn(2, 1, 8, 8))
     assert (first.label, second.label) == ("0", "2")
     assert first.points.shape == (2, 9, 2)
-    assert first.points.mean(1)[0].tolist() == [4.0, 4.0] == list(first.output)
+    assert first.points.mean(1)[0].tolist() == [4.0, 4.0] == first.outputs[1].tolist()
     # On a map of half the size, pixel (2, 2) is at 4.5, and an offset of 1 is 2 pixels of the image.
-    assert second.output == (4.5, 4.5)
+    assert second.outputs[0].tolist() == [4.5, 4.5]
     assert second.points.mean(1)[1].tolist() == [6.5, 4.5]
+
+
+CENTRE = torch.tensor([0.5, 0.5])
 
 
 def stack(count: int = 3) -> nn.Sequential:
@@ -88,7 +91,7 @@ def stack(count: int = 3) -> nn.Sequential:
 
 def test_samples_of_a_fresh_stack_are_the_grid_of_all_ways_through_it() -> None:
     found = record(stack(), torch.randn(2, 1, 15, 15))
-    points, weights = cascade(found, "2", 3, (0.5, 0.5))
+    points, weights = cascade(found, "2", 3, CENTRE)
     assert points.shape == (2, 729, 2)
     torch.testing.assert_close(weights, torch.ones(2, 729))
     ways, counts = points[0].unique(dim=0, return_counts=True)
@@ -105,13 +108,13 @@ def test_samples_follow_offsets_and_masks() -> None:
         model[1].offset_bias[0:18:2] = 2.0  # y of every tap
         model[0].offset_bias[1:18:2] = 0.5  # x of every tap
         model[1].offset_bias[18:] = -1.0  # masks
-    points, weights = cascade(record(model, torch.randn(1, 1, 15, 15)), "1", 2, (0.5, 0.5))
+    points, weights = cascade(record(model, torch.randn(1, 1, 15, 15)), "1", 2, CENTRE)
     torch.testing.assert_close(points.mean(1)[0], torch.tensor([7 + 2.0, 7 + 0.5]))
     torch.testing.assert_close(weights, torch.full((1, 81), 2 * torch.tensor(-1.0).sigmoid().item()))
 
 
 def test_samples_that_leave_the_map_end_there() -> None:
-    points, _ = cascade(record(stack(2), torch.randn(1, 1, 5, 5)), "1", 2, (0.0, 0.0))
+    points, _ = cascade(record(stack(2), torch.randn(1, 1, 5, 5)), "1", 2, torch.zeros(2))
     # At a corner 5 of 9 taps are outside, and each counts for 9 samples.
     assert points.isnan().any(2).sum() == 5 * 9
 
@@ -119,9 +122,9 @@ def test_samples_that_leave_the_map_end_there() -> None:
 def test_levels_end_where_maps_do_not_fit_and_an_unknown_layer_is_answered() -> None:
     model = nn.Sequential(DeformConv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), DeformConv2d(1, 1, 3, padding=1))
     found = record(model, torch.randn(1, 1, 8, 8))
-    assert cascade(found, "2", 3, (0.5, 0.5))[0].shape == (1, 9, 2)
+    assert cascade(found, "2", 3, CENTRE)[0].shape == (1, 9, 2)
     with pytest.raises(ValueError, match=r"one of 0, 2, got top='1'"):
-        cascade(found, "1", 3, (0.5, 0.5))
+        cascade(found, "1", 3, CENTRE)
 
 
 def test_offsets_are_measured_in_pixels() -> None:
