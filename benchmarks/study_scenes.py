@@ -78,7 +78,7 @@ NUCLEI = Scenes(
     head="decoder",
     overrides=(
         *("task=segmentation", "data=masks", "data.classes=[background,nucleus]", "data.img_size=160"),
-        *("data.batch_size=8", "data.workers=0", "optim.lr=3e-3", "optim.warmup_epochs=1", "trackers=[]"),
+        *("data.batch_size=8", "data.workers=0", "optim.lr=2e-3", "optim.warmup_epochs=1", "trackers=[]"),
     ),
     epochs=30,
     test="test",

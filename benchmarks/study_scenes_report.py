@@ -1,5 +1,6 @@
 """Table, leads and curves of the study on scenes, from its rows."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def table(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...]) -> st
         price = [f"{first['parameters']:,}", str(first["epochs"]), f"{time / base:.2f}"]
         lines.append("| " + " | ".join([TITLES.get(variant, variant), *values, *price]) + " |")
     over = [variant for variant in PLAIN if variant in runs]
-    lines += ["", "Lead in points, by seed:", ""]
+    lines += ["", "Lead in points: mean ± standard error (by seed):", ""]
     lines.append("| | | " + " | ".join(f"over {TITLES.get(variant, variant)}" for variant in over) + " |")
     lines.append("|---|---|" + "---|" * len(over))
     for variant in runs:
@@ -55,8 +56,12 @@ def _spread(values: list[float]) -> str:
 
 
 def _lead(mine: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]], metric: str) -> str:
-    both = [seed for seed in mine if seed in other]
-    return ", ".join(f"{mine[seed]['test'][metric] - other[seed]['test'][metric]:+.1f}" for seed in both) or "–"
+    leads = [mine[seed]["test"][metric] - other[seed]["test"][metric] for seed in mine if seed in other]
+    by_seed = ", ".join(f"{lead:+.1f}" for lead in leads) or "–"
+    if len(leads) < 2:
+        return by_seed
+    error = statistics.stdev(leads) / math.sqrt(len(leads))
+    return f"{statistics.mean(leads):+.1f} ± {error:.1f} ({by_seed})"
 
 
 def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps: int, path: Path) -> None:
