@@ -174,8 +174,9 @@ def matched(scenes: Scenes) -> list[int]:
 def parameters(scenes: Scenes, name: str, overrides: list[str]) -> int:
     """Count the parameters of a variant."""
     config = config_of([*scenes.overrides, *overrides])
+    network = {"model_name": config.model.name, "num_classes": scenes.classes, "in_chans": config.data.in_chans}
     recipe = {
-        "create_model": {"model_name": config.model.name, "num_classes": scenes.classes, **config.model.kwargs},
+        "create_model": {**network, **config.model.kwargs},
         "head": asdict(config.head),
         "dcn": asdict(config.dcn) if name == "dcn" else None,
     }

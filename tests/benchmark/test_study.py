@@ -36,6 +36,19 @@ def test_a_run_of_the_study_becomes_a_row_and_a_table(tmp_path: Path, monkeypatc
     assert "| 2 | 1.50 |" in table
 
 
+@pytest.mark.parametrize("name", ["cells", "nuclei"])
+def test_a_wider_plain_network_has_the_parameters_of_the_deformable_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from study_scenes import LIKE, STUDIES, of_variant, parameters
+
+    scenes = STUDIES[name]
+    target = parameters(scenes, "dcn", of_variant(scenes, LIKE))
+    found = parameters(scenes, "plain", of_variant(scenes, "wider"))
+    assert parameters(scenes, "plain", []) < found == pytest.approx(target, rel=0.01)
+
+
 def test_the_channels_of_equal_parameters_are_the_closest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     from study_rows import channels_with
