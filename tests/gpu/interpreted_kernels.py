@@ -1,5 +1,6 @@
 """The Triton kernels in Triton's interpreter, on the CPU; ``test_triton.py`` runs this in a process of its own."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -165,7 +166,7 @@ def test_parts_of_columns_do_not_show(
     whole, out = gradients(inputs, case), op(*inputs, **case.integers)
     launched.clear()
     columns = 4 * out[0, 0].numel() * inputs.weight[0].numel()
-    limit_workspace(images * columns // launch._PIECES)
+    limit_workspace(images * columns)
     torch.testing.assert_close(op(*inputs, **case.integers), out)
     parts = -(-3 // images)
     assert launched == ["unroll"] * parts
@@ -173,6 +174,30 @@ def test_parts_of_columns_do_not_show(
     for part, of_whole in zip(gradients(inputs, case), whole, strict=True):
         torch.testing.assert_close(part, of_whole)
     assert launched == ["unroll"] * parts + ["count", "order"] + ["gather", "unroll"] * parts
+
+
+def test_columns_of_one_part_are_freed_before_the_next(
+    limit_workspace: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    columns: list[weakref.ref[Tensor]] = []
+
+    def record(kernel: str, work: plan.Workload, tensors: dict[str, Tensor], **numbers: int) -> None:
+        if kernel == "unroll" and all(of_part() is not tensors["columns_ptr"] for of_part in columns):
+            columns.append(weakref.ref(tensors["columns_ptr"]))
+        alive.append(sum(of_part() is not None for of_part in columns))
+        plan.launch(kernel, work, tensors, **numbers)
+
+    monkeypatch.setattr(launch, "launch", record)
+    case = Case(batch=3, size=(4, 5), kernel=(1, 2))
+    inputs = make_inputs(case)
+    out = op(*inputs, **case.integers)
+    limit_workspace(4 * out[0, 0].numel() * inputs.weight[0].numel())
+    alive.clear()
+    columns.clear()
+    gradients(inputs, case)  # three parts forward, three backward
+    assert len(columns) == 6
+    assert max(alive) == 1
 
 
 @pytest.mark.parametrize("name", ["plain", "depthwise_large"])

@@ -16,7 +16,6 @@ from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.settings import workspace_limit
 
 _COLUMNS = 2**24  # from this many elements on, the backward in half precision writes columns
-_PIECES = 2  # times the workspace limit: size of the columns on a GPU, because a launch takes long
 
 
 class Call(NamedTuple):
@@ -185,40 +184,56 @@ def _goes_by_columns(call: Call) -> bool:
 def _column_parts(call: Call) -> list[slice]:
     offset, weight = call.offset, call.weight
     size = offset.shape[2] * offset.shape[3] * weight[0].numel() * weight.dtype.itemsize
-    return _parts(offset.shape[0], size, _PIECES * workspace_limit())
+    return _parts(offset.shape[0], size, workspace_limit())
 
 
 def _columns_forward(call: Call, bias: Tensor | None) -> Tensor:  # -> [N, Ho, Wo, O]
     filters = _channels_last(call.weight).flatten(1).t()
     outputs = []
     for images in _column_parts(call):
-        columns = _unroll(call.of(images))
-        outputs.append(columns @ filters if bias is None else torch.addmm(bias, columns, filters))
+        outputs.append(_with_bias(_unroll(call.of(images)), filters, bias))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out.view(call.image.shape[0], *call.offset.shape[2:], filters.shape[1])
 
 
+def _with_bias(columns: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    return columns @ filters if bias is None else torch.addmm(bias, columns, filters)
+
+
 def _columns_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
     """Do the same as ``_fused_backward``."""
-    offset, weight = call.offset, call.weight
-    filters, grad_weight = _channels_last(weight).flatten(1), None
+    weight, grad_weight = call.weight, None
+    filters = _channels_last(weight).flatten(1)
     lists = {} if wanted.input is None else _sample_lists(call)
     for images in _column_parts(call):
-        part, of_part, grad_out = call.of(images), wanted.of(images), grad[images].flatten(0, 2)
-        grad_columns = grad_out @ filters if wanted.any_map or wanted.input is not None else None
-        if of_part.input is not None and grad_columns is not None:
-            tensors = lists | {"grad_columns_ptr": grad_columns, "grad_input_ptr": of_part.input}
-            first_row = images.start * offset.shape[2] * offset.shape[3] * call.conv.taps
-            launch("gather", part.workload(), tensors, first_image=images.start, first_row=first_row)
-        if wanted.any_map or need_weight:
-            columns = _unroll(part, need_weight, grad_columns, of_part)
-            if need_weight:
-                product = _wide_product(grad_out.t(), columns)
-                grad_weight = product if grad_weight is None else grad_weight + product
+        product = _columns_part(grad[images].flatten(0, 2), call, wanted, images, filters, lists, need_weight)
+        grad_weight = product if grad_weight is None or product is None else grad_weight.add_(product)
     if grad_weight is None:
         return None
     shape = weight.shape[0], *call.conv.kernel_size, weight.shape[1]
     return grad_weight.to(weight.dtype).view(shape).permute(0, 3, 1, 2).contiguous()
+
+
+def _columns_part(
+    grad_out: Tensor,
+    call: Call,
+    wanted: Wanted,
+    images: slice,
+    filters: Tensor,
+    lists: dict[str, Tensor],
+    need_weight: bool,
+) -> Tensor | None:
+    """Do it for some images; a function of its own, so that their columns are freed before the next are made."""
+    part, of_part, offset = call.of(images), wanted.of(images), call.offset
+    grad_columns = grad_out @ filters if wanted.any_map or wanted.input is not None else None
+    if of_part.input is not None and grad_columns is not None:
+        tensors = lists | {"grad_columns_ptr": grad_columns, "grad_input_ptr": of_part.input}
+        first_row = images.start * offset.shape[2] * offset.shape[3] * call.conv.taps
+        launch("gather", part.workload(), tensors, first_image=images.start, first_row=first_row)
+    if not (wanted.any_map or need_weight):
+        return None
+    columns = _unroll(part, need_weight, grad_columns, of_part)
+    return _wide_product(grad_out.t(), columns) if need_weight else None
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
