@@ -26,9 +26,10 @@ def plot(source: Path, target: Path) -> None:
     panels = lines or _ratios(report["rows"])
     if not panels:
         raise ValueError(f"{source} has no times to draw")
-    height = 5 if lines else 8
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), height), squeeze=False, sharey=True)
     names = dict.fromkeys(name for providers in panels.values() for name in providers)
+    cases = {case for providers in panels.values() for ratios in providers.values() for case in ratios}
+    height = 5 if lines else 1.5 + 0.09 * len(cases) * (len(names) + 1)
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), height), squeeze=False, sharey=True)
     colours = {name: f"C{i}" for i, name in enumerate(names)}  # the same in every panel
     for axis, (mode, providers) in zip(axes[0], panels.items(), strict=True):
         if lines:
@@ -36,14 +37,17 @@ def plot(source: Path, target: Path) -> None:
         else:
             _draw_bars(axis, providers, colours)
         axis.set_title(mode)
-        axis.legend(fontsize="small")
     if not lines:
         axes[0][0].invert_yaxis()
     about = f"{_processor(report)}, torch {report['versions']['torch']}, {report['commit']}"
-    figure.suptitle(about, fontsize="small")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(target, dpi=110)
+    handles = {
+        text: handle for axis in axes[0] for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 8}
+    figure.legend([handles[name] for name in names], names, title=about, fontsize="small", **place)
+    figure.savefig(target, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -86,15 +90,22 @@ def _draw_lines(axis: Any, providers: dict[str, dict[Any, float]], colours: dict
 
 
 def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]], colours: dict[str, str]) -> None:
+    from matplotlib.ticker import LogFormatter
+
     cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
-    for i, (provider, ratios) in enumerate(providers.items()):
-        at = [cases.index(case) + i / (len(providers) + 1) for case in ratios]
-        height = 1 / (len(providers) + 1)
-        axis.barh(at, list(ratios.values()), height=height, color=colours[provider], label=provider)
-    axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel="time / floor")
+    height = 1 / (len(colours) + 1)  # the last one is a gap
+    for name, ratios in providers.items():
+        at = [cases.index(case) + (list(colours).index(name) - (len(colours) - 1) / 2) * height for case in ratios]
+        axis.barh(at, list(ratios.values()), height=height, color=colours[name], label=name)
+    axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel="time / time of the floor")
+    axis.margins(y=0.01)
+    for side in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        side(LogFormatter())  # 10, not a power of it
     axis.axvline(1, color="black", linewidth=0.8)
 
 
 def _processor(report: dict[str, Any]) -> str:
+    """Return the name of the GPU or, as lscpu says it, of the processor."""
     lines = [] if report["device"] != "cpu" else report["machine"]
-    return next((line for line in lines if line.startswith("Model name")), report["device"])
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("Model name"))
+    return next(names, report["device"])
