@@ -221,8 +221,7 @@ class Visualize:
     before: str | None = None  # a checkpoint to compare receptive fields with; default: new random weights
     data: InspectedData = MISSING  # type: ignore[valid-type]
     images: int = 4  # columns of the sampling picture
-    # (y, x) in [0, 1] of the followed outputs; default: on objects and background of scenes, else three places
-    points: list[list[float]] | None = None
+    points: list[list[float]] | None = None  # outputs to follow, (y, x) in [0, 1]; default: on objects of scenes
     layer: str | None = None  # the layer whose outputs are followed; default: the last whose map has 4 rows or more
     levels: int = 3  # number of layers through which a sample is followed: 9^3 points for 3 x 3 filters
     field_images: int = 64  # number of images over which receptive fields and offsets are averaged

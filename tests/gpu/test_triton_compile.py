@@ -22,18 +22,23 @@ from dcn_ops.triton.tiles import Tile  # noqa: E402
 
 # Bytes that a program may have.
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-# The tables of sm_80 and sm_89 are one, and so are those of sm_90 and sm_100.
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# The aggregation's tiles are the same for all.
-ALL_TARGETS = TARGETS | {"sm_89": GPUTarget("cuda", 89, 32), "sm_100": GPUTarget("cuda", 100, 32)}
 # Pointers of one dtype, whatever that of the image.
 WHOLE, WIDE = ("count_ptr", "next_ptr", "start_ptr", "row_ptr"), ("x_ptr", "above_ptr", "below_ptr")
 NO_PRODUCT = ("unroll", "count", "order")
-TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
+TENSOR_CORES = {
+    "sm_80": "mma.sync",
+    "sm_89": "mma.sync",
+    "sm_90": "wgmma.mma_async",
+    "sm_100": "tcgen05.mma",
+    "gfx942": "v_mfma",
+}
 
 
 def constants_of(name: str) -> dict[str, Any]:
@@ -90,11 +95,10 @@ def test_a_shipped_tile_compiles_well(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = compiled(architecture, name, tile)
-    smallest = min(SHARED[a] for a in SHARED if configs.TABLES[a] is configs.TABLES[architecture])
-    assert kernel.metadata.shared <= smallest
+    assert kernel.metadata.shared <= SHARED[architecture]
     text = kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]
     if "ieee" not in name and not name.startswith(("depthwise", *NO_PRODUCT)):
-        small = name == "gather" and architecture == "sm_90"  # 16 pixels, where wgmma wants 64
+        small = name == "gather" and architecture in ("sm_90", "sm_100")  # 16 pixels, where theirs want 64
         assert (TENSOR_CORES["sm_80"] if small else TENSOR_CORES[architecture]) in text
     assert_nothing_spilled(kernel, tmp_path)
 
@@ -120,10 +124,10 @@ def aggregation(
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     own = {"grad_input_ptr": "fp32"}
     own |= dict.fromkeys(("offset_ptr", "mask_ptr", "grad_offset_ptr", "grad_mask_ptr"), maps)
-    return compiled_for(ALL_TARGETS[architecture], kernel, shaped, constants, own, dtype)
+    return compiled_for(TARGETS[architecture], kernel, shaped, constants, own, dtype)
 
 
-AGGREGATION = [(a, name, tile) for a in ALL_TARGETS for name, ts in aggregate.TABLES[a].items() for tile in ts]
+AGGREGATION = [(a, name, tile) for a in TARGETS for name, ts in aggregate.TABLES[a].items() for tile in ts]
 
 
 @pytest.mark.parametrize(("dtype", "maps"), [("bf16", "bf16"), ("bf16", "fp32"), ("fp32", "fp32")])

@@ -36,10 +36,16 @@ _HOPPER: Table = _AMPERE | {
     "weight half": (Tile(32, 256, 64, 8, 2), Tile(64, 128, 64, 4, 1)),
     "weight ieee": (Tile(16, 128, 64, 8, 1), Tile(32, 64, 32, 8, 1)),
 }
+_ADA: Table = _AMPERE | {"weight half": (Tile(32, 128, 64, 8, 2), Tile(32, 64, 32, 4, 2))}
+_BLACKWELL: Table = _HOPPER | {
+    "forward half": (Tile(128, 256, 32, 8, 3), Tile(64, 128, 32, 4, 3), Tile(64, 64, 64, 4, 3)),
+    "forward ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
+    "samples half": (Tile(64, 64, 64, 8, 3),),
+}  # with Hopper's, registers spill, and 16 warps leave its tensor cores unused
 _CDNA: Table = {
     name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in _AMPERE.items()
 }  # its 64 KiB of shared memory are too small for a third stage
-TABLES = {"sm_80": _AMPERE, "sm_89": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA}
+TABLES = {"sm_80": _AMPERE, "sm_89": _ADA, "sm_90": _HOPPER, "sm_100": _BLACKWELL, "gfx942": _CDNA}
 
 
 def arithmetic(dtype: torch.dtype) -> str:
