@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
@@ -132,11 +132,10 @@ def _in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
     # A signal that came while the process is started would leave it with half of its input, and a traceback.
     # Python runs the handlers of signals in the main thread, so another one starts the process.
     with ThreadPoolExecutor(1) as starter, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        started = starter.submit(process.submit, function, *arguments)
         try:
-            return started.result().result()
+            return starter.submit(process.submit, function, *arguments).result().result()
         except BaseException:
-            wait([started])
+            starter.shutdown()  # waits until the process is started
             for child in active_children():
                 child.kill()  # don't wait for the compiler
             raise
