@@ -94,13 +94,14 @@ def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]], colours: dict[
 
     cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
     height = 1 / (len(colours) + 1)  # the last one is a gap
+    shifts = {name: (i - (len(colours) - 1) / 2) * height for i, name in enumerate(colours)}
     for name, ratios in providers.items():
-        at = [cases.index(case) + (list(colours).index(name) - (len(colours) - 1) / 2) * height for case in ratios]
+        at = [cases.index(case) + shifts[name] for case in ratios]
         axis.barh(at, list(ratios.values()), height=height, color=colours[name], label=name)
     axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel="time / time of the floor")
     axis.margins(y=0.01)
-    for side in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        side(LogFormatter())  # 10, not a power of it
+    for set_formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter())  # 10, not a power of it
     axis.axvline(1, color="black", linewidth=0.8)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.scenes.transforms import NO_CLASS
+from ..tasks.boundaries import boundary
 
 FIXED = ((0.5, 0.5), (0.3, 0.3), (0.3, 0.7))
 OF_BOXES = ("largest object", "smallest object", "background")
@@ -60,6 +61,6 @@ def _deepest(mask: Tensor) -> Tensor:
     left, depth = mask, torch.zeros(mask.shape)
     while left.any():
         depth += left
-        left = F.max_pool2d(F.pad((~left)[None].float(), [1] * 4, value=1.0), 3, 1)[0] == 0
+        left = left & ~boundary(left[None], 1)[0]
     y, x = divmod(int(depth.argmax()), mask.shape[1])
     return (torch.tensor([y, x]) + 0.5) / torch.tensor(mask.shape)

@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,7 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     """
     if config.levels < 1:
         raise ValueError(f"expected one level or more, got {config.levels=}")
-    points = config.points
-    if points is not None and (
-        not points or any(len(at) != 2 or not 0 <= min(at) <= max(at) <= 1 for at in points)
-    ):
+    if config.points is not None and (not config.points or not all(map(_is_place, config.points))):
         raise ValueError(f"expected points (y, x) in [0, 1], got {config.points=}")
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     if config.device != "auto":
@@ -52,14 +48,15 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     torch.manual_seed(config.seed)
     subject = _subject(config, device)
     model = subject.model.to(device)
-    images = _images(subject, config).to(device)
-    drawn = _of_offsets(subject, images, config, folder) if deformable_layers(model) else {}
+    images, targets = _examples(subject, config)
+    images = images.to(device)
+    drawn = _of_offsets(subject, images, targets, config, folder) if deformable_layers(model) else {}
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
     if config.checkpoint is not None and (task := of_recipe(checkpoint.read_recipe(config.checkpoint))):
         drawn["predictions"] = folder / "predictions.png"
-        batch, names = (images, _targets(subject, len(images))), subject.classes
-        outputs.compare({"network": model}, batch, subject.transform, task, names, drawn["predictions"])
+        batch, path = (images, targets), drawn["predictions"]
+        outputs.compare({"network": model}, batch, subject.transform, task, subject.classes, path)
     else:
         drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
     for path in drawn.values():
@@ -81,21 +78,20 @@ def _subject(config: Visualize, device: torch.device) -> Subject:
     return of_timm(str(config.name), config.pretrained, config.data, config.seed)
 
 
-def _images(subject: Subject, config: Visualize) -> Tensor:
-    batches, wanted = list[Tensor](), max(config.images, config.field_images)
-    for images, _ in subject.loader:
+def _examples(subject: Subject, config: Visualize) -> tuple[Tensor, list[Any]]:
+    """Return the first images [N, C, H, W] and their N targets."""
+    batches, targets, wanted = list[Tensor](), list[Any](), max(config.images, config.field_images)
+    for images, of_images in subject.loader:
         batches.append(images)
-        if sum(map(len, batches)) >= wanted:
+        targets.extend(of_images)
+        if len(targets) >= wanted:
             break
-    return torch.cat(batches)[:wanted]
+    return torch.cat(batches)[:wanted], targets[:wanted]
 
 
-def _targets(subject: Subject, count: int) -> list[Any]:
-    """Return the first targets, one for each image."""
-    return list(islice((target for _, targets in subject.loader for target in targets), count))
-
-
-def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Path) -> dict[str, Path]:
+def _of_offsets(
+    subject: Subject, images: Tensor, targets: list[Any], config: Visualize, folder: Path
+) -> dict[str, Path]:
     model = subject.model
     rows, lengths = offset_statistics.measure(model, images.split(subject.data.batch_size))
     table = Table(title=f"offsets over {len(images)} images, in pixels of each layer's input")
@@ -112,7 +108,7 @@ def _of_offsets(subject: Subject, images: Tensor, config: Visualize, folder: Pat
     layer = config.layer or _layer_to_follow(found)
     size = images.shape[-2], images.shape[-1]
     if config.points is None:
-        chosen = places.of_targets(_targets(subject, config.images), size)
+        chosen = places.of_targets(targets[: config.images], size)
     else:
         chosen = [(None, torch.tensor(point)) for point in config.points]
     rows_of_points = [

@@ -36,12 +36,14 @@ _HOPPER: Table = _AMPERE | {
     "weight half": (Tile(32, 256, 64, 8, 2), Tile(64, 128, 64, 4, 1)),
     "weight ieee": (Tile(16, 128, 64, 8, 1), Tile(32, 64, 32, 8, 1)),
 }
-_ADA: Table = _AMPERE | {"weight half": (Tile(32, 128, 64, 8, 2), Tile(32, 64, 32, 4, 2))}
+_ADA: Table = _AMPERE | {
+    "weight half": (Tile(32, 128, 64, 8, 2), Tile(32, 64, 32, 4, 2)),
+}  # with Ampere's third stage, registers spill
 _BLACKWELL: Table = _HOPPER | {
     "forward half": (Tile(128, 256, 32, 8, 3), Tile(64, 128, 32, 4, 3), Tile(64, 64, 64, 4, 3)),
     "forward ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
     "samples half": (Tile(64, 64, 64, 8, 3),),
-}  # with Hopper's, registers spill, and 16 warps leave its tensor cores unused
+}  # with Hopper's tiles, registers spill, and 16 warps leave Blackwell's tensor cores unused
 _CDNA: Table = {
     name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in _AMPERE.items()
 }  # its 64 KiB of shared memory are too small for a third stage
