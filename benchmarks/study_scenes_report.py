@@ -89,6 +89,6 @@ def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    figure.tight_layout(pad=0.6, w_pad=1.8)
+    figure.tight_layout(pad=0.6, w_pad=3.5)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -69,14 +69,14 @@ class Injection:
         flops_by_part: FLOPs of each part for one image; empty if the network could not be run.
     """
 
-    replacements: tuple[Replacement, ...]
+    replacements: tuple[Replacement, ...] = field(repr=False)  # pages in a notebook
     params_before: int
     flops_before: int | None = None
     input_size: tuple[int, int, int] | None = None
     seen_size: tuple[int, int] | None = None
-    refused: dict[str, str] = field(default_factory=dict)
-    params_by_part: dict[str, int] = field(default_factory=dict)
-    flops_by_part: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict, repr=False)
+    params_by_part: dict[str, int] = field(default_factory=dict, repr=False)
+    flops_by_part: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def params_after(self) -> int:

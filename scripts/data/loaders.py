@@ -1,11 +1,12 @@
 """Data loaders for all data sets of timm, and for the distorted digits of the default run."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..config.schema import Data
@@ -98,6 +99,37 @@ def create_evaluation(
     names = images.class_names(dataset)
     loader = _loader_of(dataset, config, seed, False, len(names or ()) or config.num_classes or num_classes)
     return loader, names, transform
+
+
+def examples(loader: Loader, count: int) -> Batch:
+    """Return images and targets from all over a split that is evaluated, so that folders show more than one class.
+
+    Args:
+        loader: Of the split. One that can only be read from its start gives its first images.
+        count: How many; fewer if the split has fewer.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return _first(loader, count)
+    keys = [(0, index) for index in spread(count, len(cast(Sized, loader.dataset)))]
+    # A generator of its own: a loader draws a seed, which the training would miss.
+    only = DataLoader(loader.dataset, batch_sampler=[keys], collate_fn=loader.collate_fn, generator=Generator())
+    return cast(Batch, next(iter(only)))
+
+
+def spread(count: int, size: int) -> list[int]:
+    """Return at most ``count`` of ``size`` indices, in order and evenly apart."""
+    count = min(count, size)
+    return [(2 * i + 1) * size // (2 * count) for i in range(count)]
+
+
+def _first(loader: Loader, count: int) -> Batch:
+    images, targets = list[Tensor](), list[Tensor]()
+    for some, of_some in loader:
+        images.append(some)
+        targets.append(of_some)
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)[:count], torch.cat(targets)[:count]
 
 
 def _only(config: Data) -> scene_splits.Targets:

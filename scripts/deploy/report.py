@@ -24,6 +24,7 @@ class Row:
     top1: float | None = None  # share of images or pixels with eager's class, or of eager's objects that are found
     objects: int | None = None  # that eager finds
     accuracy: tuple[float, float] | None = None  # eager's and the export's, if the images have classes
+    labelled: int = 0  # images with a class
     ms: float | None = None  # median, for a batch
     plain_ms: float | None = None  # the plain network's, timed alternately
     first_s: float | None = None  # from loading to the first result
@@ -54,7 +55,8 @@ def _cells(row: Row) -> list[str]:
     if row.objects is not None:
         top1 += f" of {row.objects}"
     if row.accuracy is not None:
-        top1 += f" ({100 * row.accuracy[0]:.1f} → {100 * row.accuracy[1]:.1f})"
+        before, after = (f"{100 * share:.1f}" for share in row.accuracy)
+        top1 += f" (accuracy {before} → {after} % of {row.labelled} images)"
     return [
         row.target,
         "yes",

@@ -224,7 +224,7 @@ class Session:
         agreement = self.answers.compare(result)
         row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.same
         row.same, row.objects = self.answers.same, agreement.count
-        row.accuracy = self._accuracy([out[0] for out in result.outputs[:-1]])
+        row.accuracy, row.labelled = self._accuracy([out[0] for out in result.outputs[:-1]])
         row.ms, row.first_s = result.ms[0], result.first_s
         row.plain_ms = result.ms[1] if len(result.ms) > 1 else None
         agreement.check(self._tolerance())
@@ -242,13 +242,13 @@ class Session:
             return self.config.tolerance
         return INT8_TOLERANCE if self.config.int8 else TOLERANCE[self.config.dtype]
 
-    def _accuracy(self, outputs: list[Tensor]) -> tuple[float, float] | None:
+    def _accuracy(self, outputs: list[Tensor]) -> tuple[tuple[float, float] | None, int]:
         labels = photos.labels_of(self.photos, self.source.model, self.answers.classes)
         if labels is None or not isinstance(self.answers, answers.Scores):
-            return None
+            return None, 0
 
         def share(scores: list[Tensor]) -> float:
             whole = scores[1] if self.config.dynamic != "none" else torch.cat(scores[1:])
             return float((whole.argmax(1)[: len(labels)] == torch.tensor(labels)).float().mean())
 
-        return share(self.answers.scores[:-1]), share(outputs)
+        return (share(self.answers.scores[:-1]), share(outputs)), len(labels)

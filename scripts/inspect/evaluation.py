@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from .. import timing
 from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, STILL, corrupt
-from ..data.loaders import Batch
+from ..data.loaders import Batch, examples
 from ..storage.checkpoint import read_recipe
 from ..storage.provenance import provenance
 from ..tasks.classification import percent
@@ -125,7 +125,7 @@ def _with_heads(
     measured.write(found, stamp, folder)
     title = str(first.data.root or first.data.name)
     measured.show(found, title, next(iter(tasks.values())).best, config.severities)
-    shown, targets = next(iter(first.loader))
+    shown, targets = examples(first.loader, outputs.COMPARED)
     task, path = next(iter(tasks.values())), folder / "predictions.png"
     outputs.compare(models, (shown.to(device), targets), first.transform, task, first.classes, path)
     print(f"predictions beside the truth: {path}")

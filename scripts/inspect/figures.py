@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from . import gallery
 from .cascade import SamplingLocations
 from .offset_statistics import LayerOffsets
 
@@ -23,20 +24,19 @@ def pyplot() -> Any:
     return pyplot
 
 
-def picture(image: Tensor) -> np.ndarray:
-    """Convert a normalised image [C, H, W] to [H, W, 3] in [0, 1]: its smallest value black, its largest white."""
-    low, high = image.amin(), image.amax()
-    scaled = ((image - low) / (high - low).clamp(min=1e-6)).cpu()
-    scaled = scaled if scaled.shape[0] == 3 else scaled.mean(0, keepdim=True).expand(3, -1, -1)
-    return scaled.permute(1, 2, 0).numpy()
-
-
-def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
+def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocations], path: Path) -> None:
     """Draw figure 6 of the DCNv1 paper: chosen outputs (crosses) with all samples that reach them.
 
     There is one row per output, one column per image. A sample's opacity is the product of the masks on its path.
+
+    Args:
+        images: As the network reads them, [N, C, H, W].
+        transform: ``mean`` and ``std`` of their normalisation.
+        rows: For each output, its samples in each image.
+        path: The PNG.
     """
     plt = pyplot()
+    pictures = gallery.as_bytes(images, transform).movedim(1, -1).numpy()
     height, width = images.shape[-2:]
     figure, axes = plt.subplots(
         len(rows), len(images), figsize=(1.9 * len(images), 1.95 * len(rows)), squeeze=False
@@ -44,9 +44,9 @@ def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
     for row, locations in zip(axes, rows, strict=True):
         masks, count = locations.masks, locations.masks.shape[1]
         opacity = (masks / masks.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
-        columns = (images, locations.points.cpu().numpy(), opacity, locations.outputs.tolist())
-        for axis, image, where, weight, (y, x) in zip(row, *columns, strict=True):
-            axis.imshow(picture(image), interpolation="nearest")
+        columns = (pictures, locations.points.cpu().numpy(), opacity, locations.outputs.tolist())
+        for axis, picture, where, weight, (y, x) in zip(row, *columns, strict=True):
+            axis.imshow(picture, interpolation="nearest")
             colours = np.zeros((count, 4))
             colours[:, :3], colours[:, 3] = (1.0, 0.85, 0.0), 0.2 + 0.7 * weight
             edges = colours * (0.0, 0.0, 0.0, 1.0)  # black, so that dots stand out on images of every colour
@@ -60,6 +60,7 @@ def sampling(images: Tensor, rows: list[SamplingLocations], path: Path) -> None:
             axis.set_facecolor("0.25")
         if locations.label:
             row[0].set_ylabel(locations.label, fontsize=7)
+    figure.supxlabel("cross: output   dots: its samples, opaque by mask   grey: outside, read as 0", fontsize=7)
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import zoo  # noqa: F401  (registers resnet50_dcn and the other presets with timm)
 
 from ..config.schema import Visualize
+from ..data.loaders import examples, spread
 from ..storage import checkpoint
 from ..tasks.create import of_recipe
 from . import cascade, figures, offset_statistics, outputs, places, receptive
@@ -48,14 +49,16 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     torch.manual_seed(config.seed)
     subject = _subject(config, device)
     model = subject.model.to(device)
-    images, targets = _examples(subject, config)
+    images, targets = examples(subject.loader, max(config.images, config.field_images))
     images = images.to(device)
-    drawn = _of_offsets(subject, images, targets, config, folder) if deformable_layers(model) else {}
+    chosen = spread(config.images, len(images))
+    batch = images[chosen], [targets[i] for i in chosen]
+    drawn = _of_offsets(subject, images, batch, config, folder) if deformable_layers(model) else {}
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
     if config.checkpoint is not None and (task := of_recipe(checkpoint.read_recipe(config.checkpoint))):
         drawn["predictions"] = folder / "predictions.png"
-        batch, path = (images, targets), drawn["predictions"]
+        path = drawn["predictions"]
         outputs.compare({"network": model}, batch, subject.transform, task, subject.classes, path)
     else:
         drawn["receptive"] = _of_receptive_field(model, images[: config.field_images], config, folder)
@@ -78,21 +81,10 @@ def _subject(config: Visualize, device: torch.device) -> Subject:
     return of_timm(str(config.name), config.pretrained, config.data, config.seed)
 
 
-def _examples(subject: Subject, config: Visualize) -> tuple[Tensor, list[Any]]:
-    """Return the first images [N, C, H, W] and their N targets."""
-    batches, targets, wanted = list[Tensor](), list[Any](), max(config.images, config.field_images)
-    for images, of_images in subject.loader:
-        batches.append(images)
-        targets.extend(of_images)
-        if len(targets) >= wanted:
-            break
-    return torch.cat(batches)[:wanted], targets[:wanted]
-
-
 def _of_offsets(
-    subject: Subject, images: Tensor, targets: list[Any], config: Visualize, folder: Path
+    subject: Subject, images: Tensor, batch: tuple[Tensor, list[Any]], config: Visualize, folder: Path
 ) -> dict[str, Path]:
-    model = subject.model
+    model, (followed, targets) = subject.model, batch
     rows, lengths = offset_statistics.measure(model, images.split(subject.data.batch_size))
     table = Table(title=f"offsets over {len(images)} images, in pixels of each layer's input")
     for i, column in enumerate(("layer", "mean", "median", "95 %", "max", "outside %", "mask")):
@@ -104,17 +96,17 @@ def _of_offsets(
     Console(width=120).print(table)
     (folder / "offsets.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     drawn = {"sampling": folder / "sampling.png", "offsets": folder / "offsets.png"}
-    found = cascade.record(model, images[: config.images])
+    found = cascade.record(model, followed)
     layer = config.layer or _layer_to_follow(found)
     size = images.shape[-2], images.shape[-1]
     if config.points is None:
-        chosen = places.of_targets(targets[: config.images], size)
+        chosen = places.of_targets(targets, size)
     else:
         chosen = [(None, torch.tensor(point)) for point in config.points]
     rows_of_points = [
         replace(cascade.followed(found, layer, config.levels, at, size), label=label) for label, at in chosen
     ]
-    figures.sampling(images[: config.images], rows_of_points, drawn["sampling"])
+    figures.sampling(followed, subject.transform, rows_of_points, drawn["sampling"])
     through = cascade.chain(found, layer, config.levels)
     print(f"{layer}: samples followed through {len(through)} layers, {' and '.join(through)}")
     figures.offset_lengths(rows, lengths, drawn["offsets"])

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 
 from ..config.schema import Train
-from ..data.loaders import Splits
+from ..data.loaders import Splits, examples
 from ..data.order import seed_all
 from ..inspect import offset_statistics
 from ..storage import checkpoint
@@ -85,7 +85,8 @@ class _Training:
     ) -> None:
         self.config, self.accelerator, self.folder, self.weights = config, accelerator, folder, weights
         self.model, self.task, self.title, self.path = model, task, folder.name, folder / state.NAME
-        self.probe = torch.empty(0)  # the first evaluation images, for the offset statistics
+        self.probe: Tensor | None = None  # images whose offsets each epoch records
+        self.evaluated = splits.evaluate
         self.position, self.saved_at, self.stop = state.Position(), time.monotonic(), StopRequest()
         optimization.check(config.optim, config.data.batch_size, accelerator.num_processes)
         if accelerator.num_processes > 1 and isinstance(splits.train.dataset, IterableDataset):
@@ -137,7 +138,7 @@ class _Training:
                 layers = zip(self.net.layers, offsets, strict=False)
                 log.write(epoch, metrics, {f"offset/{name}": value for name, value in layers})
                 if main and not any(isinstance(p, DTensor) for p in self.model.parameters()):
-                    offset_statistics.log_epoch(self.model, self.probe, self.folder, log.board, epoch)
+                    offset_statistics.log_epoch(self.model, self._watched(), self.folder, log.board, epoch)
                 shown = {"loss": f"{metrics['train/loss']:.3f}", **self.task.show(evaluated)}
                 found = " ".join(f"{title} {value}" for title, value in shown.items())
                 progress.update(bar, description=f"{self.title} epoch {epoch + 1}/{epochs} {found}")
@@ -259,15 +260,20 @@ class _Training:
         """Return the task's metrics over the evaluation split."""
         net = self.called if self.ema is None else self.ema.module
         net.eval()
-        self.probe, found = torch.empty(0), self.task.evaluation(self.accelerator.device)
+        found = self.task.evaluation(self.accelerator.device)
         for images, targets in self.held:
             images = images.to(memory_format=_memory_format(self.config))
-            self.probe = self.probe if len(self.probe) else images
             with self.accelerator.autocast():
                 out = net(images)
             output = convert_to_fp32(out if self.ema is not None else out[0])
             found.update(*self._gathered(output, targets))
         return found.compute()
+
+    def _watched(self) -> Tensor:
+        if self.probe is None:
+            images, _ = examples(self.evaluated, self.config.data.batch_size)
+            self.probe = images.to(self.accelerator.device, memory_format=_memory_format(self.config))
+        return self.probe
 
     def _gathered(self, output: Output, targets: Targets) -> tuple[Output, Targets]:
         """Return the outputs and targets of all processes."""

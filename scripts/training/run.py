@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import DCNConfig, plan
 
 from ..config.schema import Train
-from ..data.loaders import Splits, create_splits
+from ..data.loaders import Splits, create_splits, examples, spread
 from ..data.scenes.splits import targets_of
 from ..inspect import cascade, figures, outputs
 from ..storage import checkpoint, sharing
@@ -139,7 +139,7 @@ def _train(
                 "optim.offset_lr_scale or optim.epochs",
                 *(name, ", ".join(still) if len(still) < 6 else f"{len(still)} layers"),
             )
-    images, targets = next(iter(splits.evaluate))
+    images, targets = examples(splits.evaluate, config.data.batch_size)
     return _Trained(model, scores, images.to(accelerator.device), targets)
 
 
@@ -152,14 +152,14 @@ def _report(
     rows = summary.measure(models, scores, batch, compiled=task.compiles)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
     summary.show(rows, task.show, len(batch), title, folder / "results.json")
-    located = cascade.of_each_layer(models["dcn"], batch[:8]) if "dcn" in models else []
+    drawn = batch[spread(8, len(batch))]
+    located = cascade.of_each_layer(models["dcn"], drawn) if "dcn" in models else []
     if located:  # DCNv3 and DCNv4 have no such picture
-        figures.sampling(batch[:8], located, folder / "sampling.png")
+        figures.sampling(drawn, splits.transform, located, folder / "sampling.png")
         print(f"sampling locations: {folder / 'sampling.png'}")
     if config.task.name != "classification":
-        first = next(iter(trained.values()))
-        outputs.compare(
-            models, (batch, first.targets), splits.transform, task, splits.classes, folder / "predictions.png"
-        )
+        targets, chosen = next(iter(trained.values())).targets, spread(outputs.COMPARED, len(batch))
+        compared = batch[chosen], [targets[i] for i in chosen]
+        outputs.compare(models, compared, splits.transform, task, splits.classes, folder / "predictions.png")
         print(f"predictions beside the truth: {folder / 'predictions.png'}")
     return rows

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from zoo.scripts.config.schema import Export
-from zoo.scripts.deploy import photos, quantize, runtimes, source, targets, verify
+from zoo.scripts.deploy import photos, quantize, report, runtimes, source, targets, verify
 from zoo.scripts.deploy.report import Row
 from zoo.scripts.deploy.run import run
 from zoo.scripts.storage import checkpoint
@@ -230,6 +230,13 @@ def test_a_folder_of_classes_gives_the_accuracy(tmp_path: Path) -> None:
     assert photos.labels_of(found, nn.Identity(), 2) == [0, 0, 1, 1]
     assert photos.labels_of(found, nn.Identity(), 3) is None
     assert photos.batch(found.images, 5, (1, 8, 6), nn.Identity()).shape == (5, 1, 8, 6)
+
+
+def test_the_table_says_of_how_many_images_the_accuracy_is(tmp_path: Path) -> None:
+    row = report.Row("onnx", top1=1.0, accuracy=(0.90625, 0.875), labelled=64)
+    (tmp_path / "x.md").write_text("<!-- t -->\n<!-- /t -->\n")
+    report.write_matrix([row], "title", tmp_path / "x.md", "t")
+    assert "| 100 % (accuracy 90.6 → 87.5 % of 64 images) |" in (tmp_path / "x.md").read_text()
 
 
 def test_images_are_read_and_numbered_as_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from zoo.scripts.config.schema import Data
 from zoo.scripts.data import images
 from zoo.scripts.data.folders import ClassFolders
-from zoo.scripts.data.loaders import create_evaluation, create_splits
+from zoo.scripts.data.loaders import create_evaluation, create_splits, examples, spread
 from zoo.scripts.data.pixels import to_mode
 
 TRANSFORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
@@ -177,6 +177,36 @@ def test_every_kind_of_data_set_scales_16_bits(kind: str, channels: int, tmp_pat
     batch, _ = next(iter(loader))
     assert batch.shape == (1, channels, 8, 8)
     torch.testing.assert_close(batch, torch.zeros_like(batch), rtol=0, atol=0.01)  # 0.5 - mean
+
+
+def test_examples_show_every_class_where_a_split_is_sorted_by_class(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(*(tmp_path / "validation" / name / f"{i}.png" for i in range(4)))
+    loader, _, _ = create_evaluation(config(tmp_path), TRANSFORM, num_classes=3, seed=0)
+    state = torch.get_rng_state()
+    pictures, found = examples(loader, 3)
+    assert found.tolist() == [0, 1, 2]
+    assert pictures.shape == (3, 3, 8, 8)
+    assert len(examples(loader, 100)[1]) == 12
+    assert torch.equal(torch.get_rng_state(), state)  # else a training would differ
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves closing to the collector
+def test_examples_of_a_stream_are_its_first_images(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="the wds extra is not installed")
+    write(*(tmp_path / "images" / name / "0.png" for name in ("a", "b", "c")))
+    pack(tmp_path / "images", tmp_path / "held-0.tar")
+    keys = {"name": "wds/", "eval_split": "held-{0..0}.tar|3", "num_classes": 3}
+    loader, _, _ = create_evaluation(config(tmp_path, **keys), TRANSFORM, num_classes=3, seed=0)
+    pictures, found = examples(loader, 9)
+    assert pictures.shape == (3, 3, 8, 8)
+    assert found.tolist() == [0, 1, 2]
+
+
+def test_indices_are_spread_over_all() -> None:
+    assert spread(3, 12) == [2, 6, 10]
+    assert spread(1, 5) == [2]
+    assert spread(9, 4) == [0, 1, 2, 3]
 
 
 def pack(folder: Path, path: Path) -> None:
