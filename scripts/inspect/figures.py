@@ -69,7 +69,7 @@ def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocat
 def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:
     """Draw the distribution of the offsets' lengths, one violin per layer."""
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(1.5 + 0.75 * len(rows), 3.2))
+    figure, axis = plt.subplots(figsize=(2.7 + 0.75 * len(rows), 3.2))
     at = range(len(rows))
     axis.violinplot([lengths[row.layer].numpy() for row in rows], positions=at, widths=0.85, showextrema=False)
     axis.plot(at, [row.mean for row in rows], "o", color="black", markersize=4, label="mean")
@@ -78,7 +78,7 @@ def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: P
     axis.set_ylabel("|offset|, pixels of the layer's input")
     axis.set_ylim(0, 1.25 * max(row.p95 for row in rows) + 1e-3)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
