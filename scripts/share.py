@@ -21,6 +21,7 @@ def run(config: schema.Share) -> None:
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
+        FileExistsError: If the folder has a network already, without ``overwrite``.
         ValueError: If neither is asked for, or the network can't be shared.
         OSError: If the hub refuses the upload.
     """
@@ -30,7 +31,7 @@ def run(config: schema.Share) -> None:
         )
     path = existing(config.checkpoint)
     if config.folder is not None:
-        sharing.to_folder(path, config.folder)
+        sharing.to_folder(path, config.folder, license=config.license, overwrite=config.overwrite)
         print(f"written: {config.folder}, to be read by zoo.load({config.folder!r})")
     if config.push_to is not None:
         address = sharing.push(path, config.push_to, license=config.license, private=config.private)

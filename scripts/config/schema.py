@@ -198,6 +198,7 @@ class Share:
 
     checkpoint: str | None = None  # of dcn-train, a deformable classifier
     folder: str | None = None  # for zoo.load
+    overwrite: bool = False  # replace a network that the folder has already
     push_to: str | None = None  # "user/repo" of the Hugging Face hub
     license: str | None = None  # of the weights, by the hub's name, such as apache-2.0
     private: bool | None = None  # of a new repository; null: the account's default

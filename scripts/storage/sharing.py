@@ -9,21 +9,37 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import zoo
+from zoo.card import CARD, card_text
+from zoo.pretrained import CONFIG, WEIGHTS
 
 from . import checkpoint
+from .files import atomically
 
 _BEST = "eval/top1"  # of classification, whose networks alone timm builds
 
 
-def to_folder(path: Path | str, folder: Path | str) -> None:
-    """Write a checkpoint's network with ``zoo.save``; ``zoo.load(folder)`` loads it.
+def to_folder(path: Path | str, folder: Path | str, *, license: str | None = None, overwrite: bool = False) -> None:
+    """Write a checkpoint's network with ``zoo.save``, and its card; ``zoo.load(folder)`` loads it.
 
     Raises:
         FileNotFoundError: If the checkpoint doesn't exist.
+        FileExistsError: If the folder has a network or a card, and ``overwrite`` is false.
         ValueError: If it is a detector, a segmenter or a plain network, or damaged.
     """
+    folder = Path(folder)
+    there = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{folder} already has {', '.join(there)}; choose another folder, or replace them by overwrite=true"
+        )
     model, arguments = _network(path)
     zoo.save(model, folder, arguments)
+    text = card_text(model, folder.resolve().name, card(path, license))
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    atomically(folder / CARD, write)
 
 
 def push(path: Path | str, repository: str, *, license: str | None = None, private: bool | None = None) -> str:

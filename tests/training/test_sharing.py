@@ -141,6 +141,25 @@ def test_the_command_writes_a_folder(trained: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"zoo.load('{folder}')" in done.stdout
     assert_equal(zoo.load(folder), path)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert 'zoo.load("shared")' in card
+    assert "mnist_rts" in card
+    assert "license: mit" not in card
+
+
+def test_a_network_that_is_there_is_replaced_only_on_request(trained: Path, tmp_path: Path) -> None:
+    path, other = trained / "dcn" / "last.safetensors", tmp_path / "other.safetensors"
+    network = checkpoint.load(path)
+    torch.nn.init.ones_(network.fc.bias)
+    checkpoint.save(network, checkpoint.read_recipe(path), other)
+    sharing.to_folder(path, tmp_path / "shared")
+    with pytest.raises(FileExistsError, match=r"already has config\.json, .*overwrite=true"):
+        sharing.to_folder(other, tmp_path / "shared")
+    assert_equal(zoo.load(tmp_path / "shared"), path)
+    sharing.to_folder(other, tmp_path / "shared", license="mit", overwrite=True)
+    assert_equal(zoo.load(tmp_path / "shared"), other)
+    assert "license: mit" in (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_shared_is_one_line(trained: Path, tmp_path: Path) -> None:
