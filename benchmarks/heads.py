@@ -124,15 +124,18 @@ def exported(weights: Path, names: list[str], dynamic: str, folder: Path) -> lis
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the table of head x target, and where it comes from."""
+    """Return the table of head x target, and where it comes from: the commits and versions of all its rows."""
     rows = [
         [_NAMES[head], *(cell(found.get(f"{head} {target}")) for target in TARGETS)]
         for head in HEADS
         if any(f"{head} {target}" in found for target in TARGETS)
     ]
-    about = list(found.values())[-1]["about"]
-    source = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return f"{markdown.table(('head', *TARGETS), rows)}\n\n(`{_COMMAND}`, commit {about['commit']}, {source}.)"
+    abouts = [row["about"] for row in found.values()]
+    commits = list(dict.fromkeys(about["commit"] for about in abouts))
+    versions = [", ".join(f"{name} {version}" for name, version in about["versions"].items()) for about in abouts]
+    source = "; ".join(dict.fromkeys(versions))
+    word = "commit" if len(commits) == 1 else "commits"
+    return f"{markdown.table(('head', *TARGETS), rows)}\n\n(`{_COMMAND}`, {word} {', '.join(commits)}; {source}.)"
 
 
 def cell(row: dict[str, Any] | None) -> str:
