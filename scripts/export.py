@@ -14,12 +14,8 @@ from .deploy.verify import VerificationError
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf.deploy", config_name="export")
 def _main(config: DictConfig) -> None:
-    try:
-        with command.errors_in_one_line(VerificationError):
-            rows = run(cast(schema.Export, OmegaConf.to_object(config)))
-    except KeyboardInterrupt as stopped:
-        print(f"{stopped or 'interrupted'}; files with their final name are complete and verified", file=sys.stderr)
-        sys.exit(143 if stopped.args else 130)
+    with command.errors_in_one_line(VerificationError, left="complete and verified"):
+        rows = run(cast(schema.Export, OmegaConf.to_object(config)))
     if failed := [row.target for row in rows if row.reason is not None]:
         sys.exit(f"error: no file for {', '.join(failed)}; files of earlier runs, if any, are unchanged")
 

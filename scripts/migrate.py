@@ -1,6 +1,5 @@
 """dcn-migrate: write another library's checkpoint, as a network of timm's, into a folder of zoo.save."""
 
-import shutil
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 import zoo
 
 from .config import command, schema
+from .storage.files import atomically
 
 REST = "rest.safetensors"
 
@@ -41,8 +41,8 @@ def run(config: schema.Migrate) -> None:
     zoo.save(model, config.folder, config.arguments)
     if migration.rest:  # neck and heads
         path = Path(config.folder, REST)
-        save_file({key: value.contiguous().clone() for key, value in migration.rest.items()}, path)
-        shutil.copymode(path.with_name("config.json"), path)  # safetensors makes files that no other user may read
+        rest = {key: value.contiguous().clone() for key, value in migration.rest.items()}
+        atomically(path, lambda temporary: save_file(rest, temporary))
     print(f"{migration}\nwritten: {config.folder}, to be read by zoo.load({config.folder!r})")
 
 

@@ -14,9 +14,10 @@ from .providers import PROVIDERS
 
 
 def run(config: Bench) -> list[measure.Row]:
-    """Measure, print and save what the config selects; an interruption saves the results so far.
+    """Measure, print and save what the config selects.
 
     Raises:
+        KeyboardInterrupt: On Ctrl-C, once the results so far are saved.
         ValueError: If a suite, case, provider or mode is unknown, if there is only one round, which has no
             quartiles, or if a Markdown file is given without ``plot``.
     """
@@ -29,15 +30,19 @@ def run(config: Bench) -> list[measure.Row]:
     if unknown := set(config.modes) - set(measure.MODES):
         raise ValueError(f"expected modes among {', '.join(measure.MODES)}, got {sorted(unknown)}")
     console, rows = Console(width=160), list[measure.Row]()
+    interruption = None
     try:
         _measure(config, rows, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        interruption = stopped
         console.print("interrupted; these are the results until then")
     verdicts = bounds.verdicts(rows) if config.device == "cpu" else bounds.gpu_verdicts(rows)
     show.tables(rows, verdicts, console)
     path = Path(config.json or f"benchmarks/results/{config.device}-{config.suite}.json")
     show.save(rows, verdicts, path)
     console.print(f"written: {path}")
+    if interruption is not None:
+        raise interruption
     if config.strict and not all(v["met"] for v in verdicts):
         sys.exit("error: a bound is missed")
     return rows

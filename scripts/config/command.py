@@ -68,11 +68,21 @@ def _help(schema: type) -> NoReturn:
 
 
 @contextmanager
-def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Exit with one line for errors that the user can fix; with the stack under ``HYDRA_FULL_ERROR=1``."""
+def errors_in_one_line(*kinds: type[Exception], left: str = "complete") -> Iterator[None]:
+    """Exit with one line for errors that the user can fix, and for Ctrl-C with the status 130.
+
+    Under ``HYDRA_FULL_ERROR=1`` errors keep their stack.
+
+    Args:
+        *kinds: Further errors that the user can fix.
+        left: What the files are that an interrupted command leaves.
+    """
     expected: tuple[type[Exception], ...] = (ValueError, OSError, *kinds)
     try:
         yield
+    except KeyboardInterrupt as stopped:  # with a message if it is SIGTERM
+        print(f"{str(stopped) or 'interrupted'}; files with their final name are {left}", file=sys.stderr)
+        sys.exit(143 if str(stopped) else 130)
     except expected as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise

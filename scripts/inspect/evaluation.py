@@ -17,6 +17,7 @@ from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, STILL, corrupt
 from ..data.loaders import Batch, examples
 from ..storage.checkpoint import read_recipe
+from ..storage.files import uninterrupted
 from ..storage.provenance import provenance
 from ..tasks.classification import percent
 from ..tasks.create import of_recipe
@@ -83,7 +84,8 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     for name, speed in throughput(calls, images, config.rounds).items():
         results[name].images_per_second = speed
     batch = len(next(iter(images.values())))
-    scores.write(results, stamp, batch, folder)
+    with uninterrupted():
+        scores.write(results, stamp, batch, folder)
     data = next(iter(subjects.values())).data
     scores.show(results, str(data.name or data.root), config.severities, batch)
     return results
@@ -122,7 +124,8 @@ def _with_heads(
     for name, speed in throughput(models, images, config.rounds).items():
         found[name].images_per_second = speed
     first = next(iter(subjects.values()))
-    measured.write(found, stamp, folder)
+    with uninterrupted():
+        measured.write(found, stamp, folder)
     title = str(first.data.root or first.data.name)
     measured.show(found, title, next(iter(tasks.values())).best, config.severities)
     shown, targets = examples(first.loader, outputs.COMPARED)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..storage.files import uninterrupted
+
 Picture = tuple[Tensor, str]  # [3, H, W] uint8, title
 
 
@@ -42,5 +44,6 @@ def draw(rows: Sequence[Sequence[Picture]], path: Path, side: float = 1.5) -> No
             axis.set_title(title, fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with uninterrupted():
+        figure.savefig(path, dpi=100)
     pyplot.close(figure)

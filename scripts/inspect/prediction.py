@@ -16,6 +16,7 @@ from ..data.folders import SUFFIXES_READ, images_in
 from ..data.scenes.dataset import read_image
 from ..data.scenes.transforms import create_transform
 from ..storage import checkpoint
+from ..storage.files import uninterrupted
 from ..tasks.create import of_recipe
 from ..tasks.detection import Detection
 from ..tasks.segmentation import Segmentation
@@ -62,12 +63,14 @@ def run(config: Predict, folder: Path) -> int:
         outputs = model(torch.stack([prepared(image) for image in images]).to(device))
         for file, image, output in zip(batch, images, outputs, strict=True):
             name = Path(file).relative_to(root)
-            picture = predictions.add(name, image, output)
-            if config.pictures:
-                target = folder / "pictures" / name.with_suffix(".jpg")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(target)
-    predictions.write()
+            with uninterrupted():
+                picture = predictions.add(name, image, output)
+                if config.pictures:
+                    target = folder / "pictures" / name.with_suffix(".jpg")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(target)
+    with uninterrupted():
+        predictions.write()
     print(f"{len(files)} images: {folder}")
     return len(files)
 

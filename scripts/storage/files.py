@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -45,6 +47,28 @@ def atomically(path: Path, write: Callable[[Path], None]) -> None:
     # So that the name survives a power failure. Not every system can open or sync a folder.
     with suppress(OSError):
         _fsync(path.parent, os.O_RDONLY)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block, so that it leaves all files of the block or none."""
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    ours = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # Ctrl-C is ignored
+        yield
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _sync(path: Path) -> None:

@@ -235,7 +235,8 @@ def test_an_interruption_keeps_what_was_measured(
 
     monkeypatch.setattr(measure, "rows_of", once)
     path = tmp_path / "report.json"
-    run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
+    with pytest.raises(KeyboardInterrupt):
+        run(Bench(suite="tiny", providers=TORCH, rounds=2, threads=[1], json=str(path)))
     assert {r["mode"] for r in json.loads(path.read_text())["rows"]} == {"forward"}
 
 
