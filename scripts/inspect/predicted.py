@@ -67,18 +67,22 @@ class Objects:
         task: Of the detector.
         side: Of the square that the detector reads.
         score: Of the boxes that are written, at least.
+        limit: So many boxes of an image are written, the best.
     """
 
-    def __init__(self, folder: Path, task: Detection, side: int, score: float) -> None:
-        self.folder, self.task, self.side, self.score = folder, task, side, score
+    def __init__(self, folder: Path, task: Detection, side: int, score: float, limit: int) -> None:
+        self.folder, self.task, self.side, self.score, self.limit = folder, task, side, score, limit
         self.found: list[dict[str, Any]] = []
 
     def add(self, name: Path, image: Image.Image, output: dict[str, Tensor]) -> Image.Image:
-        """Take the objects of an image, in pixels of the padded square."""
+        """Take the objects of an image, best first, in pixels of the padded square."""
         answer = {key: value.cpu() for key, value in output.items()}
         width, height = image.size
         boxes = (answer["boxes"] * (max(width, height) / self.side)).clamp(min=0)
         answer["boxes"] = torch.minimum(boxes, torch.tensor([width, height, width, height]))
+        # In the padding nothing is left of a box. It takes no place of an object in the image.
+        inside = torch.tensor([x1 < x2 and y1 < y2 for x1, y1, x2, y2 in map(_written, answer["boxes"])])
+        answer = {key: value[inside.nonzero()[: self.limit, 0]] for key, value in answer.items()}
         if "masks" in answer:
             answer["masks"] = _unpadded(answer["masks"], (height, width))
         answer = confident(answer, self.score)
@@ -97,7 +101,7 @@ class Objects:
             one = {
                 "class": self.task.classes[label],
                 "score": round(answer["scores"][i].item(), 4),
-                "box": [round(value, 1) for value in answer["boxes"][i].tolist()],
+                "box": _written(answer["boxes"][i]),
             }
             described.append(one | ({"mask": _runs(answer["masks"][i])} if "masks" in answer else {}))
         return described
@@ -130,6 +134,10 @@ def _unpadded(maps: Tensor, size: Size) -> Tensor:
     """Resize maps [N, C, S, S] of the padded square to the image's pixels, [N, C, H, W]."""
     side = max(size)
     return F.interpolate(maps, (side, side), mode="bilinear")[..., : size[0], : size[1]] if len(maps) else maps
+
+
+def _written(box: Tensor) -> list[float]:
+    return [round(value, 1) for value in box.tolist()]
 
 
 def _runs(mask: Tensor) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..data import transforms
 from ..data.folders import SUFFIXES_READ, images_in
 from ..data.scenes.dataset import read_image
 from ..data.scenes.transforms import create_transform
+from ..networks import detectors
 from ..storage import checkpoint
 from ..storage.files import uninterrupted
 from ..tasks.create import of_recipe
@@ -55,7 +56,7 @@ def run(config: Predict, folder: Path) -> int:
     )
     model = checkpoint.load(path, device)
     task = of_recipe(recipe)
-    predictions, prepared = _predictions(task, recipe, config, folder), _preprocessing(task, recipe)
+    predictions, prepared = _predictions(task, model, recipe, config, folder), _preprocessing(task, recipe)
     mode = "L" if recipe["pretrained_cfg"]["input_size"][0] == 1 else "RGB"
     batches = [files[i : i + config.batch_size] for i in range(0, len(files), config.batch_size)]
     for batch in track(batches, description="predicting", transient=True):
@@ -75,12 +76,15 @@ def run(config: Predict, folder: Path) -> int:
     return len(files)
 
 
-def _predictions(task: Task | None, recipe: dict[str, Any], config: Predict, folder: Path) -> Predictions:
+def _predictions(
+    task: Task | None, model: Any, recipe: dict[str, Any], config: Predict, folder: Path
+) -> Predictions:
     cfg = recipe["pretrained_cfg"]
     if task is None:
         return Labels(folder, cfg.get("label_names") or ())
     if isinstance(task, Detection):
-        return Objects(folder, task, cfg["input_size"][1], config.score)
+        limit = detectors.without_limit(model, config.score)
+        return Objects(folder, task, cfg["input_size"][1], config.score, limit)
     return Masks(folder, task)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import sys
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,16 @@ def _check_arguments(detector: Any, kwargs: dict[str, Any]) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
             raise ValueError(f"{detector.__name__} has no argument {key}; close names: {', '.join(close)}")
+
+
+def without_limit(model: Any, score: float) -> int:
+    """Let a detector find all objects from a score on, and return the number that it was limited to."""
+    chooser = getattr(model, "roi_heads", model)
+    below = torch.nextafter(torch.tensor(score), torch.tensor(-1.0)).item()  # torchvision keeps what is above it
+    chooser.score_thresh = max(chooser.score_thresh, below)
+    limit: int = chooser.detections_per_img
+    chooser.detections_per_img = sys.maxsize
+    return limit
 
 
 class AsTheyAre(GeneralizedRCNNTransform):  # type: ignore[misc]

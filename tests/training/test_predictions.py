@@ -13,6 +13,7 @@ from torchvision.transforms import functional
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.config.schema import Evaluate, InspectedData, Predict, Visualize
 from zoo.scripts.inspect import evaluation, prediction, visualization
+from zoo.scripts.networks import detectors
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.training.run import run
 
@@ -158,6 +159,8 @@ def test_predicted_boxes_are_in_the_pixels_of_each_image(
         Image.new("RGB", size, (9, 9, 9)).save(images / name)
 
     class Half(torch.nn.Module):
+        score_thresh, detections_per_img = 0.05, 100
+
         def forward(self, batch: torch.Tensor) -> list[dict[str, torch.Tensor]]:
             side = float(batch.shape[-1]) / 2
             boxes = torch.tensor([[0.0, 0.0, side, side], [0.0, 0.0, 1.0, 1.0]])
@@ -175,6 +178,57 @@ def test_predicted_boxes_are_in_the_pixels_of_each_image(
     for name, size in (("wide.jpg", (128, 32)), ("below/high.jpg", (64, 640))):
         with Image.open(tmp_path / "pictures" / name) as picture:
             assert picture.size == size
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_boxes_in_the_padding_take_no_place(
+    number: int, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real FCOS, whose 200 best boxes are below the image, and whose next ones are in its upper half."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("wide.png", "as_wide.png"):
+        Image.new("RGB", (128, 64)).save(images / name)  # the lower half of the square is padding
+    model = checkpoint.load(Path(weights(detector)))
+    model.detections_per_img = number
+
+    def head(_: object, outputs: dict[str, torch.Tensor], anchors: object, sizes: object) -> object:
+        rows = torch.arange(64.0).repeat(4)[:203]
+        boxes = torch.stack([rows, rows * 0 + 40, rows + 0.9, rows * 0 + 60], 1)  # of 64 x 64: they overlap nowhere
+        boxes[200:] = torch.tensor([[0.0, 0, 8, 8], [20, 0, 28, 40], [40, 8, 48, 16]])
+        scores = torch.linspace(0.95, 0.5, 203)
+        kept = (scores > model.score_thresh).nonzero()[: model.detections_per_img, 0]
+        found = {"boxes": boxes[kept], "scores": scores[kept], "labels": torch.zeros(len(kept), dtype=torch.long)}
+        return [found, found]
+
+    monkeypatch.setattr(type(model), "postprocess_detections", head)
+    monkeypatch.setattr(prediction.checkpoint, "load", lambda *_: model)
+    prediction.run(Predict(weights(detector), str(images), device="cpu"), tmp_path)
+    one, _ = json.loads((tmp_path / "predictions.json").read_text())
+    expected = [[0.0, 0.0, 16.0, 16.0], [40.0, 0.0, 56.0, 64.0], [80.0, 16.0, 96.0, 32.0]][:number]
+    assert [found["box"] for found in one["objects"]] == expected
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet", "faster_rcnn"])
+def test_without_its_limit_a_detector_finds_the_same_best_objects(kind: str) -> None:
+    """From a score of one of them on: exactly those that torchvision finds, and those that its limit dropped."""
+    prefix = "box_" if kind == "faster_rcnn" else ""
+    kwargs = {f"{prefix}detections_per_img": 7, f"{prefix}score_thresh": 0.0}
+    recipe = {
+        "create_model": {"model_name": "resnet18", "num_classes": 2, "channels": [8, 8, 16, 16]},
+        "head": {"name": kind, "channels": 32, "kwargs": kwargs},
+        "dcn": None,
+    }
+    model, images = checkpoint.build(recipe).eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        limited = model(images)
+        score = limited[0]["scores"][4].item()
+        assert detectors.without_limit(model, score) == 7
+        free = model(images)
+    assert torch.equal(free[0]["boxes"][:5], limited[0]["boxes"][:5])
+    assert (free[0]["scores"] >= score).all()
+    assert len(free[0]["scores"]) >= 5
+    assert torch.equal(free[1]["scores"][:7], limited[1]["scores"][limited[1]["scores"] >= score])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
