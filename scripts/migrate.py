@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 import zoo
 
 from .config import command, schema
+from .storage import weights
+from .storage.existing import existing
 from .storage.files import atomically
 
 REST = "rest.safetensors"
@@ -30,6 +32,7 @@ def run(config: schema.Migrate) -> None:
     """
     if config.checkpoint is None or config.folder is None:
         raise ValueError("expected a file and a folder: dcn-migrate checkpoint=FILE folder=FOLDER")
+    existing(config.checkpoint, f"no file checkpoint={config.checkpoint}", weights.SUFFIXES)
     model, migration = zoo.migrate.build(
         config.checkpoint, caffe=config.caffe, modulated=config.modulated, **config.arguments
     )

@@ -6,8 +6,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from .config import command, schema
-from .inspect.subject import existing
 from .storage import sharing
+from .storage.existing import existing
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="share")

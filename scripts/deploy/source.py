@@ -16,6 +16,7 @@ import zoo
 from dcn_ops import DeformConv2d
 
 from ..storage import checkpoint
+from ..storage.existing import existing
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,7 @@ def load(path: str | None, model: str | None, size: Any) -> Source:
         raise ValueError(f"expected size=SIDE or size=[HEIGHT, WIDTH], of 1 pixel or more, got size={size!r}")
     head = None
     if path is not None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"expected a checkpoint of dcn-train, such as last.safetensors, got checkpoint={path}"
-            )
+        existing(path, f"expected a checkpoint of dcn-train, such as last.safetensors, got checkpoint={path}")
         name = _stem(Path(path))
         with _readable(f"checkpoint={path}", "a safetensors file that dcn-train wrote"):
             network = checkpoint.load(path)

@@ -17,13 +17,14 @@ from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, STILL, corrupt
 from ..data.loaders import Batch, examples
 from ..storage.checkpoint import read_recipe
+from ..storage.existing import existing
 from ..storage.files import uninterrupted
 from ..storage.provenance import provenance
 from ..tasks.classification import percent
 from ..tasks.create import of_recipe
 from . import measured, outputs, scores
 from .scores import Result
-from .subject import Subject, existing, of_checkpoint
+from .subject import Subject, of_checkpoint
 
 
 @dataclass

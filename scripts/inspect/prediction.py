@@ -17,12 +17,12 @@ from ..data.scenes.dataset import read_image
 from ..data.scenes.transforms import create_transform
 from ..networks import detectors
 from ..storage import checkpoint
+from ..storage.existing import existing
 from ..storage.files import uninterrupted
 from ..tasks.create import of_recipe
 from ..tasks.detection import Detection
 from ..tasks.segmentation import Segmentation
 from .predicted import Labels, Masks, Objects, Predictions
-from .subject import existing
 
 Task = Detection | Segmentation  # a classifier has none
 

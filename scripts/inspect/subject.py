@@ -17,6 +17,7 @@ from ..data.distortions import DISTORTIONS
 from ..data.loaders import Loader, create_evaluation
 from ..data.scenes import splits as scenes
 from ..storage import checkpoint
+from ..storage.existing import existing as existing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,6 @@ class Subject:
                 "set data= to the data of its training"
             )
         return torch.arange(outputs)
-
-
-def existing(path: str) -> Path:
-    """Return the path of a checkpoint.
-
-    Raises:
-        FileNotFoundError: If it doesn't exist; the message names checkpoints under runs/.
-    """
-    if Path(path).is_file():
-        return Path(path)
-    near = sorted(str(p) for p in Path("runs").glob("**/*.safetensors"))[-5:]
-    raise FileNotFoundError(f"no checkpoint {path!r}; under runs/ there are: {', '.join(near) or 'none'}")
 
 
 def of_checkpoint(path: Path, name: str, config: Any, device: torch.device, seed: int) -> Subject:

@@ -8,6 +8,9 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from .existing import existing
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
 _log = logging.getLogger(__name__)
 
 # Of DeformConv2d, and of DCNv4 and DCNv3 in the place of other layers.
@@ -21,8 +24,7 @@ def read(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: If the file doesn't exist.
         ValueError: If the file can't be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a file of weights, got model.checkpoint_path={path}")
+    existing(str(path), f"expected a file of weights, got model.checkpoint_path={path}", SUFFIXES)
     try:
         state: Any = load_state_dict(str(path), weights_only=True)
     except SafetensorError as error:
