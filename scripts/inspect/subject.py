@@ -17,7 +17,6 @@ from ..data.distortions import DISTORTIONS
 from ..data.loaders import Loader, create_evaluation
 from ..data.scenes import splits as scenes
 from ..storage import checkpoint
-from ..storage.existing import existing as existing
 
 
 @dataclass(frozen=True, kw_only=True)

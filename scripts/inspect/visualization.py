@@ -16,10 +16,11 @@ import zoo  # noqa: F401  (registers resnet50_dcn and the other presets with tim
 from ..config.schema import Visualize
 from ..data.loaders import examples, spread
 from ..storage import checkpoint
+from ..storage.existing import existing
 from ..tasks.create import of_recipe
 from . import cascade, figures, offset_statistics, outputs, places, receptive
 from .layers import deformable_layers
-from .subject import Subject, existing, of_checkpoint, of_timm
+from .subject import Subject, of_checkpoint, of_timm
 
 _log = logging.getLogger(__name__)
 
