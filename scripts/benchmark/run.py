@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .. import devices
 from ..config.schema import Bench
 from ..storage import markdown
 from . import bounds, deployed, document, measure, memory, models, picture, show
@@ -29,6 +30,9 @@ def run(config: Bench) -> list[measure.Row]:
         raise ValueError(f"expected providers among {', '.join(PROVIDERS)}, got {sorted(unknown)}")
     if unknown := set(config.modes) - set(measure.MODES):
         raise ValueError(f"expected modes among {', '.join(measure.MODES)}, got {sorted(unknown)}")
+    if config.device not in ("cpu", "cuda"):
+        raise ValueError(f"expected device=cpu or device=cuda, got device={config.device}")
+    devices.chosen(config.device)
     console, rows = Console(width=160), list[measure.Row]()
     interruption = None
     try:

@@ -113,6 +113,29 @@ def images_in(folder: str | Path) -> list[str]:
     return sorted(filter(_is_image, _files(folder)), key=natural)
 
 
+def named_images(folder: str, key: str = "images") -> list[str]:
+    """Return the images below a folder that the user names.
+
+    Args:
+        folder: The folder.
+        key: The option that names it, for error messages.
+
+    Raises:
+        FileNotFoundError: If it doesn't exist, is a file, or there is no image in it.
+    """
+    if os.path.isfile(folder):
+        kind = "an image" if _is_image(folder) else "no image"
+        parent = os.path.dirname(folder) or "."
+        raise FileNotFoundError(
+            f"expected a folder of images, got {key}={folder}, which is a file ({kind}); set {key}={parent}"
+        )
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"expected a folder of images, got {key}={folder}, which doesn't exist")
+    if not (found := images_in(folder)):
+        raise FileNotFoundError(f"expected images in {key}={folder}, got none; {SUFFIXES_READ}")
+    return found
+
+
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 

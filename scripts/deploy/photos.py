@@ -47,9 +47,7 @@ def read(folder: str | None, limit: int, *, classes: bool = True) -> Photos:
     """
     if folder is None:
         return Photos(list(_photos())[:limit])
-    root, files = Path(folder).resolve(), folders.images_in(folder)
-    if not files:
-        raise FileNotFoundError(f"expected a folder with images, got {folder!r}; {folders.SUFFIXES_READ}")
+    root, files = Path(folder).resolve(), folders.named_images(folder)
     if not classes or any(Path(file).resolve().parent == root for file in files):
         return opened(files, limit)
     split = folders.ClassFolders(str(root.parent), root.name, "images")

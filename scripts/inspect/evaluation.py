@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from .. import timing
+from .. import devices, timing
 from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, STILL, corrupt
 from ..data.loaders import Batch, examples
@@ -60,12 +60,12 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     """
     names = list(CORRUPTIONS) if config.corruptions == ["all"] else config.corruptions
     if unknown := set(names) - set(CORRUPTIONS):
-        raise ValueError(f"expected corruptions among {', '.join(CORRUPTIONS)}, got {sorted(unknown)}")
+        raise ValueError(f"expected corruptions among all, {', '.join(CORRUPTIONS)}, got {sorted(unknown)}")
     if not set(config.severities) <= set(range(1, 6)):
-        raise ValueError(f"expected severities of 1 to 5, got {config.severities=}")
-    device = torch.device(
-        config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+        raise ValueError(f"expected severities of 1 to 5, got severities={config.severities}")
+    if not 0 <= config.score <= 1:
+        raise ValueError(f"expected a score in [0, 1], got score={config.score}")
+    device = devices.chosen(config.device)
     stamp = provenance("dcn-evaluate")
     paths = _named([existing(path) for path in (config.checkpoint, *config.against)])
     subjects = {name: of_checkpoint(path, name, config.data, device, config.seed) for name, path in paths.items()}

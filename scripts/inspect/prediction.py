@@ -10,9 +10,10 @@ from rich.progress import track
 from timm.data import resolve_data_config
 from torch import Tensor
 
+from .. import devices
 from ..config.schema import Data, Predict
 from ..data import transforms
-from ..data.folders import SUFFIXES_READ, images_in
+from ..data.folders import named_images
 from ..data.scenes.dataset import read_image
 from ..data.scenes.transforms import create_transform
 from ..networks import detectors
@@ -40,20 +41,16 @@ def run(config: Predict, folder: Path) -> int:
         The number of images.
 
     Raises:
-        FileNotFoundError: If the checkpoint or the folder of images doesn't exist.
-        ValueError: If an image can't be decoded, or there is less than one image in a batch.
+        FileNotFoundError: If the checkpoint or the folder doesn't exist, or there is no image in it.
+        ValueError: If an image can't be decoded, or an option is out of range.
     """
     if config.batch_size < 1:
         raise ValueError(f"expected one image or more in a batch, got batch_size={config.batch_size}")
-    path = existing(config.checkpoint)
+    if not 0 <= config.score <= 1:
+        raise ValueError(f"expected a score in [0, 1], got score={config.score}")
+    device, path = devices.chosen(config.device), existing(config.checkpoint)
     recipe = checkpoint.read_recipe(path)
-    root = Path(config.images)
-    files = images_in(root) if root.is_dir() else []
-    if not files:
-        raise FileNotFoundError(f"expected a folder of images, got images={config.images} ({SUFFIXES_READ})")
-    device = torch.device(
-        config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    root, files = Path(config.images), named_images(config.images)
     model = checkpoint.load(path, device)
     task = of_recipe(recipe)
     predictions, prepared = _predictions(task, model, recipe, config, folder), _preprocessing(task, recipe)

@@ -7,16 +7,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 
+from .. import devices
 from ..config.schema import Train
 
 
 def create_accelerator(config: Train) -> Accelerator:
     """Join the other processes, if ``accelerate launch`` or ``torchrun`` started some."""
     if config.device not in ("auto", "cpu"):
-        try:
-            torch.empty(0, device=config.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"there is no device={config.device}: {error}") from error
+        devices.chosen(config.device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
     # Processes on CPUs join only if accelerate is told to use CPUs.
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())

@@ -263,7 +263,7 @@ def test_images_without_classes_have_none(tmp_path: Path) -> None:
         Image.new("RGB", (9, 7)).save(tmp_path / name)
     found = photos.read(str(tmp_path), 2)
     assert (len(found.images), found.classes) == (2, None)
-    with pytest.raises(FileNotFoundError, match=r"expected a folder with images, got .*images are \.apng"):
+    with pytest.raises(FileNotFoundError, match=r"got images=.*nowhere, which doesn't exist"):
         photos.read(str(tmp_path / "nowhere"), 2)
 
 

@@ -271,7 +271,7 @@ def test_predicted_masks_have_the_size_of_each_image(segmenter: Path, tmp_path: 
 
 
 def test_what_cannot_be_predicted_is_refused(detector: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"expected a folder of images, got images=nowhere"):
+    with pytest.raises(FileNotFoundError, match="expected a folder of images, got images=nowhere, which"):
         prediction.run(Predict(weights(detector), "nowhere"), tmp_path)
     (tmp_path / "broken.png").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"expected one image or more in a batch, got batch_size=0"):
