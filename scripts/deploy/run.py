@@ -66,7 +66,7 @@ def _check(config: Export) -> None:
         if value is not None and value < 1:
             raise ValueError(f"expected {name} of 1 or more, got {name}={value}")
     if not config.limit_minutes > 0:
-        raise ValueError(f"expected limit_minutes above 0, got {config.limit_minutes=}")
+        raise ValueError(f"expected limit_minutes above 0, got limit_minutes={config.limit_minutes}")
 
 
 def _check_writable(folder: Path) -> None:

@@ -63,7 +63,7 @@ def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
         ValueError: If ``top`` is no deformable layer.
     """
     if top not in found:
-        raise ValueError(f"expected a deformable layer, one of {', '.join(found)}, got {top=}")
+        raise ValueError(f"expected a deformable layer, one of {', '.join(found)}, got layer={top}")
     below = list(found)[: list(found).index(top)][::-1]
     names = [top]
     for name in below[: levels - 1]:

@@ -68,7 +68,8 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
     """
     if "plateau" in config.sched or config.sched == "none":
         raise ValueError(
-            f"expected a timm scheduler that depends only on the step, such as 'cosine', got {config.sched=}"
+            f"expected a timm scheduler that depends only on the step, such as 'cosine', got "
+            f"optim.sched={config.sched}"
         )
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -82,16 +83,19 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: Optim, steps: int
         updates_per_epoch=steps,
     )
     if scheduler is None:
-        raise ValueError(f"expected a timm scheduler, such as 'cosine' or 'step', got {config.sched=}")
+        raise ValueError(f"expected a timm scheduler, such as 'cosine' or 'step', got optim.sched={config.sched}")
     return scheduler
 
 
 def check(config: Optim, batch_size: int, processes: int) -> None:
     """Raise ``ValueError`` if the numbers of a recipe don't fit together."""
     if config.epochs < 1 or config.accumulate < 1:
-        raise ValueError(f"expected at least one epoch and one part, got {config.epochs=}, {config.accumulate=}")
+        raise ValueError(
+            f"expected at least one epoch and one part, got optim.epochs={config.epochs}, "
+            f"optim.accumulate={config.accumulate}"
+        )
     if config.ema is not None and not 0 < config.ema < 1:
-        raise ValueError(f"expected the decay of the average in 0 to 1, such as 0.999, got {config.ema=}")
+        raise ValueError(f"expected the decay of the average in 0 to 1, such as 0.999, got optim.ema={config.ema}")
     if batch_size % (processes * config.accumulate):
         raise ValueError(
             f"expected data.batch_size={batch_size}, the images of a step, to be a multiple of {processes} "

@@ -50,9 +50,9 @@ def check(config: Train) -> None:
     check_trackers(config.trackers)
     _check_push(config)
     if config.checkpoint_every is not None and config.checkpoint_every < 1:
-        raise ValueError(f"expected 1 step or more between two states, got {config.checkpoint_every=}")
+        raise ValueError(f"expected a step or more between states, got checkpoint_every={config.checkpoint_every}")
     if config.precision not in PRECISIONS:
-        raise ValueError(f"expected a precision among {PRECISIONS}, got {config.precision=}")
+        raise ValueError(f"expected a precision among {PRECISIONS}, got precision={config.precision}")
     if twice := sorted(set(_SET_BY) & set(config.model.kwargs)):
         raise ValueError(f"set {_SET_BY[twice[0]]}, and drop model.kwargs.{twice[0]}")
 

@@ -237,12 +237,12 @@ def test_bfloat16_trains_close_to_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "answer"),
     [
-        ("optim.epochs=0", r"config\.epochs=0"),
-        ("optim.ema=2", r"config\.ema=2"),
+        ("optim.epochs=0", r"optim\.epochs=0"),
+        ("optim.ema=2", r"optim\.ema=2"),
         ("optim.accumulate=3", "multiple of 1 processes times optim.accumulate=3"),
         ("optim.sched=plateau", "depends only on the step"),
         ("optim.sched=none", "depends only on the step"),
-        ("precision=fp8", "config.precision='fp8'"),
+        ("precision=fp8", "precision=fp8"),
         ("optim.freeze=[nothing]", "matches no module"),
     ],
 )

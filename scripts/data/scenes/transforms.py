@@ -56,7 +56,7 @@ def create_transform(config: Data, transform: dict[str, Any], training: bool, bo
     if config.auto_augment or config.erasing:
         raise ValueError(
             "data.auto_augment and data.erasing change an image without its boxes and masks; drop "
-            f"{config.auto_augment=}, {config.erasing=}"
+            f"data.auto_augment={config.auto_augment}, data.erasing={config.erasing}"
         )
     size, mode = config.img_size, InterpolationMode(transform["interpolation"])
     steps: list[Any] = [
