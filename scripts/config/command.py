@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from . import options, overrides
+from . import options, overrides, values
 from .schema import Bench, Evaluate, Export, Migrate, Predict, Share, Train, Visualize
 
 _SCHEMAS = {
@@ -103,7 +103,7 @@ def compose_train(*arguments: str) -> Train:
 
 
 def check_overrides(schema: type) -> None:
-    """Make Hydra accept the command line as it is, or exit with suggestions for a wrong key or option.
+    """Make Hydra accept the command line as it is, or exit with suggestions for a wrong key, option or value.
 
     Values that Hydra accepts only in quotes get quotes in ``sys.argv``.
     """
@@ -129,8 +129,10 @@ def check_overrides(schema: type) -> None:
         problem = None if key.split("/")[0] in groups else overrides.unknown_key(key, schema)
         if not (problem or foreign):
             problem = overrides.unknown_option(override, schema, groups)
-        if problem:
+        expected = overrides.type_of(key, schema)
+        if problem := problem or values.wrong(argument, override, expected):
             sys.exit(f"error: {problem}")
+        arguments[index] = values.rewritten(arguments[index], override, expected)
     sys.argv[1:] = arguments
 
 

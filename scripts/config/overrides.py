@@ -13,6 +13,8 @@ from hydra.errors import HydraException
 
 from zoo import conf  # type: ignore[attr-defined]  # installed from conf/
 
+from . import values
+
 
 def is_override(argument: str) -> bool:
     """Tell whether an argument is Hydra's ``key=value`` or ``~key``, and no option such as ``--help``."""
@@ -43,7 +45,7 @@ def quoted(argument: str, schema: Any, sweep: bool) -> str:
         ValueError: If the argument can't be read with quotes either; the message shows where they go.
     """
     key, _, value = argument.partition("=")
-    expected = _type_of(key.lstrip("+~").partition("@")[0], schema)
+    expected = type_of(key.lstrip("+~").partition("@")[0], schema)
     text = f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
     try:
         override = parse(argument)
@@ -78,7 +80,7 @@ def unknown_option(override: Override, schema: Any, groups: Iterable[str]) -> st
     """Return what is wrong with ``group=option`` if ``conf/`` lacks the option, with the options that it has."""
     group = override.key_or_group
     folder = Path(conf.__file__).parent / group
-    if not (group in groups or dataclasses.is_dataclass(_type_of(group, schema))) or not folder.is_dir():
+    if not (group in groups or dataclasses.is_dataclass(type_of(group, schema))) or not folder.is_dir():
         return None
     value: Any = override.value()
     chosen = value.list if override.is_choice_sweep() else value if isinstance(value, list) else [value]
@@ -96,10 +98,10 @@ def unknown_option(override: Override, schema: Any, groups: Iterable[str]) -> st
 def _mend(key: str, expected: Any, error: HydraException) -> str:
     if get_origin(expected) in (list, tuple, dict):
         return f"each text in it needs its own quotes, \"{key}=['a=b']\""
-    return f"{str(error).splitlines()[0].partition(' expecting')[0]}; expected {expected}"
+    return f"{str(error).splitlines()[0].partition(' expecting')[0]}; expected {values.in_words(expected)}"
 
 
-def _type_of(key: str, schema: Any) -> Any:
+def type_of(key: str, schema: Any) -> Any:
     """Return the type of a key, or Any if the schema doesn't know it."""
     for part in key.split("."):
         if not dataclasses.is_dataclass(schema):

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from PIL import Image
 from zoo.scripts.config.command import check_overrides, register
 from zoo.scripts.config.overrides import parse
-from zoo.scripts.config.schema import Evaluate, Export, Train
+from zoo.scripts.config.schema import Bench, Evaluate, Export, Migrate, Predict, Train, Visualize
 
 PATHS = [
     "/photos/küche", "/写真/1", "a=b", "(1)", "x(1)", "#1", "a&b", "two words", "a,b", "it's", 'say "x"', "1_000",
@@ -80,6 +80,91 @@ def test_a_mistake_is_one_answer(argument: str, answer: str, monkeypatch: pytest
         checked(monkeypatch, argument)
     assert str(error.value).startswith("error: ")
     assert answer in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "argument", "answer"),
+    [
+        (Visualize, "levels=two", "expected a whole number for levels, got levels=two"),
+        (Visualize, "levels=2.5", "expected a whole number for levels, got levels=2.5"),
+        (Visualize, "levels=null", "expected a whole number for levels, got levels=null"),
+        (Visualize, "pretrained=maybe", "expected true or false for pretrained, got pretrained=maybe"),
+        (
+            Visualize,
+            "data.img_size=big",
+            "expected a whole number, or null for data.img_size, got data.img_size=big",
+        ),
+        (
+            Visualize,
+            "points=[0.5,0.5]",
+            "expected a list of lists of numbers, such as [[0.5,0.5],[0.5,0.5]], or null for points, got "
+            "points=[0.5,0.5]; did you mean points=[[0.5,0.5]]?",
+        ),
+        (
+            Visualize,
+            "points=[[a,b]]",
+            "expected a list of lists of numbers, such as [[0.5,0.5],[0.5,0.5]], or null for points, got "
+            "points=[[a,b]]",
+        ),
+        (Train, "data.img_size=big", "expected a whole number for data.img_size, got data.img_size=big"),
+        (Train, "optim.lr=fast", "expected a number for optim.lr, got optim.lr=fast"),
+        (
+            Train,
+            "variants=dcn",
+            "expected a list of texts, such as [a,a] for variants, got variants=dcn; did you mean variants=[dcn]?",
+        ),
+        (
+            Train,
+            "data.crop_scale=[1]",
+            "expected a list of 2 numbers, such as [0.5,0.5] for data.crop_scale, got data.crop_scale=[1]",
+        ),
+        (Evaluate, "severities=[1,x]", "expected a list of whole numbers, such as [1,1] for severities, got "),
+        (Predict, "score=high", "expected a number for score, got score=high"),
+        (Export, "batch=é", "can't read 'batch=é': "),
+        (Export, "tolerance=x", "expected a number, or null for tolerance, got tolerance=x"),
+        (Bench, "threads=2", "expected a list of whole numbers, such as [1,1] for threads, got threads=2; did you"),
+        (Migrate, "arguments=3", "expected keys and values, such as {a: 1} for arguments, got arguments=3"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_line(
+    schema: type, argument: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        checked(monkeypatch, argument, schema=schema)
+    assert str(error.value).startswith(f"error: {answer}")
+    assert len(str(error.value).splitlines()) == 1
+    assert "<class" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "argument"),
+    [
+        (Train, "optim.lr=1"), (Train, "optim.lr=1e-3"), (Train, "seed='3'"), (Train, "dcn.stages=[2,3]"),
+        (Train, "dcn.stages=null"), (Train, "data.classes=[1,b]"), (Train, "model.kwargs={a: 1}"),
+        (Train, "data.crop_scale=[0,1]"), (Train, "data.img_size=${data.batch_size}"), (Train, "precision=no"),
+        (Evaluate, "corruption_batches=null"), (Export, "target=[onnx]"), (Export, "size=[2,3]"),
+        (Visualize, "points=[[0.5,1.0]]"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_right_type_stays(schema: type, argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kept,) = checked(monkeypatch, argument, schema=schema)
+    assert kept in (argument, argument.replace("=no", "='no'"))
+
+
+def test_points_may_be_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    register()
+    overrides = checked(monkeypatch, "points=[[0,1],[0.5,0]]", schema=Visualize)
+    with initialize_config_module("zoo.conf", version_base="1.3"):
+        found = compose("visualize", overrides=overrides)
+    assert found.points == [[0.0, 1.0], [0.5, 0.0]]
+
+
+def test_values_of_a_sweep_are_left_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(monkeypatch, "-m", "seed=1,2", "optim.lr=range(1,3)") == [
+        "-m",
+        "seed=1,2",
+        "optim.lr=range(1,3)",
+    ]
 
 
 def test_an_option_of_a_sweep_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
