@@ -16,6 +16,7 @@ from ..data.digits import CANVAS
 from ..data.distortions import DISTORTIONS
 from ..data.loaders import Loader, create_evaluation
 from ..data.scenes import splits as scenes
+from ..networks.download import downloading
 from ..storage import checkpoint
 
 
@@ -114,7 +115,8 @@ def of_timm(name: str, pretrained: bool, config: Any, seed: int) -> Subject:
     cfg = timm.get_pretrained_cfg(name)
     digits = config.name in DISTORTIONS
     data = complete(config, None, None if digits or cfg is None else cfg.input_size[-1])
-    model = timm.create_model(name, pretrained=pretrained, in_chans=data.in_chans)
+    with downloading(name, "pretrained=false (random weights), or checkpoint=FILE of dcn-train instead of name"):
+        model = timm.create_model(name, pretrained=pretrained, in_chans=data.in_chans)
     return _subject(name, model.eval(), data, None, seed)
 
 

@@ -8,11 +8,13 @@ import timm
 
 from . import detectors, segmenters
 from .backbone import create_body
+from .download import downloading
 
 HEADS = (*detectors.DETECTORS, *segmenters.SEGMENTERS)
 # Arguments of create_model that choose what is loaded and how, and of zoo's "dcn", whose base is another name.
 LOADING = {*inspect.signature(timm.create_model).parameters, "base", "dcn", "deformable"} - {"model_name", "kwargs"}
 _KEYS = {"name", "channels", "kwargs"}
+_CURES = "model.checkpoint_path=FILE (weights on this machine) or model.pretrained=false (random weights)"
 
 
 def check_head(head: Any) -> None:
@@ -42,12 +44,14 @@ def create(
         body: A file of weights of the plain timm network under a head.
 
     Raises:
+        ConnectionError: If timm's weights can't be downloaded.
         ValueError: If a library can't build it.
     """
     try:
-        if head is None:
-            return timm.create_model(**arguments, pretrained=pretrained)
-        return _with_head(arguments, head, pretrained, body)
+        with downloading(arguments["model_name"], _CURES):
+            if head is None:
+                return timm.create_model(**arguments, pretrained=pretrained)
+            return _with_head(arguments, head, pretrained, body)
     except (TypeError, AssertionError, RuntimeError) as error:  # what constructors and timm's loader raise
         made = f"{arguments}, {pretrained=}" if head is None else f"{arguments}, {head}, {pretrained=}"
         raise ValueError(f"timm can't build this network, {made}: {error}") from error

@@ -60,7 +60,7 @@ def build(recipe: Recipe, *, pretrained: bool = False, start: Path | None = None
 
     Args:
         recipe: As written by ``save``.
-        pretrained: Load timm's weights, before the conversion.
+        pretrained: Load timm's weights, before the conversion; not with ``start``.
         start: A file of initial weights, of a plain or a converted network. With a head: of the whole, or of only
             the plain timm network in it.
 
@@ -71,7 +71,8 @@ def build(recipe: Recipe, *, pretrained: bool = False, start: Path | None = None
     arguments, head = check_recipe(recipe)["create_model"], recipe.get("head")
     state = None if start is None else weights.read(start)
     body = None if state is None or head is None or weights.has_head(state) else start
-    model: nn.Module = create(arguments, head, pretrained=pretrained, body=body)
+    # A file replaces timm's weights, which then need no download.
+    model: nn.Module = create(arguments, head, pretrained=pretrained and start is None, body=body)
     if body is not None:
         state = None
     if state is not None and not weights.converted(state):
