@@ -8,9 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 import zoo
+from zoo.pretrained import CONFIG, WEIGHTS
 
 from .config import command, schema
-from .storage import weights
+from .storage import sharing, weights
 from .storage.existing import existing
 from .storage.files import atomically
 
@@ -27,12 +28,14 @@ def run(config: schema.Migrate) -> None:
     """Write the folder, and print what was loaded, renamed and left out.
 
     Raises:
+        FileExistsError: If the folder holds a model already.
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is no checkpoint, or of no architecture that timm has, or nothing in it is deformable.
     """
     if config.checkpoint is None or config.folder is None:
         raise ValueError("expected a file and a folder: dcn-migrate checkpoint=FILE folder=FOLDER")
-    existing(config.checkpoint, f"no file checkpoint={config.checkpoint}", weights.SUFFIXES)
+    sharing.check_free(config.folder, (CONFIG, WEIGHTS, REST), config.overwrite)
+    existing(config.checkpoint, f"expected a checkpoint file, got {config.checkpoint!r}", weights.SUFFIXES)
     model, migration = zoo.migrate.build(
         config.checkpoint, caffe=config.caffe, modulated=config.modulated, **config.arguments
     )

@@ -187,6 +187,7 @@ class Migrate:
 
     checkpoint: str | None = None  # a file of mmdetection, mmsegmentation, detectron2, torchvision or YOLACT++
     folder: str | None = None  # for zoo.load; neck and heads are in its rest.safetensors
+    overwrite: bool = False  # replace a model that is in the folder
     caffe: bool | None = None  # strides in the 1x1 convolutions, BGR images; null: as the checkpoint suggests
     modulated: bool | None = None  # whether layers have masks, if their shapes allow both
     arguments: dict[str, Any] = field(default_factory=dict)  # of timm.create_model, such as output_stride
@@ -198,7 +199,7 @@ class Share:
 
     checkpoint: str | None = None  # of dcn-train, a deformable classifier
     folder: str | None = None  # for zoo.load
-    overwrite: bool = False  # replace a network that the folder has already
+    overwrite: bool = False  # replace a model that is in the folder
     push_to: str | None = None  # "user/repo" of the Hugging Face hub
     license: str | None = None  # of the weights, by the hub's name, such as apache-2.0
     private: bool | None = None  # of a new repository; null: the account's default

@@ -24,7 +24,7 @@ _OURS = re.compile(rf".+\.(safetensors|pt|json|csv|png)\.[0-9a-f]{{8}}{re.escape
 PATIENCE = 10.0  # seconds; the workers of a killed run hold its lock until they notice
 
 
-def atomically(path: Path, write: Callable[[Path], None]) -> None:
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file with the output of ``write``, once it is on the disk; until then the old file stays.
 
     Raises:

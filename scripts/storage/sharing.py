@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,35 @@ _BEST = "eval/top1"  # of classification, whose networks alone timm builds
 
 
 def to_folder(path: Path | str, folder: Path | str, *, license: str | None = None, overwrite: bool = False) -> None:
-    """Write a checkpoint's network with ``zoo.save``, and its card; ``zoo.load(folder)`` loads it.
+    """Write a checkpoint's network with ``zoo.save``, and its model card; ``zoo.load(folder)`` loads it.
 
     Raises:
+        FileExistsError: If the folder holds a model or a README.md, unless ``overwrite`` is set.
         FileNotFoundError: If the checkpoint doesn't exist.
-        FileExistsError: If the folder has a network or a card, and ``overwrite`` is false.
         ValueError: If it is a detector, a segmenter or a plain network, or damaged.
     """
-    folder = Path(folder)
-    there = [name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).exists()]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"{folder} already has {', '.join(there)}; choose another folder, or replace them by overwrite=true"
-        )
+    check_free(folder, (CONFIG, WEIGHTS, CARD), overwrite)
     model, arguments = _network(path)
     zoo.save(model, folder, arguments)
-    text = card_text(model, folder.resolve().name, card(path, license))
+    text = card_text(model, Path(folder).resolve().name, card(path, license))
+    atomically(Path(folder, CARD), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
-    def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8")
 
-    atomically(folder / CARD, write)
+def check_free(folder: Path | str, names: Iterable[str], overwrite: bool) -> None:
+    """Refuse to replace files of a folder silently.
+
+    Raises:
+        FileExistsError: If the folder has one of these files, unless ``overwrite`` is set.
+        NotADirectoryError: If it is a file.
+    """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise NotADirectoryError(f"expected a folder, got folder={folder}, which is a file")
+    if there := [name for name in names if Path(folder, name).exists()]:
+        if overwrite:
+            return
+        raise FileExistsError(
+            f"folder={folder} has {', '.join(there)} already; take another folder, or set overwrite=true"
+        )
 
 
 def push(path: Path | str, repository: str, *, license: str | None = None, private: bool | None = None) -> str:

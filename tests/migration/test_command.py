@@ -35,6 +35,18 @@ def test_a_plain_checkpoint_is_refused(tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_model_in_the_folder_is_replaced_only_on_request(tmp_path):
+    torch.save({"state_dict": of_mmdetection(resnet(MMCV_V2).state_dict())}, tmp_path / "model.pth")
+    (tmp_path / "config.json").write_text("mine")
+    config = Migrate(checkpoint=str(tmp_path / "model.pth"), folder=str(tmp_path))
+    with pytest.raises(FileExistsError, match=r"has config\.json already; .* overwrite=true"):
+        command.run(config)
+    assert (tmp_path / "config.json").read_text() == "mine"
+    config.overwrite = True
+    command.run(config)
+    assert zoo.load(tmp_path) is not None
+
+
 MISTAKES = {
     (): "error: expected a file and a folder: dcn-migrate checkpoint=FILE folder=FOLDER",
     ("checkpoint=none.pth", "folder=out"): "error: expected a checkpoint file, got 'none.pth'",

@@ -69,7 +69,7 @@ def test_the_other_commands_suggest_too() -> None:
         source.load(typed, None, Export().size)
     with pytest.raises(FileNotFoundError, match=meant):
         share(Share(checkpoint=typed, folder="out"))
-    with pytest.raises(FileNotFoundError, match=r"no file checkpoint=weihts\.pth; did you mean weights\.pth\?"):
+    with pytest.raises(FileNotFoundError, match=r"got 'weihts\.pth'; did you mean weights\.pth\?"):
         migrate.run(Migrate(checkpoint="weihts.pth", folder="out"))
     with pytest.raises(FileNotFoundError, match=r"got model\.checkpoint_path=wights\.pth; did you mean weights"):
         weights.read(Path("wights.pth"))

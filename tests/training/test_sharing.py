@@ -59,6 +59,42 @@ def test_names_of_classes_are_kept(trained: Path, tmp_path: Path) -> None:
     assert zoo.load(tmp_path / "saved").pretrained_cfg["label_names"][3] == "digit 3"
 
 
+def test_the_folder_has_the_card_that_the_hub_gets(
+    trained: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_1")
+    path, folder = trained / "dcn" / "last.safetensors", tmp_path / "shared"
+    sharing.to_folder(path, folder, license="mit")
+    sharing.push(path, "me/shared", license="mit")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in text
+    assert "dcn-train optim.epochs=2 data.root=/path/to/digits" in text
+    assert 'zoo.load("shared")' in text
+    pushed = (hub.root / "me" / "shared" / "README.md").read_text(encoding="utf-8")
+    assert text == pushed.replace("me/shared", "shared")
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_what_is_in_the_folder_is_replaced_only_on_request(name: str, trained: Path, tmp_path: Path) -> None:
+    path, folder = trained / "dcn" / "last.safetensors", tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    (folder / "notes.txt").write_text("mine too")
+    with pytest.raises(FileExistsError, match=rf"has {name} already; .* overwrite=true"):
+        sharing.to_folder(path, folder)
+    assert (folder / name).read_text() == "mine"
+    sharing.to_folder(path, folder, overwrite=True)
+    assert_equal(zoo.load(folder), path)
+    assert (folder / "notes.txt").read_text() == "mine too"
+
+
+def test_a_file_is_no_folder(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"folder=.*file, which is a file"):
+        sharing.to_folder(trained / "dcn" / "last.safetensors", tmp_path / "file")
+
+
 def test_the_card_has_the_run_and_no_path_of_the_machine(trained: Path) -> None:
     rows = (trained / "dcn" / "metrics.csv").read_text().splitlines()
     header, *rows = [row.split(",") for row in rows]
@@ -146,20 +182,6 @@ def test_the_command_writes_a_folder(trained: Path, tmp_path: Path) -> None:
     assert 'zoo.load("shared")' in card
     assert "mnist_rts" in card
     assert "license: mit" not in card
-
-
-def test_a_network_that_is_there_is_replaced_only_on_request(trained: Path, tmp_path: Path) -> None:
-    path, other = trained / "dcn" / "last.safetensors", tmp_path / "other.safetensors"
-    network = checkpoint.load(path)
-    torch.nn.init.ones_(network.fc.bias)
-    checkpoint.save(network, checkpoint.read_recipe(path), other)
-    sharing.to_folder(path, tmp_path / "shared")
-    with pytest.raises(FileExistsError, match=r"already has config\.json, .*overwrite=true"):
-        sharing.to_folder(other, tmp_path / "shared")
-    assert_equal(zoo.load(tmp_path / "shared"), path)
-    sharing.to_folder(other, tmp_path / "shared", license="mit", overwrite=True)
-    assert_equal(zoo.load(tmp_path / "shared"), other)
-    assert "license: mit" in (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_shared_is_one_line(trained: Path, tmp_path: Path) -> None:
