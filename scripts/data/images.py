@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from torchvision.transforms import v2
 
 from ..config.schema import Data
-from . import folders
+from . import folders, layouts
 from .distortions import DISTORTIONS
 from .pixels import to_mode
 from .transforms import create_transform
@@ -100,7 +100,8 @@ def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
             no images.
     """
     if _is_folder(config):
-        readers = folders.open_splits(config)
+        with layouts.advising(config.root, "folder"):
+            readers = folders.open_splits(config)
         train, evaluate = (_of_folder(r, config, transform, t) for r, t in zip(readers, (True, False), strict=True))
     else:
         train, evaluate = (_of_timm(config, transform, training) for training in (True, False))
@@ -115,7 +116,9 @@ def create_datasets(config: Data, transform: dict[str, Any]) -> tuple[Any, Any]:
 def create_evaluation(config: Data, transform: dict[str, Any]) -> Any:
     """Build the evaluation split as ``create_datasets`` does, without the training split."""
     if _is_folder(config):
-        return _of_folder(folders.open_evaluation(config), config, transform, training=False)
+        with layouts.advising(config.root, "folder"):
+            reader = folders.open_evaluation(config)
+        return _of_folder(reader, config, transform, training=False)
     return _of_timm(config, transform, training=False)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ...config.schema import Data
 from ...networks.segmenters import SEGMENTERS
+from .. import layouts
 from . import coco, hub, label_maps, scattered, voc
 from .dataset import Objects, Pixels, Scenes
 from .scattered import ScatteredDigits
@@ -102,10 +103,11 @@ def _read(config: Data, split: str, key: str, classes: list[str] | None, targets
         return hub.read(config, split, key, classes, targets == "pixels")
     if config.root is None or not Path(config.root).is_dir():
         raise FileNotFoundError(f"expected a folder of images and annotations, got data.root={config.root}")
-    if config.name == "masks":
-        return label_maps.read_masks(Path(config.root), split, key, classes, config.colors)
-    read = label_maps.read_foreground if targets == "pixels" else _READ[config.name]
-    return read(Path(config.root), split, key, classes)
+    with layouts.advising(config.root, config.name):
+        if config.name == "masks":
+            return label_maps.read_masks(Path(config.root), split, key, classes, config.colors)
+        read = label_maps.read_foreground if targets == "pixels" else _READ[config.name]
+        return read(Path(config.root), split, key, classes)
 
 
 def check_format(config: Data, task: str, formats: tuple[str, ...]) -> None:
