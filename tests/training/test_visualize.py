@@ -123,7 +123,7 @@ def test_levels_end_where_maps_do_not_fit_and_an_unknown_layer_is_answered() -> 
     model = nn.Sequential(DeformConv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), DeformConv2d(1, 1, 3, padding=1))
     found = record(model, torch.randn(1, 1, 8, 8))
     assert cascade(found, "2", 3, CENTRE)[0].shape == (1, 9, 2)
-    with pytest.raises(ValueError, match=r"one of 0, 2, got top='1'"):
+    with pytest.raises(ValueError, match="one of 0, 2, got layer=1"):
         cascade(found, "1", 3, CENTRE)
 
 
