@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from .. import devices
+from ..config.ranges import check_least
 from ..config.schema import Bench
 from ..storage import markdown
 from . import bounds, deployed, document, measure, memory, models, picture, show
@@ -30,6 +31,9 @@ def run(config: Bench) -> list[measure.Row]:
         raise ValueError(f"expected providers among {', '.join(PROVIDERS)}, got {sorted(unknown)}")
     if unknown := set(config.modes) - set(measure.MODES):
         raise ValueError(f"expected modes among {', '.join(measure.MODES)}, got {sorted(unknown)}")
+    check_least(config, {"batch": 1})
+    if not config.threads or min(config.threads) < 1:
+        raise ValueError(f"expected threads of 1 or more, got threads={config.threads}")
     if config.device not in ("cpu", "cuda"):
         raise ValueError(f"expected device=cpu or device=cuda, got device={config.device}")
     devices.chosen(config.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..config.ranges import check_least
 from ..config.schema import Data
 from . import images
 from .digits import TRAINED, DistortedDigits, digits
@@ -20,6 +21,11 @@ from .transforms import transform_config
 
 Batch = tuple[Tensor, Any]  # images [N, C, H, W] float32; labels [N] int64, or a list of targets
 Loader = DataLoader[Any]  # of Batch
+
+
+_LEAST = {
+    "batch_size": 1, "max_batches": 1, "img_size": 1, "workers": 0, "eval_copies": 1, "num_classes": 1, "images": 1,
+}  # fmt: skip
 
 
 class Splits(NamedTuple):
@@ -48,6 +54,7 @@ def create_splits(
         ValueError: If the data set has no known number of classes, less than two, or more than
             ``data.num_classes``; if its splits have different classes; or if it has less than a batch to train on.
     """
+    check_least(config, _LEAST, "data.")
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
     elif config.name in scene_splits.FORMATS:
@@ -88,6 +95,7 @@ def create_evaluation(
         FileNotFoundError: If a folder of images doesn't exist.
         ValueError: As in ``create_splits``.
     """
+    check_least(config, _LEAST, "data.")
     if config.name in DISTORTIONS:
         splits = _digits_of(config, seed)
         return splits.evaluate, splits.classes, splits.transform

@@ -6,6 +6,7 @@ import timm
 from safetensors import SafetensorError, safe_open
 
 from .. import devices
+from ..config.ranges import check_least
 from ..config.schema import Visualize
 from ..storage.existing import existing
 from .layers import deformable_layers
@@ -20,9 +21,7 @@ def check(config: Visualize) -> None:
         FileNotFoundError: If a checkpoint doesn't exist.
         ValueError: If a number is out of range, there is no such device, or the layer is no deformable one.
     """
-    for name in ("levels", "images", "field_images"):
-        if (value := getattr(config, name)) < 1:
-            raise ValueError(f"expected {name} of 1 or more, got {name}={value}")
+    check_least(config, {"levels": 1, "images": 1, "field_images": 1})
     if config.points is not None and (not config.points or not all(map(_is_place, config.points))):
         raise ValueError(f"expected points=[[y,x],...] with y and x in [0, 1], got points={config.points}")
     devices.chosen(config.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from .. import devices, timing
+from ..config.ranges import check_least
 from ..config.schema import Evaluate
 from ..data.corruptions import CORRUPTIONS, STILL, corrupt
 from ..data.loaders import Batch, examples
@@ -63,6 +64,9 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
         raise ValueError(f"expected corruptions among all, {', '.join(CORRUPTIONS)}, got {sorted(unknown)}")
     if not set(config.severities) <= set(range(1, 6)):
         raise ValueError(f"expected severities of 1 to 5, got severities={config.severities}")
+    check_least(config, {"rounds": 1, "corruption_batches": 1})
+    if not config.severities and names:
+        raise ValueError("expected a severity or more, got severities=[]; for no corruption set corruptions=[]")
     if not 0 <= config.score <= 1:
         raise ValueError(f"expected a score in [0, 1], got score={config.score}")
     device = devices.chosen(config.device)

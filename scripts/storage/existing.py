@@ -23,7 +23,8 @@ def existing(path: str, missing: str | None = None, suffixes: tuple[str, ...] = 
     if Path(path).is_file():
         return Path(path)
     there = {str(file) for file in (*_runs(suffixes), *_beside(Path(path), suffixes))}
-    near = sorted(there, key=lambda file: (-_likeness(path, file), file))[:_SHOWN]
+    inside = f"{path.rstrip('/')}/"  # the path may be the folder of a run
+    near = sorted(there, key=lambda file: (not file.startswith(inside), -_likeness(path, file), file))[:_SHOWN]
     said = missing or f"no checkpoint {path!r}"
     if near and _likeness(path, near[0]) >= _ALIKE:
         others = f"; there are also: {', '.join(near[1:])}" if near[1:] else ""

@@ -31,7 +31,11 @@ def to_folder(path: Path | str, folder: Path | str, *, license: str | None = Non
     model, arguments = _network(path)
     zoo.save(model, folder, arguments)
     text = card_text(model, Path(folder).resolve().name, card(path, license))
-    atomically(Path(folder, CARD), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    atomically(Path(folder, CARD), write)
 
 
 def check_free(folder: Path | str, names: Iterable[str], overwrite: bool) -> None:

@@ -73,6 +73,59 @@ def test_every_command_suggests_a_device(path: str, tmp_path: Path) -> None:
         train(compose_train("device=gpu"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "least"),
+    [
+        ("batch_size", 0, 1), ("max_batches", 0, 1), ("img_size", 0, 1), ("workers", -1, 0), ("eval_copies", 0, 1),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_data_have_a_least_value(
+    key: str, value: int, least: int, path: str, tmp_path: Path
+) -> None:
+    answer = rf"^expected data\.{key} of {least} or more, got data\.{key}={value}$"
+    with pytest.raises(ValueError, match=answer):
+        train(compose_train(f"data.{key}={value}"), tmp_path)
+    data = InspectedData(name="mnist_rts", in_chans=None, **{"img_size": None, key: value})
+    if key == "img_size":  # here 0 is as null
+        return
+    with pytest.raises(ValueError, match=answer):
+        evaluation.run(Evaluate(path, data=data, device="cpu"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"rounds": 0}, "expected rounds of 1 or more, got rounds=0"),
+        ({"corruption_batches": 0}, "expected corruption_batches of 1 or more, got corruption_batches=0"),
+        (
+            {"severities": []},
+            "expected a severity or more, got severities=[]; for no corruption set corruptions=[]",
+        ),
+    ],
+)
+def test_an_evaluation_names_its_numbers(
+    options: dict[str, object], answer: str, path: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        evaluation.run(Evaluate(path, data=InspectedData(name="mnist_rts"), **options), tmp_path)
+    assert str(error.value) == answer
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"threads": []}, "expected threads of 1 or more"),
+        ({"threads": [2, 0]}, "expected threads of 1 or more"),
+        ({"batch": 0}, "expected batch of 1 or more, got batch=0"),
+    ],
+)
+def test_a_benchmark_names_its_numbers(options: dict[str, object], answer: str) -> None:
+    from zoo.scripts.benchmark.run import run
+
+    with pytest.raises(ValueError, match=answer):
+        run(Bench(**options))
+
+
 def test_a_benchmark_takes_two_devices() -> None:
     from zoo.scripts.benchmark.run import run
 
