@@ -66,7 +66,7 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
         raise ValueError(f"expected severities of 1 to 5, got severities={config.severities}")
     check_least(config, {"rounds": 1, "corruption_batches": 1})
     if not config.severities and names:
-        raise ValueError("expected a severity or more, got severities=[]; for no corruption set corruptions=[]")
+        raise ValueError("expected a severity or more, got severities=[]; or set corruptions=[]")
     if not 0 <= config.score <= 1:
         raise ValueError(f"expected a score in [0, 1], got score={config.score}")
     device = devices.chosen(config.device)

@@ -11,6 +11,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from ..config.ranges import check_least
 from ..config.schema import Data
 from ..data.digits import CANVAS
 from ..data.distortions import DISTORTIONS
@@ -121,7 +122,12 @@ def of_timm(name: str, pretrained: bool, config: Any, seed: int) -> Subject:
 
 
 def complete(config: Any, channels: int | None, size: int | None) -> Data:
-    """Return an ``InspectedData`` as ``Data``, with these channels and this size if it doesn't set them."""
+    """Return an ``InspectedData`` as ``Data``, with these channels and this size if it doesn't set them.
+
+    Raises:
+        ValueError: If it sets one below 1.
+    """
+    check_least(config, {"img_size": 1, "in_chans": 1}, "data.")
     digits = config.name in DISTORTIONS
     chosen = {
         "in_chans": config.in_chans or channels or (1 if digits else 3),

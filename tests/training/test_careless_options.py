@@ -79,15 +79,11 @@ def test_every_command_suggests_a_device(path: str, tmp_path: Path) -> None:
         ("batch_size", 0, 1), ("max_batches", 0, 1), ("img_size", 0, 1), ("workers", -1, 0), ("eval_copies", 0, 1),
     ],
 )  # fmt: skip
-def test_numbers_of_the_data_have_a_least_value(
-    key: str, value: int, least: int, path: str, tmp_path: Path
-) -> None:
+def test_numbers_of_the_data_have_a_least(key: str, value: int, least: int, path: str, tmp_path: Path) -> None:
     answer = rf"^expected data\.{key} of {least} or more, got data\.{key}={value}$"
     with pytest.raises(ValueError, match=answer):
         train(compose_train(f"data.{key}={value}"), tmp_path)
-    data = InspectedData(name="mnist_rts", in_chans=None, **{"img_size": None, key: value})
-    if key == "img_size":  # here 0 is as null
-        return
+    data = InspectedData(**{"name": "mnist_rts", "in_chans": None, "img_size": None, key: value})
     with pytest.raises(ValueError, match=answer):
         evaluation.run(Evaluate(path, data=data, device="cpu"), tmp_path)
 
@@ -99,7 +95,7 @@ def test_numbers_of_the_data_have_a_least_value(
         ({"corruption_batches": 0}, "expected corruption_batches of 1 or more, got corruption_batches=0"),
         (
             {"severities": []},
-            "expected a severity or more, got severities=[]; for no corruption set corruptions=[]",
+            "expected a severity or more, got severities=[]; or set corruptions=[]",
         ),
     ],
 )
