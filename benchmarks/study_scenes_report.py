@@ -83,7 +83,7 @@ def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps:
             for axis, unit in zip(row, (steps, seconds[variant]), strict=True):
                 x = [epoch * unit for epoch in epochs]
                 axis.plot(x, means, color=colours[variant], label=TITLES.get(variant, variant), linewidth=1.2)
-        row[0].set_ylabel(f"{metric} of the validation split")
+        row[0].set_ylabel(f"{metric}\nof the validation split")
     for axis, unit in zip(axes[-1], ("steps", "CPU seconds"), strict=True):
         axis.set_xlabel(unit)
     for axis in axes.flat:
