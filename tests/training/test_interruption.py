@@ -3,11 +3,20 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from zoo.scripts.config.command import errors_in_one_line
 from zoo.scripts.storage.files import uninterrupted
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("message", "status"), [((), 130), (("",), 130), (("terminated",), 143)])
@@ -24,7 +33,7 @@ def test_an_interruption_is_one_line(
 COMMANDS = {
     "evaluate": ["checkpoint=x"],
     "predict": ["checkpoint=x", "images=x"],
-    "visualize": ["checkpoint=x"],
+    "visualize": ["name=resnet18"],
     "share": ["checkpoint=x", "folder=x"],
     "migrate": ["checkpoint=x", "folder=x"],
     "bench": [],
