@@ -8,16 +8,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from .config import command, schema
-from .inspect.checks import check
 from .inspect.visualization import run
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.conf", config_name="visualize")
 def _main(config: DictConfig) -> None:
-    with command.errors_in_one_line(left="complete, except perhaps the last"):
-        visualize = cast(schema.Visualize, OmegaConf.to_object(config))
-        check(visualize)
-        run(visualize, Path(HydraConfig.get().runtime.output_dir))
+    with command.errors_in_one_line():
+        run(cast(schema.Visualize, OmegaConf.to_object(config)), Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ _PREDICTOR = ".offset_weight"  # of a layer, in a checkpoint
 
 
 def check(config: Visualize) -> None:
-    """Refuse options that ``visualization.run`` would refuse late, or under another name.
+    """Refuse options before there is work.
 
     Raises:
         FileNotFoundError: If a checkpoint doesn't exist.

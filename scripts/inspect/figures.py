@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..storage.files import uninterrupted
 from . import gallery
 from .cascade import SamplingLocations
 from .offset_statistics import LayerOffsets
@@ -22,6 +23,12 @@ def pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    with uninterrupted():
+        figure.savefig(path, dpi=DPI)
+    pyplot().close(figure)
 
 
 def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocations], path: Path) -> None:
@@ -62,8 +69,7 @@ def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocat
             row[0].set_ylabel(locations.label, fontsize=7)
     figure.supxlabel("cross: output   dots: its samples, opaque by mask   grey: outside, read as 0", fontsize=7)
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:
@@ -80,8 +86,7 @@ def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: P
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
@@ -97,8 +102,7 @@ def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Pat
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[str, str]], path: Path) -> None:
@@ -125,8 +129,7 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
                 axis.set_title(stage, fontsize=8)
         row[0].set_ylabel(network, fontsize=8)
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def confusion(counts: Tensor, title: str, path: Path, names: Sequence[str] | None = None) -> None:
@@ -149,5 +152,4 @@ def confusion(counts: Tensor, title: str, path: Path, names: Sequence[str] | Non
                 text = f"{100 * share[row, column]:.0f}%" if as_percent else int(count)
                 axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    _save(figure, path)

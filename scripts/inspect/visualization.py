@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 import zoo  # noqa: F401  (registers resnet50_dcn and the other presets with timm)
 
+from .. import devices
 from ..config.schema import Visualize
 from ..data.loaders import examples, spread
 from ..storage import checkpoint
 from ..storage.existing import existing
 from ..tasks.create import of_recipe
 from . import cascade, figures, offset_statistics, outputs, places, receptive
+from .checks import check
 from .layers import deformable_layers
 from .subject import Subject, of_checkpoint, of_timm
 
@@ -40,13 +42,8 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
         FileNotFoundError: If a checkpoint or a folder of images doesn't exist.
         ValueError: If no network is named, it is unknown, it doesn't fit the data, or the layer is unknown.
     """
-    if config.levels < 1:
-        raise ValueError(f"expected one level or more, got {config.levels=}")
-    if config.points is not None and (not config.points or not all(map(_is_place, config.points))):
-        raise ValueError(f"expected points (y, x) in [0, 1], got {config.points=}")
-    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
-    if config.device != "auto":
-        device = torch.device(config.device)
+    check(config)
+    device = devices.chosen(config.device)
     torch.manual_seed(config.seed)
     subject = _subject(config, device)
     model = subject.model.to(device)
@@ -66,10 +63,6 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     for path in drawn.values():
         print(f"drawn: {path}")
     return drawn
-
-
-def _is_place(point: list[float]) -> bool:
-    return len(point) == 2 and 0 <= min(point) <= max(point) <= 1
 
 
 def _subject(config: Visualize, device: torch.device) -> Subject:

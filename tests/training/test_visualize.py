@@ -262,7 +262,7 @@ def test_images_have_the_size_that_the_network_was_trained_with(tmp_path: Path) 
         (["name=resnet500"], ValueError, r"close names: .*resnet50"),
         (["checkpoint=nowhere.safetensors"], FileNotFoundError, "no checkpoint 'nowhere.safetensors'"),
         (["checkpoint=PATH", "layer=layer9"], ValueError, "got layer=layer9"),
-        (["checkpoint=PATH", "points=[[1.5,0.5]]"], ValueError, r"points \(y, x\) in \[0, 1\]"),
+        (["checkpoint=PATH", "points=[[1.5,0.5]]"], ValueError, r"with y and x in \[0, 1\]"),
         (["checkpoint=PATH", "levels=0"], ValueError, "levels=0"),
     ],
 )
