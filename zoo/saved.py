@@ -110,7 +110,9 @@ def load(source: str | Path, **kwargs: Any) -> nn.Module:
     folder = find(source)
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}")
+        raise FileNotFoundError(
+            f"expected a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r}{_cure(folder)}"
+        )
     try:
         config = json.loads(path.read_text())
         name, arguments, cfg = config["architecture"], config["model_args"], config["pretrained_cfg"]
@@ -132,6 +134,16 @@ def load(source: str | Path, **kwargs: Any) -> nn.Module:
         raise ValueError(
             f"{str(path)!r}, with the arguments {kwargs}, describes no timm network: {error!r}"
         ) from error
+
+
+def _cure(folder: Path) -> str:
+    found = [folder, *folder.glob("*.safetensors")] if folder.suffix != ".safetensors" else [folder]
+    if found[-1].suffix != ".safetensors":
+        return ""
+    return (
+        f"; if {found[-1].name} is a checkpoint of dcn-train: dcn-share checkpoint={found[-1]} folder=FOLDER, or "
+        "zoo.scripts.storage.checkpoint.load"
+    )
 
 
 def _rebuildable(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:

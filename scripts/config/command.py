@@ -4,8 +4,10 @@ import functools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from hydra import compose, initialize_config_module
@@ -55,6 +57,22 @@ def prepare(schema: type) -> None:
     check_overrides(schema)
     if {"--help", "-h"} & set(sys.argv[1:]):
         _help(schema)
+    check_run_folder()
+
+
+def check_run_folder() -> None:
+    """Exit with one line if Hydra couldn't write into the folder that the user names."""
+    key = "hydra.run.dir="
+    given = [argument for argument in sys.argv[1:] if argument.startswith(key)]
+    if not given or "${" in given[-1] or any(argument.startswith("-") for argument in sys.argv[1:]):
+        return
+    folder = str(overrides.parse(given[-1]).value())
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        sys.exit(f"error: can't write into {key}{folder}: {error.strerror}; name another folder")
 
 
 def _help(schema: type) -> NoReturn:

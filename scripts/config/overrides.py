@@ -71,7 +71,7 @@ def unknown_key(key: str, schema: Any) -> str | None:
             known = ", ".join(f"{path}{name}" for name in keys)
             guess = difflib.get_close_matches(part, keys, n=1)
             mend = f"; did you mean {path}{guess[0]!s}?" if guess else "."
-            return f"there is no key '{path}{part}' in '{key}'{mend}\nThe keys here: {known}"
+            return f"there is no key '{path}{part}'{mend}\nThe keys here: {known}"
         schema, path = keys[part], f"{path}{part}."
     return None
 

@@ -91,7 +91,10 @@ def open_evaluation(config: Data) -> ClassFolders:
 
 def _folder_of(root: str | None, split: str, key: str) -> Path:
     if not root or not Path(root).is_dir():
-        raise FileNotFoundError(f"expected a folder with a folder per split and class, got data.root={root}")
+        missing = ", which doesn't exist" if root and not Path(root).exists() else ""
+        raise FileNotFoundError(
+            f"expected a folder with a folder per split and class, got data.root={root}{missing}"
+        )
     folder = Path(root, split)
     if not folder.is_dir():
         there = sorted(path.name for path in Path(root).iterdir() if path.is_dir())

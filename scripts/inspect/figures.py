@@ -31,7 +31,9 @@ def _save(figure: Any, path: Path) -> None:
     pyplot().close(figure)
 
 
-def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocations], path: Path) -> None:
+def sampling(
+    images: Tensor, transform: dict[str, Any], rows: list[SamplingLocations], path: Path, layer: str | None = None
+) -> None:
     """Draw figure 6 of the DCNv1 paper: chosen outputs (crosses) with all samples that reach them.
 
     There is one row per output, one column per image. A sample's opacity is the product of the masks on its path.
@@ -41,6 +43,7 @@ def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocat
         transform: ``mean`` and ``std`` of their normalisation.
         rows: For each output, its samples in each image.
         path: The PNG.
+        layer: The layer whose outputs these are, if it is one for all rows.
     """
     plt = pyplot()
     pictures = gallery.as_bytes(images, transform).movedim(1, -1).numpy()
@@ -67,21 +70,25 @@ def sampling(images: Tensor, transform: dict[str, Any], rows: list[SamplingLocat
             axis.set_facecolor("0.25")
         if locations.label:
             row[0].set_ylabel(locations.label, fontsize=7)
-    figure.supxlabel("cross: output   dots: its samples, opaque by mask   grey: outside, read as 0", fontsize=7)
-    figure.tight_layout(pad=0.3)
+    caption = (
+        f"{f'outputs of {layer}.  ' if layer else ''}cross: output   dots: its samples, opaque by mask   "
+        "grey: outside, read as 0 (samples farther out are not drawn)"
+    )
+    figure.supxlabel(caption, fontsize=min(10, 4 + len(images)))
+    figure.tight_layout(pad=0.3, rect=(0, 0.25 / figure.get_figheight(), 1, 1))
     _save(figure, path)
 
 
 def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:
     """Draw the distribution of the offsets' lengths, one violin per layer."""
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(2.7 + 0.75 * len(rows), 3.2))
+    figure, axis = plt.subplots(figsize=(2.7 + 0.75 * len(rows), 4.2))
     at = range(len(rows))
     axis.violinplot([lengths[row.layer].numpy() for row in rows], positions=at, widths=0.85, showextrema=False)
     axis.plot(at, [row.mean for row in rows], "o", color="black", markersize=4, label="mean")
     axis.plot(at, [row.p95 for row in rows], "_", color="tab:red", markersize=12, label="95th percentile")
     axis.set_xticks(at, [row.layer for row in rows], rotation=35, ha="right", fontsize=8)
-    axis.set_ylabel("|offset|, pixels of the layer's input")
+    axis.set_ylabel("|offset|, pixels of the layer's input", fontsize=8)
     axis.set_ylim(0, 1.25 * max(row.p95 for row in rows) + 1e-3)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -98,6 +105,7 @@ def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Pat
         epochs, means, _ = zip(*entries, strict=True)
         axis.plot([epoch + 1 for epoch in epochs], means, "o-", markersize=3, color=colour, label=name)
     axis.set(xlabel="epoch", ylabel="mean |offset|, pixels of the layer's input")
+    axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -137,7 +145,7 @@ def confusion(counts: Tensor, title: str, path: Path, names: Sequence[str] | Non
     plt = pyplot()
     classes = len(counts)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    side = min(12.0, 2.0 + 0.36 * classes)
+    side = min(12.0, max(4.5, 2.0 + 0.36 * classes))  # wide enough for the title
     figure, axis = plt.subplots(figsize=(side, side))
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="answer", ylabel="class", title=title)

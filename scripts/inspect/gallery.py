@@ -25,8 +25,10 @@ def as_bytes(images: Tensor, transform: dict[str, Any]) -> Tensor:
     return (255 * colour).round().to(torch.uint8).cpu()
 
 
-def draw(rows: Sequence[Sequence[Picture]], path: Path, side: float = 1.5) -> None:
-    """Write rows of pictures as a PNG, whose pictures are ``side`` inches wide."""
+def draw(
+    rows: Sequence[Sequence[Picture]], path: Path, side: float = 1.5, legend: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Write rows of pictures as a PNG, whose pictures are ``side`` inches wide, above the names of some colours."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,7 +44,12 @@ def draw(rows: Sequence[Sequence[Picture]], path: Path, side: float = 1.5) -> No
         for axis, (picture, title) in zip(row, pictures, strict=False):
             axis.imshow(picture.movedim(0, -1).numpy())
             axis.set_title(title, fontsize=8)
-    figure.tight_layout()
+    bottom = 0.3 / figure.get_figheight() if legend else 0
+    figure.tight_layout(rect=(0, bottom, 1, 1))
+    if legend:
+        boxes = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for _, colour in legend]
+        names = [name for name, _ in legend]
+        figure.legend(boxes, names, loc="lower center", ncols=len(names), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     with uninterrupted():
         figure.savefig(path, dpi=100)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tasks.drawing import legend
 from ..tasks.task import Task
 from . import gallery
 
@@ -32,4 +33,4 @@ def compare(
     for name, of in answers.items():
         drawn = [task.picture(*pair, names) for pair in zip(pictures, of, strict=False)]
         rows.append([(picture, f"{name}: {title}") for picture, title in drawn])
-    gallery.draw(rows, path, side=3.5)
+    gallery.draw(rows, path, side=3.5, legend=legend(names))

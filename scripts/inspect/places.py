@@ -15,7 +15,13 @@ OF_BOXES = ("largest object", "smallest object", "background")
 OF_CLASSES = ("object", "edge of an object", "background")
 
 
-def of_targets(targets: Sequence[Any], size: tuple[int, int]) -> list[tuple[str | None, Tensor]]:
+def named(place: Sequence[float]) -> tuple[str, Tensor]:
+    """Return a label and the place [2], for a place (y, x)."""
+    y, x = place
+    return f"y {y:g}, x {x:g}", torch.tensor([y, x])
+
+
+def of_targets(targets: Sequence[Any], size: tuple[int, int]) -> list[tuple[str, Tensor]]:
     """Return a label and places for each row of the picture.
 
     Args:
@@ -29,7 +35,7 @@ def of_targets(targets: Sequence[Any], size: tuple[int, int]) -> list[tuple[str 
     elif targets[0].dim() == 2:
         found, labels = [_of_classes(target.cpu()) for target in targets], OF_CLASSES
     else:
-        return [(None, place) for place in torch.tensor(FIXED)]
+        return [named(place) for place in FIXED]
     return list(zip(labels, torch.stack(found, 1), strict=True))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from ..tasks.detection import Detection, confident
+from ..tasks.drawing import legend
 from ..tasks.segmentation import Segmentation
 
 Size = tuple[int, int]  # height, width
@@ -149,7 +150,26 @@ def _runs(mask: Tensor) -> dict[str, Any]:
 
 def _drawn(task: Detection | Segmentation, image: Image.Image, answer: Any) -> Image.Image:
     picture, _ = task.picture(functional.pil_to_tensor(image.convert("RGB")), answer, task.classes)
-    return Image.fromarray(picture.movedim(0, -1).numpy())
+    return _with_legend(Image.fromarray(picture.movedim(0, -1).numpy()), legend(task.classes))
+
+
+def _with_legend(image: Image.Image, names: Sequence[tuple[str, str]]) -> Image.Image:
+    """Return the image above the names of the classes, each behind its colour, on as many lines as they need."""
+    draw, line, x, y = ImageDraw.Draw(image), 14, 4, image.height + 2
+    places = []
+    for name, colour in names:
+        width = int(draw.textlength(name)) + 26
+        if x > 4 and x + width > image.width:
+            x, y = 4, y + line
+        places.append((x, y, name, colour))
+        x += width
+    canvas = Image.new("RGB", (image.width, y + line), "white")
+    canvas.paste(image)
+    draw = ImageDraw.Draw(canvas)
+    for x, y, name, colour in places:
+        draw.rectangle((x, y, x + 9, y + 9), fill=colour)
+        draw.text((x + 13, y), name, fill="black")
+    return canvas
 
 
 def _titled(image: Image.Image, title: str) -> Image.Image:

@@ -79,7 +79,7 @@ def of_checkpoint(path: Path, name: str, config: Any, device: torch.device, seed
     if (config.name in scenes.FORMATS) != (head is not None):
         raise ValueError(
             f"{path} is {'a classifier' if head is None else head['name']}, which doesn't read "
-            f"data.name='{config.name}': set data= to the data of its training"
+            f"data={config.name or 'folder'}: set data= to the data of its training"
         )
     if head is not None:
         return _of_scenes(name, model, recipe, complete(config, size[0], size[-1]), seed)
@@ -142,8 +142,8 @@ def _subject(name: str, model: Any, data: Data, answers: tuple[str, ...] | None,
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     if channels != (found := transform["input_size"][0]):
         raise ValueError(
-            f"'{name}' reads {channels} channels, the data have {found}: set data= to the data of its training, "
-            f"got {data.name=}, {data.in_chans=}"
+            f"'{name}' reads {channels} channels, the data have {found}: set data= to the data of its training"
+            f"{'; without it these are the digits of the default run' if data.name in DISTORTIONS else ''}"
         )
     return Subject(
         name=name, model=model, data=data, loader=loader, transform=transform, answers=answers, classes=classes

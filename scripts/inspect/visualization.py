@@ -96,11 +96,11 @@ def _of_offsets(
     if config.points is None:
         chosen = places.of_targets(targets, size)
     else:
-        chosen = [(None, torch.tensor(point)) for point in config.points]
+        chosen = [places.named(point) for point in config.points]
     rows_of_points = [
         replace(cascade.followed(found, layer, config.levels, at, size), label=label) for label, at in chosen
     ]
-    figures.sampling(followed, subject.transform, rows_of_points, drawn["sampling"])
+    figures.sampling(followed, subject.transform, rows_of_points, drawn["sampling"], layer)
     through = cascade.chain(found, layer, config.levels)
     print(f"{layer}: samples followed through {len(through)} layers, {' and '.join(through)}")
     figures.offset_lengths(rows, lengths, drawn["offsets"])

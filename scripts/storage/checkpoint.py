@@ -140,7 +140,9 @@ def _opened(path: Path | str, device: str = "cpu") -> Iterator[Any]:
         with safe_open(path, framework="pt", device=device) as file:
             yield file
     except (SafetensorError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}); copy it again, or take last.safetensors of a run"
+        ) from error
 
 
 def _recipe_of(file: Any, path: Path | str) -> Recipe:

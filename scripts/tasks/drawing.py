@@ -44,10 +44,27 @@ def objects(image: Tensor, answer: dict[str, Tensor], classes: Sequence[str]) ->
 
 
 def pixels(image: Tensor, mask: Tensor, classes: Sequence[str]) -> tuple[Tensor, str]:
-    """Draw the class [H, W] of each pixel over an image [3, H, W] uint8, and return the classes' names."""
+    """Draw the class [H, W] of each pixel over an image [3, H, W] uint8, and return the classes' names.
+
+    A first class of the name "background" has no colour.
+    """
     present = [label for label in mask.unique().tolist() if label < len(classes)]
     if not present:
         return image, "nothing"
-    masks = torch.stack([mask == label for label in present])
-    colors = [COLORS[label % len(COLORS)] for label in present]
-    return draw_segmentation_masks(image, masks, alpha=0.5, colors=colors), ", ".join(classes[i] for i in present)
+    title = ", ".join(classes[i] for i in present)
+    coloured = [label for label in present if label or not _has_background(classes)]
+    if not coloured:
+        return image, title
+    masks = torch.stack([mask == label for label in coloured])
+    colors = [COLORS[label % len(COLORS)] for label in coloured]
+    return draw_segmentation_masks(image, masks, alpha=0.5, colors=colors), title
+
+
+def legend(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the name and the colour of each class; of the first ten, since the colours then repeat."""
+    start = 1 if _has_background(classes) else 0
+    return [(name, COLORS[i]) for i, name in enumerate(classes[: len(COLORS)])][start:]
+
+
+def _has_background(classes: Sequence[str]) -> bool:
+    return len(classes) > 1 and classes[0] == "background"

@@ -13,6 +13,7 @@ from ..data.loaders import Splits
 from ..data.scenes import census
 from ..data.scenes.dataset import Objects, Scenes, scenes_of
 from ..inspect import gallery
+from ..tasks.drawing import legend
 from ..tasks.task import Task
 
 SHOWN = 32
@@ -46,7 +47,8 @@ def draw(splits: Splits, task: Task, path: Path) -> None:
     pictures = gallery.as_bytes(images[:SHOWN], splits.transform)
     drawn = [task.picture(*pair, splits.classes or ()) for pair in zip(pictures, targets, strict=False)]
     columns, side = (4, 3.0) if scenes_of(splits.train.dataset) else (8, 1.5)
-    gallery.draw([drawn[i : i + columns] for i in range(0, len(drawn), columns)], path, side)
+    names = legend(splits.classes or ()) if scenes_of(splits.train.dataset) else ()
+    gallery.draw([drawn[i : i + columns] for i in range(0, len(drawn), columns)], path, side, names)
 
 
 def _images_of_each_class(splits: Splits, config: Train) -> Table:

@@ -84,8 +84,8 @@ def show(rows: list[Row], scores: Callable[[Metrics], dict[str, str]], batch: in
         *scores(rows[0].scores),
         "parameters",
         "MFLOPs",
-        f"eager ms / {batch}",
-        f"compiled ms / {batch}",
+        f"eager, ms per {batch}",
+        f"compiled, ms per {batch}",
     )
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from PIL import Image
-from zoo.scripts.config.command import check_overrides, register
+from zoo.scripts.config.command import check_overrides, check_run_folder, register
 from zoo.scripts.config.overrides import parse
 from zoo.scripts.config.schema import Bench, Evaluate, Export, Migrate, Predict, Train, Visualize
 
@@ -38,6 +38,18 @@ def test_paths_arrive_in_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     with initialize_config_module("zoo.conf", version_base="1.3"):
         found = compose("train", overrides=overrides, return_hydra_config=True)
     assert (found.data.root, found.data.kwargs.x, found.resume, found.hydra.run.dir) == tuple(paths.values())
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["dcn-train", f"hydra.run.dir={tmp_path}/file/x"])
+    with pytest.raises(
+        SystemExit, match=r"can't write into hydra\.run\.dir=.*/file/x: Not a directory; name another"
+    ):
+        check_run_folder()
+    monkeypatch.setattr(sys, "argv", ["dcn-train", f"hydra.run.dir='{tmp_path}/ü/x'"])
+    check_run_folder()
+    assert not list((tmp_path / "ü" / "x").iterdir())
 
 
 QUOTED = ["data.root='/a b'", "data.root=null", 'data.root="x"', "data.root=a\\=b", "~seed"]

@@ -283,5 +283,5 @@ def test_what_cannot_be_predicted_is_refused(detector: Path, tmp_path: Path) -> 
 def test_a_detector_does_not_evaluate_digits(detector: Path, tmp_path: Path) -> None:
     data = data_of(detector, "mnist_rts")
     data.root = None
-    with pytest.raises(ValueError, match=r"is fcos, which doesn't read data\.name='mnist_rts': set data="):
+    with pytest.raises(ValueError, match=r"is fcos, which doesn't read data=mnist_rts: set data="):
         evaluation.run(Evaluate(weights(detector), data=data, device="cpu"), tmp_path)
