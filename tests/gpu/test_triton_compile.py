@@ -47,6 +47,7 @@ def constants_of(name: str) -> dict[str, Any]:
     values |= {"WINDOW": (3, 3, 1, 1, 1, 1, 1, 1)}
     values |= {"NEED_INPUT": True, "NEED_OFFSET": True, "NEED_MASK": True, "SPLITS": 8, "TF32": "tf32" in name}
     values |= {"NEED_COLUMNS": True, "TAPS_EACH": 9, "OFFSET_GROUPS": 1}
+    values |= {"PART": 256, "ADD_MAPS": True}
     if name.startswith("depthwise"):
         return values | {"WIDTH": 1}
     return values | {"FILTERS": 256, "DEPTH": 256, "WIDTH": 256, "MERGED": 1, "SEGMENT": 256}

@@ -133,7 +133,7 @@ def weight_kernel(
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
     grad_ptr,  # [N, Ho, Wo, O]
-    parts_ptr,  # [SPLITS, O, K, DEPTH], float32
+    parts_ptr,  # [SPLITS, O, K, DEPTH], float32; a single part may have the dtype of the weight
     H,
     W,
     Ho,

@@ -4,6 +4,9 @@
 gradients of offset and mask; the columns may then replace their gradient in memory. A program loops over taps, so
 the pixels that taps share stay in its first cache.
 
+A piece may have some channels of each offset group. Then the pointers to images begin at the first of them, and the
+gradients of offset and mask are added up over pieces, in float32.
+
 *gather* computes the gradient of the input from that of the columns, without atomic additions. *count* and *order*
 sort the samples by their upper left neighbour. A program owns some pixels of one row and reads the samples that
 have a neighbour among them. It reads two lists, because a sample lies between two rows. A matrix product adds them
@@ -26,10 +29,10 @@ from dcn_ops.triton.primitives import bilinear, interpolate, load_neighbours, po
 
 @triton.jit(do_not_specialize=MAP_SIZES)
 def unroll_kernel(
-    input_ptr,  # [N, H, W, C]
+    input_ptr,  # [N, H, W, C], at the first channel of the piece
     offset_ptr,  # [N, G*K*2, Ho, Wo]
     mask_ptr,  # [N, G*K, Ho, Wo]
-    columns_ptr,  # [M, K, C]: first the gradient, if offset or mask needs it; afterwards the columns
+    columns_ptr,  # [M, K, G, PART]: first the gradient, if offset or mask needs it; afterwards the columns
     grad_offset_ptr,  # [N, Ho, Wo, G*K*2]
     grad_mask_ptr,  # [N, Ho, Wo, G*K]
     H,
@@ -47,6 +50,7 @@ def unroll_kernel(
     mask_w,
     CHANNELS: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
+    PART: tl.constexpr,  # channels of each offset group
     TAPS: tl.constexpr,
     TAPS_EACH: tl.constexpr,  # per program
     WINDOW: tl.constexpr,
@@ -54,10 +58,12 @@ def unroll_kernel(
     NEED_COLUMNS: tl.constexpr,
     NEED_OFFSET: tl.constexpr,
     NEED_MASK: tl.constexpr,
+    ADD_MAPS: tl.constexpr,  # to the gradients of offset and mask
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Write columns or gradients of some taps of one offset group at some positions."""
+    WIDTH: tl.constexpr = CHANNELS // OFFSET_DEPTH * PART
     ENTRIES: tl.constexpr = CHANNELS // OFFSET_DEPTH * TAPS
     SHARES: tl.constexpr = (TAPS + TAPS_EACH - 1) // TAPS_EACH
     share, program = tl.program_id(0) % SHARES, tl.program_id(0) // SHARES
@@ -72,11 +78,11 @@ def unroll_kernel(
         weights = bilinear(dy, dx, scale)
         zeros = tl.zeros([BLOCK_M], tl.float32)
         sums = (zeros, zeros, zeros, zeros)
-        for step in range(0, OFFSET_DEPTH, BLOCK_C):
+        for step in range(0, PART, BLOCK_C):
             in_group = step + tl.arange(0, BLOCK_C)
-            channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < OFFSET_DEPTH
+            channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < PART
             pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, exists)
-            element = (m[:, None] * TAPS + tap) * CHANNELS + channel[None, :]
+            element = (m[:, None] * TAPS + tap) * WIDTH + (offset_group * PART + in_group)[None, :]
             stored = valid[:, None] & exists[None, :]
             if NEED_OFFSET or NEED_MASK:
                 grad = tl.load(columns_ptr + element, mask=stored, other=0).to(tl.float32)
@@ -85,7 +91,19 @@ def unroll_kernel(
                 samples = interpolate(pixels, weights)
                 tl.store(columns_ptr + element, samples.to(columns_ptr.dtype.element_ty), mask=stored)
         store_map_gradients(
-            grad_offset_ptr, grad_mask_ptr, m, valid, entry, ENTRIES, sums, dy, dx, scale, NEED_OFFSET, NEED_MASK
+            grad_offset_ptr,
+            grad_mask_ptr,
+            m,
+            valid,
+            entry,
+            ENTRIES,
+            sums,
+            dy,
+            dx,
+            scale,
+            NEED_OFFSET,
+            NEED_MASK,
+            ADD_MAPS,
         )
 
 
@@ -167,28 +185,27 @@ def order_kernel(
     tl.store(below_ptr + slot, dy * scale, mask=usable)
 
 
-@triton.jit(do_not_specialize=("H", "W", "first_image", "first_row"))
+@triton.jit(do_not_specialize=("H", "W"))
 def gather_kernel(
-    grad_columns_ptr,  # [m, K, C], for some images
+    grad_columns_ptr,  # [M, K, G, PART]
     start_ptr,  # [1 + lists], the start of each list
     row_ptr,  # [M*G*K]
     x_ptr,
     above_ptr,
     below_ptr,
-    grad_input_ptr,  # [n, H, W, C], for these images
+    grad_input_ptr,  # [N, H, W, C], at the first channel of the piece
     H,
     W,
-    first_image,
-    first_row,  # of grad_columns
     CHANNELS: tl.constexpr,
     OFFSET_DEPTH: tl.constexpr,
+    PART: tl.constexpr,  # channels of each offset group
     BLOCK_M: tl.constexpr,  # pixels of a row
     BLOCK_N: tl.constexpr,  # samples
     BLOCK_C: tl.constexpr,
 ):
     """Write the gradient of some pixels of one row, for BLOCK_C channels of one offset group."""
     OFFSET_GROUPS: tl.constexpr = CHANNELS // OFFSET_DEPTH
-    C_BLOCKS: tl.constexpr = (OFFSET_DEPTH + BLOCK_C - 1) // BLOCK_C
+    C_BLOCKS: tl.constexpr = (PART + BLOCK_C - 1) // BLOCK_C
     c_block, program = tl.program_id(0) % C_BLOCKS, tl.program_id(0) // C_BLOCKS
     offset_group, program = program % OFFSET_GROUPS, program // OFFSET_GROUPS
     blocks = (W + BLOCK_M - 1) // BLOCK_M
@@ -196,20 +213,22 @@ def gather_kernel(
     row, image = program % H, (program // H).to(tl.int64)
     pixel, end = start + tl.arange(0, BLOCK_M), min(start + BLOCK_M, W)
     in_group = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < OFFSET_DEPTH
+    channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < PART
 
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for upper in tl.static_range(2):  # the samples below this row, then those below the row above
-        line = (((first_image + image) * OFFSET_GROUPS + offset_group) * (H + 1) + row + 1 - upper) * (W + 1)
+        line = ((image * OFFSET_GROUPS + offset_group) * (H + 1) + row + 1 - upper) * (W + 1)
         low, high = tl.load(start_ptr + line + start), tl.load(start_ptr + line + end + 1)
         for block in range(low, high, BLOCK_N):
             slot = block + tl.arange(0, BLOCK_N)
             valid = slot < high
-            source = tl.load(row_ptr + slot, mask=valid, other=0).to(tl.int64) - first_row
+            source = tl.load(row_ptr + slot, mask=valid, other=0).to(tl.int64)
             x = tl.load(x_ptr + slot, mask=valid, other=-2)
             vertical = tl.load((below_ptr if upper else above_ptr) + slot, mask=valid, other=0)
             grad = tl.load(
-                grad_columns_ptr + source[:, None] * CHANNELS + channel[None, :],
+                grad_columns_ptr
+                + source[:, None] * (OFFSET_GROUPS * PART)
+                + (offset_group * PART + in_group)[None, :],
                 mask=valid[:, None] & exists[None, :],
                 other=0,
             )

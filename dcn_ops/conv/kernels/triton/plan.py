@@ -128,7 +128,7 @@ def launch(kernel: str, work: Workload, tensors: dict[str, Tensor], **numbers: A
 def _plan(kernel: str, work: Workload, numbers: tuple[tuple[str, Any], ...], autotuned: bool) -> Plan:
     """Return the launch of a kernel."""
     constants = work.constants | dict(numbers)
-    choice = _tiles(kernel, work, work.sizes["M"])
+    choice = _tiles(kernel, work, work.sizes["M"], constants.get("PART"))
     if kernel == "unroll":
         constants["TAPS_EACH"] = _taps_each(work, choice[0])
     function: Any = KERNELS[_own(kernel, work)]
@@ -143,10 +143,10 @@ def _own(kernel: str, work: Workload) -> str:
     return f"depthwise {kernel}" if work.is_depthwise and kernel in _OF_DEPTHWISE else kernel
 
 
-def _tiles(kernel: str, work: Workload, m: Any) -> list[Tile]:
-    """Return the tiles for a kernel, the default first."""
+def _tiles(kernel: str, work: Workload, m: Any, part: int | None = None) -> list[Tile]:
+    """Return the tiles for a kernel, the default first; ``part``: the channels of each offset group in a piece."""
     constants, own = work.constants, _own(kernel, work)
-    filters, channels = 1, constants["OFFSET_DEPTH"]  # largest numbers per program
+    filters, channels = 1, part or constants["OFFSET_DEPTH"]  # largest numbers per program
     if own.startswith("depthwise"):
         channels *= constants["WIDTH"]
     elif kernel in _OF_DEPTHWISE:
@@ -171,7 +171,7 @@ def _programs(kernel: str, meta: Constants) -> int:
     if kernel == "unroll":
         return channels // offset_depth * -(-taps // meta["TAPS_EACH"])
     if kernel == "gather":
-        return channels // offset_depth * -(-offset_depth // meta["BLOCK_C"])
+        return channels // offset_depth * -(-meta["PART"] // meta["BLOCK_C"])
     if "DEPTH" not in meta:
         programs = channels // offset_depth * -(-offset_depth * meta["WIDTH"] // meta["BLOCK_C"])
     else:

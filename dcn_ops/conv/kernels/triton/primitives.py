@@ -99,12 +99,20 @@ def store_map_gradients(
     scale,
     NEED_OFFSET: tl.constexpr,
     NEED_MASK: tl.constexpr,
+    ADD: tl.constexpr = False,
 ):
-    """Store the gradients of offset and mask, from those of the four bilinear weights."""
+    """Store or add the gradients of offset and mask, from those of the four bilinear weights."""
     of_y, of_x, of_mask = gradients_of(sums, dy, dx)
+    of_y, of_x = scale * of_y, scale * of_x
     if NEED_OFFSET:
         pointer = grad_offset_ptr + m * (2 * ENTRIES) + 2 * entry
-        tl.store(pointer, (scale * of_y).to(grad_offset_ptr.dtype.element_ty), mask=valid)
-        tl.store(pointer + 1, (scale * of_x).to(grad_offset_ptr.dtype.element_ty), mask=valid)
+        if ADD:
+            of_y += tl.load(pointer, mask=valid, other=0)
+            of_x += tl.load(pointer + 1, mask=valid, other=0)
+        tl.store(pointer, of_y.to(grad_offset_ptr.dtype.element_ty), mask=valid)
+        tl.store(pointer + 1, of_x.to(grad_offset_ptr.dtype.element_ty), mask=valid)
     if NEED_MASK:
-        tl.store(grad_mask_ptr + m * ENTRIES + entry, of_mask.to(grad_mask_ptr.dtype.element_ty), mask=valid)
+        pointer = grad_mask_ptr + m * ENTRIES + entry
+        if ADD:
+            of_mask += tl.load(pointer, mask=valid, other=0)
+        tl.store(pointer, of_mask.to(grad_mask_ptr.dtype.element_ty), mask=valid)
