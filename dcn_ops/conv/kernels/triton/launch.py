@@ -10,7 +10,7 @@ from torch import Tensor
 from dcn_ops.conv.kernels.triton import unrolled
 from dcn_ops.conv.kernels.triton.call import Call, Wanted, call_of, channels_last, map_gradients
 from dcn_ops.conv.kernels.triton.pieces import LEAST
-from dcn_ops.conv.kernels.triton.plan import launch
+from dcn_ops.conv.kernels.triton.plan import Workload, launch
 from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.pieces import chunk_bytes, cut
 from dcn_ops.settings import workspace_limit
@@ -67,15 +67,21 @@ def _parts(images: int, size: int, limit: int) -> list[slice]:
 
 def _fused_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
     """Write the gradients in ``wanted`` from ``grad``, [N, Ho, Wo, O]; return the weight's if needed."""
+    work = call.workload()
     if wanted.input is not None or wanted.any_map:
         filters = channels_last(call.weight)
         wide = 0 if wanted.input is None or wanted.input.dtype == torch.float32 else 4 * call.image[0].numel()
-        for images in _parts(call.image.shape[0], wide, chunk_bytes()):
-            _samples_backward(grad[images], call.of(images), filters, wanted.of(images))
-    return _weight_backward(grad, call) if need_weight else None
+        parts = _parts(call.image.shape[0], wide, chunk_bytes())
+        if len(parts) == 1:
+            _samples_backward(grad, call, work, filters, wanted)
+        else:
+            for images in parts:
+                part = call.of(images)
+                _samples_backward(grad[images], part, part.workload(), filters, wanted.of(images))
+    return _weight_backward(grad, call, work) if need_weight else None
 
 
-def _samples_backward(grad: Tensor, call: Call, filters: Tensor, wanted: Wanted) -> None:
+def _samples_backward(grad: Tensor, call: Call, work: Workload, filters: Tensor, wanted: Wanted) -> None:
     sums = None if wanted.input is None else torch.zeros_like(call.image, dtype=torch.float32)
     tensors = call.tensors() | {
         "weight_ptr": filters,
@@ -85,7 +91,7 @@ def _samples_backward(grad: Tensor, call: Call, filters: Tensor, wanted: Wanted)
     }
     launch(
         "samples",
-        call.workload(),
+        work,
         tensors,
         NEED_INPUT=sums is not None,
         NEED_OFFSET=wanted.offset is not None,
@@ -95,8 +101,8 @@ def _samples_backward(grad: Tensor, call: Call, filters: Tensor, wanted: Wanted)
         wanted.input.copy_(sums)
 
 
-def _weight_backward(grad: Tensor, call: Call) -> Tensor:
-    work, weight = call.workload(), call.weight
+def _weight_backward(grad: Tensor, call: Call, work: Workload) -> Tensor:
+    weight = call.weight
     filters, depth = weight.shape[:2]
     shape = (*call.conv.kernel_size, filters) if work.is_depthwise else (filters, *call.conv.kernel_size, depth)
     # Kernels are compiled for a number of parts, so it may not depend on the image. Beside the parts is their sum.
