@@ -9,13 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcn_ops.conv.kernels.triton.gathered import SAMPLE_BYTES, gather_columns, gather_depthwise, sample_lists
 from dcn_ops.conv.kernels.triton.plan import Workload, launch, workload_of
 from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling.geometry import Conv
 from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.settings import workspace_limit
 
-_COLUMNS = 2**24  # from this many elements on, the backward in half precision writes columns
+# From this many elements of columns on, half precision gathers the gradient of the input. Measured for dense
+# convolutions, which write the columns; guessed for depthwise ones, which don't.
+_COLUMNS = 2**24
 
 
 class Call(NamedTuple):
@@ -82,10 +85,11 @@ def forward(problem: Problem) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
+def backward(grad: Tensor, problem: Problem, needs: list[bool], in_order: bool = False) -> Gradients:
     """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out.
 
-    The order of additions in the gradient of the input changes from run to run; the others are always the same.
+    The order of additions in the gradient of the input changes from run to run, unless ``in_order``, for which
+    ``repeats`` must be true; the others are always the same.
     """
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     call, weight = _call(problem), problem.weight
@@ -94,11 +98,30 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         _empty_map(call.offset) if need_offset else None,
         _empty_map(call.mask) if call.mask is not None and need_mask else None,
     )
-    way = _columns_backward if _goes_by_columns(call) else _fused_backward
-    grad_weight = way(_channels_last(grad), call, wanted, need_weight)
+    by_columns = _gathers(call, in_order) and not call.workload().is_depthwise
+    way = _columns_backward if by_columns else _fused_backward
+    grad_weight = way(_channels_last(grad), call, wanted, need_weight, in_order)
     grad_input, grad_offset, grad_mask = (None if t is None else t.permute(0, 3, 1, 2) for t in wanted)
     grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(weight.dtype) if need_bias else None
     return grad_input, grad_offset, grad_weight, grad_bias, grad_mask
+
+
+def repeats(problem: Problem) -> bool:
+    """Tell whether the gradient of the input can be added up in the same order in every run."""
+    return _gathers(_call(problem), in_order=True)
+
+
+def _gathers(call: Call, in_order: bool) -> bool:
+    """Tell whether the gradient of the input is gathered: more launches, which pays for large problems."""
+    offset, weight = call.offset, call.weight
+    depthwise = call.workload().is_depthwise
+    # Samples are counted in 32 bits.
+    if not (depthwise or call.conv.groups == 1) or (is_known(offset.numel()) and offset.numel() >= 2**32):
+        return False
+    if in_order or (weight.dtype == torch.float32 and not depthwise):
+        return True
+    size = offset.shape[0] * offset.shape[2] * offset.shape[3] * call.conv.taps * call.image.shape[3]
+    return weight.dtype != torch.float32 and is_known(size) and size >= _COLUMNS
 
 
 def _call(problem: Problem) -> Call:
@@ -125,17 +148,31 @@ def _parts(images: int, size: int, limit: int) -> list[slice]:
     return [slice(first, end) for first, end in cut(images, size, limit)]
 
 
-# Fused kernels sample where they contract. They add up the gradient of the input atomically.
+# Fused kernels sample where they contract. They add up the gradient of the input atomically, unless it is gathered.
 
 
-def _fused_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
+def _fused_backward(
+    grad: Tensor, call: Call, wanted: Wanted, need_weight: bool, in_order: bool = False
+) -> Tensor | None:
     """Write the gradients in ``wanted`` from ``grad``, [N, Ho, Wo, O]; return the weight's if needed."""
+    if wanted.input is not None and _gathers(call, in_order):
+        _gathered_backward(grad, call, wanted.input, in_order)
+        wanted = wanted._replace(input=None)
     if wanted.input is not None or wanted.any_map:
         filters = _channels_last(call.weight)
         wide = 0 if wanted.input is None or wanted.input.dtype == torch.float32 else 4 * call.image[0].numel()
         for images in _parts(call.image.shape[0], wide, chunk_bytes()):
             _samples_backward(grad[images], call.of(images), filters, wanted.of(images))
     return _weight_backward(grad, call) if need_weight else None
+
+
+def _gathered_backward(grad: Tensor, call: Call, grad_input: Tensor, in_order: bool) -> None:
+    """Write the gradient of the input of a depthwise convolution."""
+    filters = call.weight.flatten(1).t().contiguous()
+    samples = call.offset[0].numel() // 2
+    for images in _parts(call.image.shape[0], SAMPLE_BYTES * samples, chunk_bytes()):
+        part = call.of(images)
+        gather_depthwise(part.workload(), part.maps(), grad[images], filters, grad_input[images], in_order)
 
 
 def _samples_backward(grad: Tensor, call: Call, filters: Tensor, wanted: Wanted) -> None:
@@ -171,16 +208,6 @@ def _weight_backward(grad: Tensor, call: Call) -> Tensor:
 # Dense convolutions with columns: these go through memory once for many filters, to a library's products.
 
 
-def _goes_by_columns(call: Call) -> bool:
-    """Tell whether the backward writes columns: this takes many launches, which pays for large problems."""
-    offset, weight = call.offset, call.weight
-    # Samples are counted in 32 bits.
-    if call.conv.groups > 1 or (is_known(offset.numel()) and offset.numel() >= 2**32):
-        return False
-    size = offset.shape[0] * offset.shape[2] * offset.shape[3] * weight[0].numel()
-    return weight.dtype == torch.float32 or (is_known(size) and size >= _COLUMNS)
-
-
 def _column_parts(call: Call) -> list[slice]:
     offset, weight = call.offset, call.weight
     size = offset.shape[2] * offset.shape[3] * weight[0].numel() * weight.dtype.itemsize
@@ -200,11 +227,13 @@ def _with_bias(columns: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     return columns @ filters if bias is None else torch.addmm(bias, columns, filters)
 
 
-def _columns_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
+def _columns_backward(
+    grad: Tensor, call: Call, wanted: Wanted, need_weight: bool, in_order: bool = False
+) -> Tensor | None:
     """Do the same as ``_fused_backward``."""
     weight, grad_weight = call.weight, None
     filters = _channels_last(weight).flatten(1)
-    lists = {} if wanted.input is None else _sample_lists(call)
+    lists = {} if wanted.input is None else sample_lists(call.workload(), call.maps(), in_order)
     for images in _column_parts(call):
         product = _columns_part(grad[images].flatten(0, 2), call, wanted, images, filters, lists, need_weight)
         grad_weight = product if grad_weight is None or product is None else grad_weight.add_(product)
@@ -227,9 +256,8 @@ def _columns_part(
     part, of_part, offset = call.of(images), wanted.of(images), call.offset
     grad_columns = grad_out @ filters if wanted.any_map or wanted.input is not None else None
     if of_part.input is not None and grad_columns is not None:
-        tensors = lists | {"grad_columns_ptr": grad_columns, "grad_input_ptr": of_part.input}
         first_row = images.start * offset.shape[2] * offset.shape[3] * call.conv.taps
-        launch("gather", part.workload(), tensors, first_image=images.start, first_row=first_row)
+        gather_columns(part.workload(), lists, grad_columns, of_part.input, images.start, first_row)
     if not (wanted.any_map or need_weight):
         return None
     columns = _unroll(part, need_weight, grad_columns, of_part)
@@ -267,19 +295,3 @@ def _unroll(
         NEED_MASK=wanted.mask is not None,
     )
     return columns
-
-
-def _sample_lists(call: Call) -> dict[str, Tensor]:
-    """Return the samples ordered by their upper left neighbour, for ``gather_kernel``."""
-    work, offset = call.workload(), call.offset
-    sizes, constants = work.sizes, work.constants
-    lists = sizes["N"] * constants["OFFSET_GROUPS"] * (sizes["H"] + 1) * (sizes["W"] + 1)
-    count = torch.zeros(lists + 1, dtype=torch.int32, device=offset.device)
-    launch("count", work, {"offset_ptr": offset, "count_ptr": count})
-    start = count.cumsum(0, dtype=torch.int32)
-    samples = sizes["M"] * constants["OFFSET_GROUPS"] * constants["TAPS"]
-    row = count.new_empty(samples)
-    x, above, below = torch.empty((3, samples), dtype=torch.float32, device=offset.device)
-    written = {"row_ptr": row, "x_ptr": x, "above_ptr": above, "below_ptr": below}
-    launch("order", work, call.maps() | written | {"next_ptr": start.clone()})
-    return written | {"start_ptr": start}
