@@ -22,8 +22,12 @@ _AMPERE: Table = {
     "weight ieee": (Tile(16, 64, 32, 8, 2),),
     "unroll": (Tile(16, 1, 64, 4, 1),),
     "count": (Tile(256, 1, 1, 4, 1),),
+    "key": (Tile(256, 1, 1, 4, 1),),
     "order": (Tile(256, 1, 1, 4, 1),),
-    "gather": (Tile(16, 32, 128, 4, 3),),
+    "gather half": (Tile(16, 32, 128, 4, 3),),
+    "gather ieee": (Tile(16, 32, 128, 4, 3),),
+    "depthwise gather half": (Tile(16, 32, 128, 4, 3),),
+    "depthwise gather ieee": (Tile(16, 32, 128, 4, 2),),
     "depthwise forward": (Tile(32, 1, 32, 4, 2),),
     "depthwise samples": (Tile(32, 1, 32, 4, 2),),
     "depthwise weight": (Tile(64, 1, 32, 4, 1),),
@@ -43,10 +47,12 @@ _BLACKWELL: Table = _HOPPER | {
     "forward half": (Tile(128, 256, 32, 8, 3), Tile(64, 128, 32, 4, 3), Tile(64, 64, 64, 4, 3)),
     "forward ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
     "samples half": (Tile(64, 64, 64, 8, 3),),
+    "gather ieee": (Tile(16, 32, 128, 4, 2),),
 }  # with Hopper's tiles, registers spill, and 16 warps leave Blackwell's tensor cores unused
 _CDNA: Table = {
     name: tuple(tile._replace(stages=2) for tile in tiles) for name, tiles in _AMPERE.items()
 }  # its 64 KiB of shared memory are too small for a third stage
+ANY = 2**30  # filters, where a tile's second side is none of theirs
 TABLES = {"sm_80": _AMPERE, "sm_89": _ADA, "sm_90": _HOPPER, "sm_100": _BLACKWELL, "gfx942": _CDNA}
 
 
