@@ -104,7 +104,9 @@ def gather_kernel(
     pixel_y, pixel_x = row.to(tl.float32), column.to(tl.float32)
     in_group = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
     channel, exists = offset_group * OFFSET_DEPTH + in_group, in_group < PART
-    stored_channel = offset_group * PART + in_group  # of the columns
+    stored_channel = channel  # of the columns
+    if PART < OFFSET_DEPTH:
+        stored_channel = offset_group * PART + in_group
     # The lists of a row of samples lie side by side. The first row is above the image.
     lists = start_ptr + (image * OFFSET_GROUPS + offset_group) * (H + 1) * (W + 1)
 
