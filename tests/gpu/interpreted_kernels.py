@@ -369,6 +369,37 @@ def test_addresses_beyond_32_bits() -> None:
     assert set(entry.tolist()) == {4 * 2**13 * 2**20}
 
 
+FORMS = [(True, False), (False, True), (True, True)]  # flat, near
+
+
+@pytest.mark.parametrize(("flat", "near"), FORMS)
+@pytest.mark.parametrize("channels", [40, 36])
+def test_forms_of_the_forward(channels: int, flat: bool, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Strips of 8 rows and of 3; two groups that fill no tile, three offset groups that cross them.
+    case = Case(batch=2, channels=channels, filters=36, kernel=(1, 2), padding=(0, 1), size=(11, 5))
+    if channels == 36:
+        case = replace(case, groups=2, offset_groups=3)
+    tile = configs.Tile(32, 16, 16, 4, 1, flat, near)
+    monkeypatch.setattr(configs, "tiles", lambda *args: [tile])
+    inputs = make_inputs(case)
+    out = op(*inputs, **case.integers)
+    exact = reference.forward(*(t.double() for t in inputs), conv=case.conv)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5 * exact.abs().max().item())
+
+
+def test_autotuning_tries_the_candidates_after_the_table(tuned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = TILES["forward half"][0]
+    candidates = tile._replace(flat=True), tile._replace(flat=True, near=True)
+    monkeypatch.setitem(configs.CANDIDATES, "sm_90", {"forward half": candidates})
+    tried = configs.tiles("forward half", tiles.Device("sm_90", 8), 16, 16, 100)
+    assert tried == [tile, *candidates]
+    inputs = make_inputs(CASES["plain"], torch.bfloat16)
+    expected = op(*inputs, **CASES["plain"].integers)
+    with dcn_ops.settings(autotune=True):
+        assert torch.equal(op(*inputs, **CASES["plain"].integers), expected)
+    assert tuned == ["forward_kernel"] * 3
+
+
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(batch=3, channels=40, filters=36, kernel=(1, 2), offset_groups=2)
     monkeypatch.setattr(configs, "tiles", lambda *args: [configs.Tile(32, 16, 16, 4, 1)])
