@@ -15,7 +15,7 @@ class Tile(NamedTuple):
     c: int
     warps: int
     stages: int
-    flat: bool = False  # see the dense forward, which alone has forms
+    flat: bool = False  # see the dense forward; near: also the depthwise gather
     near: bool = False
 
 

@@ -26,7 +26,7 @@ _AMPERE: Table = {
     "order": (Tile(256, 1, 1, 4, 1),),
     "gather half": (Tile(16, 32, 128, 4, 3),),
     "gather ieee": (Tile(16, 32, 128, 4, 3),),
-    "depthwise gather half": (Tile(16, 32, 128, 4, 3),),
+    "depthwise gather half": (Tile(16, 32, 128, 4, 3, near=True),),
     "depthwise gather ieee": (Tile(16, 32, 128, 4, 2),),
     "depthwise forward": (Tile(32, 1, 32, 4, 2),),
     "depthwise samples": (Tile(32, 1, 32, 4, 2),),
@@ -42,7 +42,8 @@ _HOPPER: Table = _AMPERE | {
 }
 _ADA: Table = _AMPERE | {
     "weight half": (Tile(32, 128, 64, 8, 2), Tile(32, 64, 32, 4, 2)),
-}  # with Ampere's third stage, registers spill
+    "depthwise gather half": (Tile(16, 32, 64, 4, 3, near=True),),
+}  # with Ampere's stages or channels, registers spill
 _BLACKWELL: Table = _HOPPER | {
     "forward half": (Tile(128, 256, 32, 8, 3), Tile(64, 128, 32, 4, 3), Tile(64, 64, 64, 4, 3)),
     "forward ieee": (Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
@@ -56,7 +57,13 @@ _CDNA: Table = {
 # read a sample 1.25 times with 64 pixels (4 rows), not twice.
 _GATHERS: Table = {
     "gather half": (Tile(32, 32, 128, 4, 3), Tile(64, 32, 128, 8, 3), Tile(64, 32, 128, 4, 3)),
-    "depthwise gather half": (Tile(16, 32, 32, 4, 3), Tile(64, 32, 64, 4, 3), Tile(64, 32, 128, 8, 3)),
+    "depthwise gather half": (
+        Tile(16, 32, 128, 4, 3),
+        Tile(16, 32, 128, 4, 1),  # no asynchronous copies
+        Tile(16, 32, 32, 4, 3, near=True),
+        Tile(64, 32, 64, 4, 3, near=True),
+        Tile(64, 32, 128, 8, 3, near=True),
+    ),
 }
 
 
