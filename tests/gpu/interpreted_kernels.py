@@ -236,7 +236,7 @@ def test_depthwise_gradients_of_several_tiles_are_gathered(
     launched: list[Launch],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(TILES, "depthwise gather half", (configs.Tile(pixels, 16, 16, 4, 1),))
+    monkeypatch.setitem(TILES, "depthwise gather half", (configs.Tile(pixels, 16, 16, 4, 1, near=pixels == 16),))
     case = Case(batch=1, channels=18, filters=18, groups=18, offset_groups=offset_groups, size=(6, 19))
     case = replace(case, kernel=(3, 2), padding=(2, 1), dilation=(2, 1), stride=(1, 2))
     check(case, make_inputs(case, dtype), dtype)
@@ -335,6 +335,37 @@ def test_addresses_beyond_32_bits() -> None:
     assert m.tolist() == list(range(2**31, 2**31 + 16))
     assert set(first.tolist()) == {((2**13 * 1024 + 3) * 1024 + 5) * 256}
     assert set(entry.tolist()) == {4 * 2**13 * 2**20}
+
+
+FORMS = [(True, False), (False, True), (True, True)]  # flat, near
+
+
+@pytest.mark.parametrize(("flat", "near"), FORMS)
+@pytest.mark.parametrize("channels", [40, 36])
+def test_forms_of_the_forward(channels: int, flat: bool, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Strips of 8 rows and of 3; two groups that fill no tile, three offset groups that cross them.
+    case = Case(batch=2, channels=channels, filters=36, kernel=(1, 2), padding=(0, 1), size=(11, 5))
+    if channels == 36:
+        case = replace(case, groups=2, offset_groups=3)
+    tile = configs.Tile(32, 16, 16, 4, 1, flat, near)
+    monkeypatch.setattr(configs, "tiles", lambda *args: [tile])
+    inputs = make_inputs(case)
+    out = op(*inputs, **case.integers)
+    exact = reference.forward(*(t.double() for t in inputs), conv=case.conv)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5 * exact.abs().max().item())
+
+
+def test_autotuning_tries_the_candidates_after_the_table(tuned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = TILES["forward half"][0]
+    candidates = tile._replace(flat=True), tile._replace(flat=True, near=True)
+    monkeypatch.setitem(configs.CANDIDATES, "sm_90", {"forward half": candidates})
+    tried = configs.tiles("forward half", tiles.Device("sm_90", 8), 16, 16, 100)
+    assert tried == [tile, *candidates]
+    inputs = make_inputs(CASES["plain"], torch.bfloat16)
+    expected = op(*inputs, **CASES["plain"].integers)
+    with dcn_ops.settings(autotune=True):
+        assert torch.equal(op(*inputs, **CASES["plain"].integers), expected)
+    assert tuned == ["forward_kernel"] * 3
 
 
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

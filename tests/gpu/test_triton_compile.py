@@ -88,7 +88,13 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
     return {key: int(re.search(rf"{key}:(\d+)", done.stdout)[1]) for key in ("REG", "STACK", "LOCAL")}
 
 
-SHIPPED = [(a, name, tile) for a in TARGETS for name, tiles in configs.TABLES[a].items() for tile in tiles]
+SHIPPED = [
+    (a, name, tile)
+    for a in TARGETS
+    for table in (configs.TABLES[a], configs.CANDIDATES[a])
+    for name, tiles in table.items()
+    for tile in tiles
+]
 
 
 @pytest.mark.parametrize(("architecture", "name", "tile"), SHIPPED, ids=lambda v: str(v).replace("Tile", ""))
@@ -105,6 +111,18 @@ def test_a_shipped_tile_compiles_well(
         )  # 16 pixels, where theirs want 64
         assert (TENSOR_CORES["sm_80"] if small else TENSOR_CORES[architecture]) in text
     assert_nothing_spilled(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_neighbours_go_through_the_nearest_cache_if_asked(
+    near: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of asynchronous copies, those of 16 bytes are "cg", which passes the nearest cache by.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tile = Tile(128, 256, 32, 16, 3, flat=True, near=near)
+    text = compiled("sm_90", "forward half", tile).asm["ptx"]
+    assert "cp.async.cg" in text  # the weights
+    assert ("cp.async.ca" in text) == near
 
 
 def assert_nothing_spilled(kernel: Any, folder: Path) -> None:

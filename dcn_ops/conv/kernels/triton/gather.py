@@ -27,6 +27,7 @@ def _samples(
     WIDTH: tl.constexpr,
     TAPS: tl.constexpr,
     DEPTHWISE: tl.constexpr,
+    NEAR: tl.constexpr,
 ):
     """Return the gradient of samples, m * K + tap, where they exist: of the columns, or in float32 if depthwise."""
     if DEPTHWISE:
@@ -34,8 +35,12 @@ def _samples(
         samples = tl.zeros(exists.shape, tl.float32)
         for i in tl.static_range(WIDTH):
             filter = channel * WIDTH + i
-            grad = tl.load(grad_ptr + m * (CHANNELS * WIDTH) + filter, mask=exists, other=0)
-            weight = tl.load(weight_ptr + tap * (CHANNELS * WIDTH) + filter, mask=exists, other=0)
+            of_grad, of_weight = m * (CHANNELS * WIDTH) + filter, tap * (CHANNELS * WIDTH) + filter
+            if NEAR and WIDTH == 1:
+                # Copies of 8 bytes: those of 16 pass the nearest cache by, where taps share gradients and filters.
+                of_grad, of_weight = tl.max_contiguous(of_grad, [1, 4]), tl.max_contiguous(of_weight, [1, 4])
+            grad = tl.load(grad_ptr + of_grad, mask=exists, other=0)
+            weight = tl.load(weight_ptr + of_weight, mask=exists, other=0)
             samples += grad.to(tl.float32) * weight.to(tl.float32)
     else:
         samples = tl.load(grad_ptr + source.to(tl.int64) * CHANNELS + channel, mask=exists, other=0)
@@ -85,6 +90,7 @@ def gather_kernel(
     DEPTHWISE: tl.constexpr,
     HALF: tl.constexpr,
     LENGTH: tl.constexpr,  # pixels of a row
+    NEAR: tl.constexpr,  # gradients and filters are read through the nearest cache, if DEPTHWISE
     BLOCK_M: tl.constexpr,  # pixels
     BLOCK_N: tl.constexpr,  # samples
     BLOCK_C: tl.constexpr,
@@ -133,6 +139,7 @@ def gather_kernel(
                 WIDTH,
                 TAPS,
                 DEPTHWISE,
+                NEAR,
             )
             shares = _shares(y[None, :], x[None, :], scale[None, :], pixel_y[:, None], pixel_x[:, None])
             total = _add_products(total, shares, samples, DEPTHWISE, HALF)
@@ -148,7 +155,7 @@ def gather_kernel(
                 if HAS_MASK:
                     scale = tl.load(scale_ptr + slot)
                 samples = _samples(
-                    grad_ptr, weight_ptr, source, stored_channel, exists, COLUMNS, WIDTH, TAPS, DEPTHWISE
+                    grad_ptr, weight_ptr, source, stored_channel, exists, COLUMNS, WIDTH, TAPS, DEPTHWISE, False
                 ).to(tl.float32)
                 touches = (tl.abs(y - pixel_y) < 1) & (tl.abs(x - pixel_x) < 1)
                 shares = _shares(y, x, scale, pixel_y, pixel_x)
