@@ -3,7 +3,8 @@
 Runs the tests that need a GPU, and only if they pass the cases and networks, each beside its peers; the numbers and
 the bounds, met or missed, go to benchmarks/results/cuda-*.json. Kernels are compiled before, on all cores.
 
-``--only PART`` measures one part: candidates of the forward or the backward, the aggregation or the convolution.
+``--only PART`` measures one part: candidates of the forward or the backward, the aggregation, single images in CUDA
+graphs, what calls cost the CPU, or the convolution.
 ``--dry-run`` prints the commands, and runs on a CPU what can run there.
 """
 
@@ -27,6 +28,8 @@ SCRIPTS = {
     "forward": [str(FOLDER / "candidates_gpu.py"), "forward"],
     "backward": [str(FOLDER / "candidates_gpu.py"), "backward"],
     "aggregation": [str(FOLDER / "aggregate_gpu.py")],
+    "graphs": [str(FOLDER / "graphs_gpu.py")],
+    "overhead": [str(FOLDER / "gpu_overhead.py")],
 }
 PARTS = (*SCRIPTS, "convolution")
 CONVOLUTION = [
