@@ -3,7 +3,9 @@
 Runs the tests that need a GPU, and only if they pass the cases and networks, each beside its peers; the numbers and
 the bounds, met or missed, go to benchmarks/results/cuda-*.json. Kernels are compiled before, on all cores.
 
-``--only aggregation`` measures one part. ``--dry-run`` prints the commands, and runs on a CPU what can run there.
+``--only PART`` measures one part: candidates of the forward or the backward, the aggregation, single images in CUDA
+graphs, what calls cost the CPU, or the convolution.
+``--dry-run`` prints the commands, and runs on a CPU what can run there.
 """
 
 import argparse
@@ -20,7 +22,16 @@ from zoo.scripts.benchmark.cases import SUITES, Case
 PROCESSES = min(14, os.cpu_count() or 1)
 TESTS = ["tests/gpu/test_cuda.py", "tests/gpu/test_cuda_aggregate.py"]
 BENCH = ["-m", "zoo.scripts.bench", "device=cuda"]
-AGGREGATION = [str(Path(__file__).parent / "aggregate_gpu.py")]
+FOLDER = Path(__file__).parent
+# What was never measured comes first.
+SCRIPTS = {
+    "forward": [str(FOLDER / "candidates_gpu.py"), "forward"],
+    "backward": [str(FOLDER / "candidates_gpu.py"), "backward"],
+    "aggregation": [str(FOLDER / "aggregate_gpu.py")],
+    "graphs": [str(FOLDER / "graphs_gpu.py")],
+    "overhead": [str(FOLDER / "gpu_overhead.py")],
+}
+PARTS = (*SCRIPTS, "convolution")
 CONVOLUTION = [
     [*BENCH, "suite=gpu", "rounds=4", "providers=[conv2d,eager,torchvision,deformops]"],
     [
@@ -54,7 +65,7 @@ def _run(command: list[str], dry: bool = False) -> None:
 def main() -> None:
     """Run the commands in order; stop at the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("aggregation", "convolution"), help="measure only this")
+    parser.add_argument("--only", choices=PARTS, help="measure only this")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the commands; run on a CPU what can run there"
     )
@@ -62,9 +73,11 @@ def main() -> None:
     if not args.dry_run and not torch.cuda.is_available():
         sys.exit("error: torch.cuda finds no GPU; on the CPU: dcn-bench suite=op, or --dry-run")
     _run(["-m", "pytest", *TESTS, "-q", "-n", str(PROCESSES)], args.dry_run)
-    if args.only != "convolution":  # first, because it was never measured
-        _run([*AGGREGATION, "--dry-run"] if args.dry_run else AGGREGATION)
-    if args.only != "aggregation":
+    parts = [args.only] if args.only else PARTS
+    for part in parts:
+        if part in SCRIPTS:
+            _run([*SCRIPTS[part], "--dry-run"] if args.dry_run else SCRIPTS[part])
+    if "convolution" in parts:
         if not args.dry_run:
             compile_kernels()
         for command in CONVOLUTION:

@@ -81,19 +81,19 @@ def step_of(call: Call, leaves: list[Tensor], backward: bool) -> Callable[[], ob
     return lambda: torch.autograd.grad(call(), leaves, grad)
 
 
-def microseconds(step: Callable[[], object]) -> float:
+def microseconds(step: Callable[[], object], count: int) -> float:
     """Return the fastest round's time of a call: what else runs on the machine only adds."""
-    for _ in range(CALLS):
+    for _ in range(count):
         step()
     times = []
     for _ in range(ROUNDS):
         start = time.process_time()
-        for _ in range(CALLS):
+        for _ in range(count):
             step()
         times.append(time.process_time() - start)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    return 1e6 * min(times) / CALLS
+    return 1e6 * min(times) / count
 
 
 def main() -> None:
@@ -101,8 +101,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=("forward", "backward"), help="where the time goes")
     parser.add_argument("--only", default="", help="only calls whose name contains this")
+    parser.add_argument("--dry-run", action="store_true", help="a few calls")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    count = 2 if args.dry_run else CALLS
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         from without_gpu import driver_of_an_h100
@@ -120,7 +122,9 @@ def main() -> None:
         if args.profile:
             profile(steps, args.profile == "backward")
             return
-        lines = [[name, *(f"{microseconds(step):.0f}" for step in of_call)] for name, of_call in steps.items()]
+        lines = [
+            [name, *(f"{microseconds(step, count):.0f}" for step in of_call)] for name, of_call in steps.items()
+        ]
     print(table(["µs on the CPU", "forward", "forward and backward"], lines))
 
 

@@ -45,6 +45,8 @@ class Registry(Generic[_Problem, _Gradients]):
     Args:
         eager: The implementations of eager calls.
         traced: The implementations that a compiler traces.
+        repeating: Implementations that are asked only, and first, for a gradient of the input that must have the
+            same bits in every run.
         missing: The error message if ``set_implementation`` asks for one that doesn't exist; ``{}`` is its name.
     """
 
@@ -53,8 +55,9 @@ class Registry(Generic[_Problem, _Gradients]):
         eager: tuple[Kernel[_Problem, _Gradients], ...],
         traced: tuple[Kernel[_Problem, _Gradients], ...],
         missing: str,
+        repeating: tuple[Kernel[_Problem, _Gradients], ...] = (),
     ) -> None:
-        self._eager, self._traced, self._missing = eager, traced, missing
+        self._eager, self._traced, self._missing, self._repeating = eager, traced, missing, repeating
         self.allowed = cache(self._allowed)
 
     def choose(
@@ -121,7 +124,7 @@ class Registry(Generic[_Problem, _Gradients]):
         """Return the implementations to ask, in order; deterministic ones may have any name."""
         kernels = self.in_order(traced)
         if deterministic:
-            return tuple(kernel for kernel in kernels if kernel.DETERMINISTIC)
+            return (*self._repeating, *(kernel for kernel in kernels if kernel.DETERMINISTIC))
         return tuple(kernel for kernel in kernels if implementation in ("auto", kernel.IMPLEMENTATION))
 
     def in_order(self, traced: bool) -> tuple[Kernel[_Problem, _Gradients], ...]:

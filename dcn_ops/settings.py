@@ -109,8 +109,8 @@ def set_implementation(name: str, *, autotune: bool = False) -> None:
         name: ``"auto"``: for float32, float16 and bfloat16, Triton kernels on GPUs and a native kernel on CPUs,
             which a C++ compiler of the machine builds once; else a composition of ATen kernels. ``"composition"``:
             only the composition. ``"triton"`` or ``"native"``: only these kernels, and ValueError if they can't
-            run. Under ``torch.use_deterministic_algorithms(True)`` the gradient of the input on GPUs always comes
-            from the composition, because the kernels add it up in an order that changes.
+            run. Under ``torch.use_deterministic_algorithms(True)`` the gradient of the input of grouped
+            convolutions on GPUs comes from the composition, because the kernels add it up in an order that changes.
         autotune: Time several tiles of the Triton kernels, on the first call with new numbers of channels, filters
             and taps, instead of using those of a table. This takes seconds each time. Triton's disk cache keeps the
             results.

@@ -92,8 +92,8 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def sides_of(function: Any, tile: Tile) -> dict[str, int]:
-    """Return the sides of a tile, by the names of the kernel's constants."""
-    sides = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_C": tile.c}
+    """Return the sides and the form of a tile, by the names of the kernel's constants."""
+    sides = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_C": tile.c, "FLAT": tile.flat, "NEAR": tile.near}
     return {name: value for name, value in sides.items() if name in function.arg_names}
 
 

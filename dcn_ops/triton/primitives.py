@@ -21,6 +21,17 @@ def positions(block, BLOCK_M: tl.constexpr, M, Ho, Wo):
 
 
 @triton.jit
+def positions_in_strips(block, BLOCK_M: tl.constexpr, M, Ho, Wo):
+    """Return what ``positions`` does, in another order: strips of 8 rows, column by column."""
+    index = tl.cast(block, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image, inside = index // (Ho * Wo), (index % (Ho * Wo)).to(tl.int32)
+    strip, inside = inside // (8 * Wo), inside % (8 * Wo)
+    height = tl.minimum(Ho - 8 * strip, 8)
+    row, column = 8 * strip + inside % height, inside // height
+    return (image * Ho + row) * Wo + column, index < M, (image, row, column)
+
+
+@triton.jit
 def around(y, x, valid, size):
     """Return what lies around samples at rows ``y`` and columns ``x``, float32, of images of ``size`` (H, W).
 
@@ -50,9 +61,23 @@ def bilinear(dy, dx, scale):
 
 
 @triton.jit
-def load_neighbours(image_ptr, first, row_stride, CHANNELS: tl.constexpr, exist, channel, channel_exists):
-    """Return the four neighbours in float32, [BLOCK_M, BLOCK_C]; ``first`` is the index of the upper left pixel."""
+def load_neighbours(
+    image_ptr,
+    first,
+    row_stride,
+    CHANNELS: tl.constexpr,
+    exist,
+    channel,
+    channel_exists,
+    VECTOR: tl.constexpr = 0,
+):
+    """Return the four neighbours in float32, [BLOCK_M, BLOCK_C]; ``first`` is the index of the upper left pixel.
+
+    If VECTOR is not 0, a load reads at most so many channels.
+    """
     pointer = image_ptr + first[:, None] + channel[None, :]
+    if VECTOR:
+        pointer = tl.max_contiguous(pointer, [1, VECTOR])
     top_left = tl.load(pointer, mask=exist[0][:, None] & channel_exists[None, :], other=0)
     top_right = tl.load(pointer + CHANNELS, mask=exist[1][:, None] & channel_exists[None, :], other=0)
     pointer += row_stride

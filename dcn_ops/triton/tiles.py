@@ -8,13 +8,15 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Output positions, filters and channels of a program's tile; warps and stages of its pipeline."""
+    """Output positions, filters and channels of a program's tile; warps and stages of its pipeline; its form."""
 
     m: int
     n: int
     c: int
     warps: int
     stages: int
+    flat: bool = False  # see the dense forward; near: also the depthwise gather
+    near: bool = False
 
 
 class Device(NamedTuple):

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,28 @@ def test_a_dry_run_measures_the_aggregation_and_its_peers(tmp_path: Path) -> Non
         assert sum(f" {provider}  " in line for line in done.stdout.splitlines()) == 8, done.stdout
     assert done.stdout.count("\n+ python -m zoo.scripts.bench") == 3
     assert sorted((BENCHMARKS / "results").iterdir()) == results
+
+
+def test_a_dry_run_names_the_candidates_and_counts_their_bytes() -> None:
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--only", "forward", "--dry-run"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert not any("aggregate_gpu" in line or "zoo.scripts.bench" in line for line in lines)
+    counted = {line[:68].strip(): float(line.split()[-4]) for line in lines if line.endswith("GB through L2")}
+    today, near = (
+        f"32x256x56x56-bfloat16      128x256x32 16 warps 3 stages{end}" for end in (", today", " flat near")
+    )
+    neighbours, weights = 4 * 32 * 56**2 * 9 * 256 * 2, 32 * 56**2 // 128 * 9 * 256**2 * 2
+    assert counted[today] == pytest.approx((neighbours + weights) / 1e9, abs=5e-3)
+    assert weights / 1e9 < counted[near] < (weights + neighbours / 4) / 1e9
+
+
+def test_the_pixels_of_a_tile_are_counted_once() -> None:
+    candidates = runpy.run_path(str(BENCHMARKS / "candidates_gpu.py"))
+    case = replace(candidates["case_named"]("32x256x56x56-bfloat16"), height=9, width=7)
+    assert candidates["_pixels"](case, 63, strips=True) == 63
+    one, eight = (candidates["_pixels"](case, tile, strips=False) for tile in (1, 8))
+    assert 63 * 9 < one <= 63 * 36
+    assert eight < one / 2
 
 
 def test_the_floor_counts_the_tensors(script: Script) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from triton.runtime import interpreter
 from tuning import assert_tuning_changes_nothing
 
 import dcn_ops
-from dcn_ops.conv.kernels.triton import configs, launch, plan, primitives, unrolled
+from dcn_ops.conv import reference
+from dcn_ops.conv.kernels.triton import configs, gathered, launch, plan, primitives, unrolled
 from dcn_ops.sampling import pieces
 from dcn_ops.testing import CASES, Case, Inputs, Results, assert_within_budget, make_inputs, oracle, run
 from dcn_ops.triton import tiles
@@ -62,7 +63,7 @@ def test_output_and_gradients_are_the_references(name: str) -> None:
 def test_half_precision_accumulates_in_float32(
     name: str, dtype: torch.dtype, by_columns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unrolled, "_COLUMNS", 1 if by_columns else 2**62)
+    monkeypatch.setattr(launch, "_COLUMNS", 1 if by_columns else 2**62)
     actual = check(CASES[name], make_inputs(CASES[name], dtype), dtype)
     assert actual["output"].dtype == dtype
     assert actual["output"].is_contiguous(memory_format=torch.channels_last)
@@ -130,23 +131,30 @@ def test_the_needed_gradients_alone(name: str) -> None:
             assert torch.equal(part, whole) if needed else part is None
 
 
+Launch = tuple[str, dict[str, Tensor], dict[str, object]]
+
+
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that are launched from now on."""
-    names = []
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """The kernels that are launched from now on, with their tensors and numbers."""
+    launches = []
 
-    def record(kernel: str, *args: object, **numbers: object) -> None:
-        names.append(kernel)
-        plan.launch(kernel, *args, **numbers)
+    def record(kernel: str, work: plan.Workload, tensors: dict[str, Tensor], **numbers: object) -> None:
+        launches.append((kernel, tensors, numbers))
+        plan.launch(kernel, work, tensors, **numbers)
 
-    for module in (launch, unrolled):
+    for module in (launch, gathered, unrolled):
         monkeypatch.setattr(module, "launch", record)
-    return names
+    return launches
+
+
+def names_of(launches: list[Launch]) -> list[str]:
+    return [kernel for kernel, _, _ in launches]
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_parts_of_the_batch_do_not_show(
-    images: int, launched: list[str], limit_workspace: Callable[[int], None]
+    images: int, launched: list[Launch], limit_workspace: Callable[[int], None]
 ) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2))
     inputs = make_inputs(case, torch.bfloat16)
@@ -154,12 +162,12 @@ def test_parts_of_the_batch_do_not_show(
     launched.clear()
     limit_workspace(pieces.CHUNKS * images * 4 * inputs.input[0].numel())
     assert all(map(torch.equal, gradients(inputs, case), whole))
-    assert launched.count("samples") == -(-3 // images)
+    assert names_of(launched).count("samples") == -(-3 // images)
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_parts_of_the_columns_of_a_forward_do_not_show(
-    images: int, launched: list[str], limit_workspace: Callable[[int], None]
+    images: int, launched: list[Launch], limit_workspace: Callable[[int], None]
 ) -> None:
     case = Case(batch=3, size=(4, 5), kernel=(1, 2), offset_groups=2)
     inputs = make_inputs(case)
@@ -167,25 +175,129 @@ def test_parts_of_the_columns_of_a_forward_do_not_show(
     launched.clear()
     limit_workspace(images * 4 * out[0, 0].numel() * inputs.weight[0].numel())
     torch.testing.assert_close(op(*inputs, **case.integers), out)
-    assert launched == ["unroll"] * -(-3 // images)
+    assert names_of(launched) == ["unroll"] * -(-3 // images)
 
 
-@pytest.mark.parametrize("name", ["plain", "depthwise_large"])
-def test_deterministic_algorithms_take_the_sorted_gradient_of_the_input(name: str) -> None:
-    case = replace(CASES[name], kernel=(2, 2))
-    inputs = make_inputs(case)
-    by_kernel = gradients(inputs, case)
-    dcn_ops.set_implementation("composition")
-    composed = gradients(inputs, case)
-    dcn_ops.set_implementation("triton")
+def in_order(inputs: Inputs, case: Case) -> tuple[Tensor | None, ...]:
     torch.use_deterministic_algorithms(True)
     try:
-        mixed = gradients(inputs, case)
+        return gradients(inputs, case)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_algorithms_take_the_composition_s_gradient_of_the_input_of_groups() -> None:
+    case = replace(CASES["grouped"], kernel=(2, 2))
+    inputs = make_inputs(case)
+    by_kernel, mixed = gradients(inputs, case), in_order(inputs, case)
+    dcn_ops.set_implementation("composition")
+    composed = gradients(inputs, case)
     assert torch.equal(mixed[0], composed[0])
     assert not torch.equal(by_kernel[0], composed[0])
     assert all(map(torch.equal, mixed[1:], by_kernel[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["plain", "offset_groups", "depthwise", "depthwise_multiplied", "depthwise_large"])
+def test_deterministic_algorithms_gather_in_the_order_of_the_output(
+    name: str, dtype: torch.dtype, launched: list[Launch]
+) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        check(CASES[name], make_inputs(CASES[name], dtype), dtype)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    names = names_of(launched)
+    assert "gather" in names
+    assert "count" not in names
+    assert not any(numbers.get("NEED_INPUT") for _, _, numbers in launched)
+    for kernel, tensors, _ in launched:
+        if kernel == "gather":
+            start, row = tensors["start_ptr"].tolist(), tensors["row_ptr"].tolist()
+            assert start[-1] > len(start)  # more samples than lists
+            lists = [row[first:end] for first, end in pairwise(start)]
+            assert all(samples == sorted(samples) for samples in lists)
+
+
+@pytest.fixture
+def gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every convolution in half precision were large."""
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
+
+
+@pytest.mark.usefixtures("gathering")
+@pytest.mark.parametrize("pixels", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("offset_groups", [1, 2])
+def test_depthwise_gradients_of_several_tiles_are_gathered(
+    offset_groups: int,
+    dtype: torch.dtype,
+    pixels: int,
+    launched: list[Launch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(TILES, "depthwise gather half", (configs.Tile(pixels, 16, 16, 4, 1, near=pixels == 16),))
+    case = Case(batch=1, channels=18, filters=18, groups=18, offset_groups=offset_groups, size=(6, 19))
+    case = replace(case, kernel=(3, 2), padding=(2, 1), dilation=(2, 1), stride=(1, 2))
+    check(case, make_inputs(case, dtype), dtype)
+    assert [name for name in names_of(launched) if name in ("gather", "samples")] == ["gather", "samples"]
+    assert not any(numbers.get("NEED_INPUT") for _, _, numbers in launched)
+
+
+@pytest.mark.usefixtures("gathering")
+@pytest.mark.parametrize("images", [1, 2])
+def test_parts_of_lists_do_not_show(
+    images: int, launched: list[Launch], limit_workspace: Callable[[int], None]
+) -> None:
+    case = Case(batch=3, size=(4, 5), kernel=(1, 2), groups=6, filters=6)
+    inputs = make_inputs(case, torch.bfloat16)
+    whole = gradients(inputs, case)
+    launched.clear()
+    limit_workspace(pieces.CHUNKS * images * 16 * inputs.offset[0].numel() // 2)
+    assert all(map(torch.equal, gradients(inputs, case), whole))
+    assert names_of(launched).count("gather") == -(-3 // images)
+
+
+@pytest.mark.usefixtures("gathering")
+@pytest.mark.parametrize("name", ["plain", "depthwise"])
+def test_any_number_of_samples_may_touch_a_pixel(name: str) -> None:
+    case = CASES[name]
+    inputs, half = make_inputs(case, torch.bfloat16), torch.tensor(0.5)
+    ho, wo = case.conv.output_size(case.size)
+    grids = case.conv.grid((0, ho), wo, torch.float32, torch.device("cpu"))
+    for axis, grid in enumerate(grids):  # all between rows 4 and 5, columns 3 and 4
+        moved = (4 - axis + half - grid).expand(case.batch, 1, *case.kernel, ho, wo)
+        inputs.offset[:, axis::2] = moved.flatten(1, 3).bfloat16()
+    check(case, inputs, torch.bfloat16)
+
+
+@pytest.mark.usefixtures("gathering")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of numpy, for inf - inf
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["plain", "depthwise_multiplied"])
+def test_a_gradient_that_is_not_finite_reaches_the_pixels_of_its_own_samples_alone(
+    name: str, value: float, deterministic: bool
+) -> None:
+    case = replace(CASES[name], batch=1, size=(7, 20), kernel=(1, 3), padding=(0, 1))
+    inputs = make_inputs(case, torch.bfloat16)
+    image = inputs.input.double().requires_grad_()
+    out = reference.forward(image, *(t.double() for t in inputs[1:]), conv=case.conv)
+    grad = torch.arange(out.numel()).view(out.shape) % 17 / 8 - 1
+    grad[0, 1, 3, 9] = value
+    expected = torch.autograd.grad(out, image, grad.double())[0]
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        actual = torch.ops.dcn_ops.deform_conv2d_backward(
+            grad.bfloat16(), *inputs, **case.integers, needs=[True, *[False] * 4]
+        )[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    reached, allowed = ~actual.isfinite(), ~expected.isfinite()
+    assert reached.any()
+    assert not (reached & ~allowed).any()
+    close = torch.isclose(actual.double(), expected, atol=2**-6 * expected[~allowed].abs().max().item(), rtol=0)
+    assert close[~allowed].all()
 
 
 @pytest.mark.parametrize("needs", [(True,) * 5, (False, True, True, True, True)], ids=str)
@@ -223,6 +335,37 @@ def test_addresses_beyond_32_bits() -> None:
     assert m.tolist() == list(range(2**31, 2**31 + 16))
     assert set(first.tolist()) == {((2**13 * 1024 + 3) * 1024 + 5) * 256}
     assert set(entry.tolist()) == {4 * 2**13 * 2**20}
+
+
+FORMS = [(True, False), (False, True), (True, True)]  # flat, near
+
+
+@pytest.mark.parametrize(("flat", "near"), FORMS)
+@pytest.mark.parametrize("channels", [40, 36])
+def test_forms_of_the_forward(channels: int, flat: bool, near: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Strips of 8 rows and of 3; two groups that fill no tile, three offset groups that cross them.
+    case = Case(batch=2, channels=channels, filters=36, kernel=(1, 2), padding=(0, 1), size=(11, 5))
+    if channels == 36:
+        case = replace(case, groups=2, offset_groups=3)
+    tile = configs.Tile(32, 16, 16, 4, 1, flat, near)
+    monkeypatch.setattr(configs, "tiles", lambda *args: [tile])
+    inputs = make_inputs(case)
+    out = op(*inputs, **case.integers)
+    exact = reference.forward(*(t.double() for t in inputs), conv=case.conv)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5 * exact.abs().max().item())
+
+
+def test_autotuning_tries_the_candidates_after_the_table(tuned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = TILES["forward half"][0]
+    candidates = tile._replace(flat=True), tile._replace(flat=True, near=True)
+    monkeypatch.setitem(configs.CANDIDATES, "sm_90", {"forward half": candidates})
+    tried = configs.tiles("forward half", tiles.Device("sm_90", 8), 16, 16, 100)
+    assert tried == [tile, *candidates]
+    inputs = make_inputs(CASES["plain"], torch.bfloat16)
+    expected = op(*inputs, **CASES["plain"].integers)
+    with dcn_ops.settings(autotune=True):
+        assert torch.equal(op(*inputs, **CASES["plain"].integers), expected)
+    assert tuned == ["forward_kernel"] * 3
 
 
 def test_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

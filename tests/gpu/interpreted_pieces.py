@@ -7,7 +7,7 @@ import pytest
 import torch
 from interpreted_kernels import _interpreted, gradients  # noqa: F401  (a fixture)
 
-from dcn_ops.conv.kernels.triton import launch, plan, unrolled
+from dcn_ops.conv.kernels.triton import gathered, launch, plan, unrolled
 from dcn_ops.conv.kernels.triton.pieces import Piece
 from dcn_ops.testing import Case, make_inputs
 from dcn_ops.triton import tiles
@@ -22,7 +22,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
         found.append((kernel, numbers.get("SPLITS")))
         plan.launch(kernel, *args, **numbers)
 
-    for module in (launch, unrolled):
+    for module in (launch, gathered, unrolled):
         monkeypatch.setattr(module, "launch", record)
     return found
 
@@ -36,7 +36,7 @@ def test_pieces_do_not_show(
     launched: list[tuple[str, object]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unrolled, "_COLUMNS", 1)
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
     case = Case(batch=3, channels=32 * offset_groups, size=(3, 4), kernel=(1, 2), offset_groups=offset_groups)
     inputs = make_inputs(case, dtype)
     whole = gradients(inputs, case)
@@ -51,7 +51,7 @@ def test_pieces_do_not_show(
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 4])
 def test_pieces_of_one_gradient(needed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unrolled, "_COLUMNS", 1)
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
     monkeypatch.setattr(unrolled, "piece_of", lambda *_: Piece(1, 16))
     case = Case(batch=2, channels=32, size=(3, 4), kernel=(1, 2))
     inputs = make_inputs(case, torch.bfloat16)

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton has no package for this platform")
 
 from zoo.scripts.benchmark.cases import SUITES, Case
 
-from dcn_ops.conv.kernels.triton import call, pieces, unrolled
+from dcn_ops.conv.kernels.triton import call, launch, pieces, unrolled
 from dcn_ops.conv.kernels.triton.pieces import Piece
 from dcn_ops.conv.problem import make_problem
 
@@ -50,7 +50,7 @@ def test_training_takes_at_most_a_fifth_more_than_the_plain_convolution(name: st
 @pytest.mark.parametrize("name", [name for name in CASES if "-dw" not in name and "-g" not in name])
 def test_the_pieces_take_what_they_are_chosen_for(name: str, script: dict[str, Any]) -> None:
     of = call_of(CASES[name], script)
-    if not unrolled.takes_columns(of):
+    if not launch._gathers(of, False):
         return
     peak = script["peak_of"](CASES[name])
     counted = sum(pieces.workspace(of.sizes(), pieces.piece_of(of.sizes(), of.limit())).values())
@@ -63,7 +63,7 @@ def test_the_pieces_take_what_they_are_chosen_for(name: str, script: dict[str, A
 def test_every_kind_of_piece_is_counted(
     piece: Piece, layout: torch.memory_format, dtype: str, script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unrolled, "_COLUMNS", 1)
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
     monkeypatch.setattr(unrolled, "piece_of", lambda *_: piece)
     original = script["tensors_of"]
     case = Case(**{**vars(SMALL), "dtype": dtype})

@@ -4,8 +4,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import aggregates
@@ -119,7 +120,8 @@ WRITTEN = {
     "weight_kernel": {"parts_ptr"},
     "unroll_kernel": {"columns_ptr", "grad_offset_ptr", "grad_mask_ptr"},
     "count_kernel": {"count_ptr"},
-    "order_kernel": {"next_ptr", "row_ptr", "x_ptr", "above_ptr", "below_ptr"},
+    "key_kernel": {"key_ptr"},
+    "order_kernel": {"next_ptr", "row_ptr", "y_ptr", "x_ptr", "scale_ptr"},
     "gather_kernel": {"grad_input_ptr"},
 }
 SIZES = (0, 2, 3)  # the dimensions that change with the images
@@ -149,25 +151,46 @@ def test_the_compiler_sees_the_kernels_of_columns(
     assert_kernels(graph, FUSED if dynamic else ["forward_kernel", *BY_COLUMNS])
 
 
-def assert_kernels(graph: torch.fx.Graph, names: list[str]) -> None:
+def assert_kernels(
+    graph: torch.fx.Graph, names: list[str], written: Mapping[str, set[str]] = MappingProxyType({})
+) -> None:
     """Assert that a graph holds these kernels, which write what they should, and no operator of this library."""
     assert kernels_of(graph) == names
     launches = [node.kwargs for node in graph.nodes if node.target is triton_kernel_wrapper_functional]
-    expected = [WRITTEN[name] for name in names]
+    expected = [{**WRITTEN, **written}[name] for name in names]
     if names[0] == "unroll_kernel":  # a forward, whose maps have no gradient
         expected[0] = {"columns_ptr"}
     assert [set(launch["tensors_to_clone"]) for launch in launches] == expected
     assert not any("dcn_ops" in str(node.target) for node in graph.nodes)
 
 
-def test_deterministic_graphs_hold_no_atomic_additions(trace: Callable[..., torch.fx.Graph]) -> None:
+def test_the_compiler_sees_the_gather_of_depthwise_convolutions(
+    trace: Callable[..., torch.fx.Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
+    case = CASES["depthwise_large"]
+    graph = trace(forward_and_backward(case), make_inputs(case, torch.bfloat16))
+    kernels = ["forward_kernel", "count_kernel", "order_kernel", "gather_kernel", "samples_kernel", "weight_kernel"]
+    assert_kernels(graph, kernels, {"samples_kernel": WRITTEN["samples_kernel"] - {"grad_input_ptr"}})
+    assert not adds_atomically(graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("all", "_embedding_bag"), ("plain", "sort"), ("depthwise_large", "sort")]
+)
+def test_deterministic_graphs_hold_no_atomic_additions(
+    name: str, found: str, trace: Callable[..., torch.fx.Graph]
+) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        graph = trace(forward_and_backward(CASES["all"]), make_inputs(CASES["all"], torch.bfloat16))
+        graph = trace(forward_and_backward(CASES[name]), make_inputs(CASES[name], torch.bfloat16))
     finally:
         torch.use_deterministic_algorithms(False)
     assert not adds_atomically(graph)
-    assert any("_embedding_bag" in str(node.target) for node in graph.nodes)
+    assert any(found in str(node.target) for node in graph.nodes)
+    if found == "sort":
+        own = ["key_kernel", "order_kernel", "gather_kernel"]
+        assert [kernel for kernel in kernels_of(graph) if kernel in WRITTEN.keys() & {*own, "count_kernel"}] == own
 
 
 def adds_atomically(graph: torch.fx.Graph) -> bool:

@@ -30,8 +30,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # Pointers of one dtype, whatever that of the image.
-WHOLE, WIDE = ("count_ptr", "next_ptr", "start_ptr", "row_ptr"), ("x_ptr", "above_ptr", "below_ptr")
-NO_PRODUCT = ("unroll", "count", "order")
+WHOLE, WIDE = ("count_ptr", "key_ptr", "next_ptr", "start_ptr", "row_ptr"), ("y_ptr", "x_ptr", "scale_ptr")
+NO_PRODUCT = ("unroll", "count", "key", "order", "depthwise forward", "depthwise samples", "depthwise weight")
 TENSOR_CORES = {
     "sm_80": "mma.sync",
     "sm_89": "mma.sync",
@@ -46,19 +46,20 @@ def constants_of(name: str) -> dict[str, Any]:
     values = {"CHANNELS": 256, "OFFSET_DEPTH": 256, "TAPS": 9, "HAS_MASK": True, "HAS_BIAS": True}
     values |= {"WINDOW": (3, 3, 1, 1, 1, 1, 1, 1)}
     values |= {"NEED_INPUT": True, "NEED_OFFSET": True, "NEED_MASK": True, "SPLITS": 8, "TF32": "tf32" in name}
-    values |= {"NEED_COLUMNS": True, "TAPS_EACH": 9, "OFFSET_GROUPS": 1}
+    values |= {"NEED_COLUMNS": True, "TAPS_EACH": 9, "OFFSET_GROUPS": 1, "SORTED": False}
     values |= {"PART": 256, "ADD_MAPS": True}
+    values |= {"HALF": not name.endswith(("tf32", "ieee")), "LENGTH": 16, "DEPTHWISE": name.startswith("depthwise")}
     if name.startswith("depthwise"):
         return values | {"WIDTH": 1}
     return values | {"FILTERS": 256, "DEPTH": 256, "WIDTH": 256, "MERGED": 1, "SEGMENT": 256}
 
 
 def compiled(architecture: str, name: str, tile: Tile) -> Any:
-    kernel = plan.KERNELS[name if name in plan.KERNELS else name.split()[0]]
+    kernel = plan.KERNELS[re.sub(" (half|tf32|ieee)", "", name)]
     constants = constants_of(name) | sides_of(kernel, tile)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     narrow = "fp32" if name.endswith(("tf32", "ieee")) else "bf16"
-    sums = ("parts_ptr",) if name == "gather" else ("parts_ptr", "grad_input_ptr")
+    sums = ("parts_ptr",) if "gather" in name else ("parts_ptr", "grad_input_ptr")
     own = dict.fromkeys(WHOLE, "i32") | dict.fromkeys((*WIDE, *sums), "fp32")
     return compiled_for(TARGETS[architecture], kernel, tile, constants, own, narrow)
 
@@ -87,7 +88,13 @@ def resources(kernel: Any, folder: Path) -> dict[str, int]:
     return {key: int(re.search(rf"{key}:(\d+)", done.stdout)[1]) for key in ("REG", "STACK", "LOCAL")}
 
 
-SHIPPED = [(a, name, tile) for a in TARGETS for name, tiles in configs.TABLES[a].items() for tile in tiles]
+SHIPPED = [
+    (a, name, tile)
+    for a in TARGETS
+    for table in (configs.TABLES[a], configs.CANDIDATES[a])
+    for name, tiles in table.items()
+    for tile in tiles
+]
 
 
 @pytest.mark.parametrize(("architecture", "name", "tile"), SHIPPED, ids=lambda v: str(v).replace("Tile", ""))
@@ -98,10 +105,24 @@ def test_a_shipped_tile_compiles_well(
     kernel = compiled(architecture, name, tile)
     assert kernel.metadata.shared <= SHARED[architecture]
     text = kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]
-    if "ieee" not in name and not name.startswith(("depthwise", *NO_PRODUCT)):
-        small = name == "gather" and architecture in ("sm_90", "sm_100")  # 16 pixels, where theirs want 64
+    if "ieee" not in name and name not in NO_PRODUCT:
+        small = (
+            "gather" in name and tile.m < 64 and architecture in ("sm_90", "sm_100")
+        )  # 16 pixels, where theirs want 64
         assert (TENSOR_CORES["sm_80"] if small else TENSOR_CORES[architecture]) in text
     assert_nothing_spilled(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_neighbours_go_through_the_nearest_cache_if_asked(
+    near: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of asynchronous copies, those of 16 bytes are "cg", which passes the nearest cache by.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tile = Tile(128, 256, 32, 16, 3, flat=True, near=near)
+    text = compiled("sm_90", "forward half", tile).asm["ptx"]
+    assert "cp.async.cg" in text  # the weights
+    assert ("cp.async.ca" in text) == near
 
 
 def assert_nothing_spilled(kernel: Any, folder: Path) -> None:

@@ -6,7 +6,7 @@ from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.triton.support import unsupported
 
 NAME, IMPLEMENTATION = "triton", "triton"
-DETERMINISTIC = False  # the gradient of the input is added up atomically
+DETERMINISTIC = False  # the gradient of the input is added up in an order that changes
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:

@@ -4,6 +4,11 @@ A program owns BLOCK_M output positions and BLOCK_N filters of one group. For ea
 For each block of channels it reads four neighbours, interpolates in float32 and multiplies on tensor cores. No
 columns go through memory. If BLOCK_N covers all filters, each sample is computed once.
 
+Two forms wait for their measurement. FLAT: one loop over taps and channels, which keeps the loads of the next steps
+under way from tap to tap, but locates the samples in each step. NEAR: neighbours go through the nearest cache.
+Asynchronous copies of 16 bytes pass it by, so these have 8. The positions of a tile are then in strips of 8 rows,
+whose samples share more pixels. With both, taps are the inner loop, because they share most.
+
 Groups of few channels are merged, so that no side of a product is tiny: MERGED groups share a tile of weights whose
 off-diagonal blocks are zero. A block of channels lies within one segment. Its width is the largest that divides
 both the channels of a (merged) group and those of an offset group.
@@ -13,7 +18,7 @@ import triton
 import triton.language as tl
 
 from dcn_ops.conv.kernels.triton.primitives import MAP_SIZES, load_mask, load_weight, locate, offset_entry
-from dcn_ops.triton.primitives import bilinear, interpolate, load_neighbours, positions
+from dcn_ops.triton.primitives import bilinear, interpolate, load_neighbours, positions, positions_in_strips
 
 
 @triton.jit(do_not_specialize=MAP_SIZES)
@@ -49,34 +54,50 @@ def forward_kernel(
     HAS_MASK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     TF32: tl.constexpr,
+    FLAT: tl.constexpr,  # one loop over taps and channels
+    NEAR: tl.constexpr,  # pixels are read through the nearest cache
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Write the output of one tile."""
     N_BLOCKS: tl.constexpr = (MERGED * WIDTH + BLOCK_N - 1) // BLOCK_N
+    C_BLOCKS: tl.constexpr = (SEGMENT + BLOCK_C - 1) // BLOCK_C
     COLUMNS: tl.constexpr = FILTERS // (MERGED * WIDTH) * N_BLOCKS
     # Tiles of the same positions run one after the other, because they read the same pixels.
     column, block = tl.program_id(0) % COLUMNS, tl.program_id(0) // COLUMNS
     group = column // N_BLOCKS
-    m, valid, at = positions(block, BLOCK_M, M, Ho, Wo)
+    m, valid, at = positions_in_strips(block, BLOCK_M, M, Ho, Wo) if NEAR else positions(block, BLOCK_M, M, Ho, Wo)
     in_group = column % N_BLOCKS * BLOCK_N + tl.arange(0, BLOCK_N)
     filter, filter_exists = group * MERGED * WIDTH + in_group, in_group < MERGED * WIDTH
 
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for segment in range(MERGED * DEPTH // SEGMENT):
         start = group * MERGED * DEPTH + segment * SEGMENT
-        for tap in range(TAPS):
-            entry = start // OFFSET_DEPTH * TAPS + tap
-            in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
-            moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
-            first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
-            scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
-            weights = bilinear(dy, dx, scale)
-            for step in range(0, SEGMENT, BLOCK_C):
-                in_segment = step + tl.arange(0, BLOCK_C)
+        for outer in range(1 if FLAT else TAPS):
+            if not FLAT:
+                tap = outer
+                entry = start // OFFSET_DEPTH * TAPS + tap
+                in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+                moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+                first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+                scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
+                weights = bilinear(dy, dx, scale)
+            for step in range(TAPS * C_BLOCKS if FLAT else C_BLOCKS):
+                if FLAT:
+                    tap = step % TAPS if NEAR else step // C_BLOCKS
+                    entry = start // OFFSET_DEPTH * TAPS + tap
+                    in_y, in_x = offset_entry(offset_ptr, (offset_n, offset_c, offset_h, offset_w), at, entry)
+                    moved = tl.load(in_y, mask=valid, other=0), tl.load(in_x, mask=valid, other=0)
+                    first, exist, dy, dx = locate(moved, at, valid, tap, (H, W), CHANNELS, WINDOW)
+                    scale = load_mask(mask_ptr, (mask_n, mask_c, mask_h, mask_w), at, valid, entry, HAS_MASK)
+                    weights = bilinear(dy, dx, scale)
+                    step = step // TAPS if NEAR else step % C_BLOCKS
+                in_segment = step * BLOCK_C + tl.arange(0, BLOCK_C)
                 channel, channel_exists = start + in_segment, in_segment < SEGMENT
-                pixels = load_neighbours(input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, channel_exists)
+                pixels = load_neighbours(
+                    input_ptr, first, W * CHANNELS, CHANNELS, exist, channel, channel_exists, 4 if NEAR else 0
+                )
                 weight = load_weight(
                     weight_ptr,
                     filter[None, :],

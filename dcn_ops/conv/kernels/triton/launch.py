@@ -9,11 +9,16 @@ from torch import Tensor
 
 from dcn_ops.conv.kernels.triton import unrolled
 from dcn_ops.conv.kernels.triton.call import Call, Wanted, call_of, channels_last, map_gradients
-from dcn_ops.conv.kernels.triton.pieces import LEAST
+from dcn_ops.conv.kernels.triton.gathered import gather_depthwise
+from dcn_ops.conv.kernels.triton.pieces import LEAST, SAMPLE_BYTES
 from dcn_ops.conv.kernels.triton.plan import Workload, launch
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.pieces import chunk_bytes, cut
+from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.settings import workspace_limit
+
+# From this many elements of columns on, half precision gathers the gradient of the input. Measured for dense
+# convolutions, which write the columns; guessed for depthwise ones, which don't.
+_COLUMNS = 2**24
 
 
 def forward(problem: Problem) -> Tensor:
@@ -33,10 +38,11 @@ def forward(problem: Problem) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
+def backward(grad: Tensor, problem: Problem, needs: list[bool], in_order: bool = False) -> Gradients:
     """Return the gradients of input, offset, weight, bias and mask; None for each that ``needs`` leaves out.
 
-    The order of additions in the gradient of the input changes from run to run; the others are always the same.
+    The order of additions in the gradient of the input changes from run to run, unless ``in_order``, for which
+    ``repeats`` must be true; the others are always the same.
     """
     need_input, need_offset, need_weight, need_bias, need_mask = needs
     call, weight = call_of(problem), problem.weight
@@ -45,11 +51,30 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         _empty_map(call.offset) if need_offset else None,
         _empty_map(call.mask) if call.mask is not None and need_mask else None,
     )
-    way = unrolled.backward if unrolled.takes_columns(call) else _fused_backward
-    grad_weight = way(channels_last(grad), call, wanted, need_weight)
+    gathers = _gathers(call, in_order)
+    way = unrolled.backward if gathers and call.conv.groups == 1 else _fused_backward
+    grad_weight = way(channels_last(grad), call, wanted, need_weight, in_order)
     grad_input, grad_offset, grad_mask = (None if t is None else t.permute(0, 3, 1, 2) for t in wanted)
     grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(weight.dtype) if need_bias else None
     return grad_input, grad_offset, grad_weight, grad_bias, grad_mask
+
+
+def repeats(problem: Problem) -> bool:
+    """Tell whether the gradient of the input can be added up in the same order in every run."""
+    return _gathers(call_of(problem), in_order=True)
+
+
+def _gathers(call: Call, in_order: bool) -> bool:
+    """Tell whether the gradient of the input is gathered: more launches, which pays for large problems."""
+    offset, weight = call.offset, call.weight
+    depthwise = weight.shape[1] == 1 and call.conv.groups > 1
+    # Samples are counted in 32 bits.
+    if not (depthwise or call.conv.groups == 1) or (is_known(offset.numel()) and offset.numel() >= 2**32):
+        return False
+    if in_order or (weight.dtype == torch.float32 and not depthwise):
+        return True
+    size = offset.shape[0] * offset.shape[2] * offset.shape[3] * call.conv.taps * call.image.shape[3]
+    return weight.dtype != torch.float32 and is_known(size) and size >= _COLUMNS
 
 
 def _empty_map(like: Tensor) -> Tensor:  # [N, *, Ho, Wo] -> [N, Ho, Wo, *]
@@ -62,11 +87,16 @@ def _parts(images: int, size: int, limit: int) -> list[slice]:
     return [slice(first, end) for first, end in cut(images, size, limit)]
 
 
-# Fused kernels sample where they contract. They add up the gradient of the input atomically.
+# Fused kernels sample where they contract. They add up the gradient of the input atomically, unless it is gathered.
 
 
-def _fused_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
+def _fused_backward(
+    grad: Tensor, call: Call, wanted: Wanted, need_weight: bool, in_order: bool = False
+) -> Tensor | None:
     """Write the gradients in ``wanted`` from ``grad``, [N, Ho, Wo, O]; return the weight's if needed."""
+    if wanted.input is not None and _gathers(call, in_order):
+        _gathered_backward(grad, call, wanted.input, in_order)
+        wanted = wanted._replace(input=None)
     work = call.workload()
     if wanted.input is not None or wanted.any_map:
         filters = channels_last(call.weight)
@@ -79,6 +109,15 @@ def _fused_backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool)
                 part = call.of(images)
                 _samples_backward(grad[images], part, part.workload(), filters, wanted.of(images))
     return _weight_backward(grad, call, work) if need_weight else None
+
+
+def _gathered_backward(grad: Tensor, call: Call, grad_input: Tensor, in_order: bool) -> None:
+    """Write the gradient of the input of a depthwise convolution."""
+    filters = call.weight.flatten(1).t().contiguous()
+    samples = call.offset[0].numel() // 2
+    for images in _parts(call.image.shape[0], SAMPLE_BYTES * samples, chunk_bytes()):
+        part = call.of(images)
+        gather_depthwise(part.workload(), part.maps(), grad[images], filters, grad_input[images], in_order)
 
 
 def _samples_backward(grad: Tensor, call: Call, work: Workload, filters: Tensor, wanted: Wanted) -> None:

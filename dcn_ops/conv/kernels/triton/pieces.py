@@ -14,7 +14,7 @@ from typing import NamedTuple
 # Bytes that a backward may always take, as on the CPU: less would cost small problems many launches.
 LEAST = 16 * 2**20
 _NARROWEST = 32  # channels of a piece, at least: half a cache line of pixels in half precision
-_SAMPLE = 16  # bytes of a sample in the lists: its row, column and two weights
+SAMPLE_BYTES = 16  # of a sample in the lists: its row, position and mask
 
 
 class Sizes(NamedTuple):
@@ -78,7 +78,7 @@ def workspace(sizes: Sizes, piece: Piece) -> dict[str, int]:
     sums = _is_narrow(sizes, piece) and sizes.map_itemsize < 4
     return {
         "columns": samples * depth * sizes.itemsize,
-        "lists": samples * _SAMPLE + 4 * lists,
+        "lists": samples * SAMPLE_BYTES + 4 * lists,
         "filters": 0 if _is_narrow(sizes, piece) or not sizes.copies_weight else sizes.itemsize * sizes.weights,
         "float32 maps": 4 * sizes.maps * samples if sums else 0,
         "float32 product": 4 * share,

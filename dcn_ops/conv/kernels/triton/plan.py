@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcn_ops.conv.kernels.triton import backward, columns, configs, depthwise, forward
+from dcn_ops.conv.kernels.triton import backward, columns, configs, depthwise, forward, gather, lists
 from dcn_ops.sampling.geometry import Conv
 from dcn_ops.settings import current
 from dcn_ops.triton import tiles
@@ -26,11 +26,19 @@ KERNELS = {
     "depthwise samples": depthwise.samples_kernel,
     "depthwise weight": depthwise.weight_kernel,
     "unroll": columns.unroll_kernel,
-    "count": columns.count_kernel,
-    "order": columns.order_kernel,
-    "gather": columns.gather_kernel,
+    "count": lists.count_kernel,
+    "key": lists.key_kernel,
+    "order": lists.order_kernel,
+    "gather": gather.gather_kernel,
+    "depthwise gather": gather.gather_kernel,
 }
-_OF_DEPTHWISE = ("forward", "samples", "weight")  # depthwise convolutions have kernels of their own for these
+_OF_DEPTHWISE = (
+    "forward",
+    "samples",
+    "weight",
+    "gather",
+)  # depthwise convolutions have tiles of their own for these
+_LENGTH = 16  # pixels of a row of ``gather``, as many as a product on tensor cores needs
 _MERGED_SIDE = 32  # merged groups have at least so many channels and filters together
 
 
@@ -96,13 +104,15 @@ def _constants(weight: torch.Size, kind: tuple[bool, torch.dtype, str], conv: Co
             int(i) for pair in (conv.kernel_size, conv.stride, conv.padding, conv.dilation) for i in pair
         ),
         "HAS_MASK": kind[0],
+        "HALF": kind[1].itemsize == 2,
+        "LENGTH": _LENGTH,
     }
     if depth == 1 and groups > 1:
         return constants
     merged = _merged(groups, depth, width)
     segment = gcd(merged * depth, constants["OFFSET_DEPTH"])
     dense = {"FILTERS": filters, "DEPTH": depth, "MERGED": merged, "SEGMENT": segment}
-    return constants | dense | {"TF32": kind[2] == "tf32", "HALF": kind[1].itemsize == 2}
+    return constants | dense | {"TF32": kind[2] == "tf32"}
 
 
 def _merged(groups: int, depth: int, width: int) -> int:
@@ -147,7 +157,9 @@ def _tiles(kernel: str, work: Workload, m: Any, part: int | None = None) -> list
     """Return the tiles for a kernel, the default first; ``part``: the channels of each offset group in a piece."""
     constants, own = work.constants, _own(kernel, work)
     filters, channels = 1, part or constants["OFFSET_DEPTH"]  # largest numbers per program
-    if own.startswith("depthwise"):
+    if kernel == "gather":
+        filters, own = configs.ANY, own + (" half" if constants["HALF"] else " ieee")
+    elif own.startswith("depthwise"):
         channels *= constants["WIDTH"]
     elif kernel in _OF_DEPTHWISE:
         filters, channels = constants["MERGED"] * constants["WIDTH"], constants["SEGMENT"]
@@ -158,15 +170,15 @@ def _tiles(kernel: str, work: Workload, m: Any, part: int | None = None) -> list
 def _blocks(kernel: str, sizes: dict[str, int], block: int) -> int:
     if kernel == "weight":  # it splits M by itself
         return 1
-    if kernel == "gather":  # its positions are rows of pixels
-        return sizes["N"] * sizes["H"] * -(-sizes["W"] // block)
+    if kernel == "gather":  # its positions are pixels, in rows of 16
+        return sizes["N"] * -(-sizes["H"] // (block // _LENGTH)) * -(-sizes["W"] // _LENGTH)
     return -(-sizes["M"] // block)
 
 
 def _programs(kernel: str, meta: Constants) -> int:
     """Return the number of programs per block of M, or for all of M if the kernel splits it."""
     taps, channels, offset_depth = meta["TAPS"], meta["CHANNELS"], meta["OFFSET_DEPTH"]
-    if kernel in ("samples", "count", "order"):
+    if kernel in ("samples", "count", "key", "order"):
         return channels // offset_depth * taps
     if kernel == "unroll":
         return channels // offset_depth * -(-taps // meta["TAPS_EACH"])

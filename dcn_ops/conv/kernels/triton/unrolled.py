@@ -10,24 +10,14 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv.kernels.triton.call import Call, Wanted, channels_last, map_gradients
+from dcn_ops.conv.kernels.triton.gathered import Lists, gather_columns, sample_lists
 from dcn_ops.conv.kernels.triton.pieces import Piece, piece_of
 from dcn_ops.conv.kernels.triton.plan import launch
 from dcn_ops.sampling.pieces import cut, is_known
 from dcn_ops.settings import workspace_limit
 from dcn_ops.triton.launch import is_traced
 
-_COLUMNS = 2**24  # from this many elements on, the backward in half precision writes columns
 _NOTHING = Wanted(None, None, None)
-
-
-def takes_columns(call: Call) -> bool:
-    """Tell whether the backward writes columns: this takes many launches, which pays for large problems."""
-    offset, weight = call.offset, call.weight
-    # Samples are counted in 32 bits.
-    if call.conv.groups > 1 or (is_known(offset.numel()) and offset.numel() >= 2**32):
-        return False
-    size = offset.shape[0] * offset.shape[2] * offset.shape[3] * weight[0].numel()
-    return weight.dtype == torch.float32 or (is_known(size) and size >= _COLUMNS)
 
 
 def forward(call: Call, bias: Tensor | None) -> Tensor:
@@ -46,8 +36,11 @@ def _with_bias(columns: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     return columns @ filters if bias is None else torch.addmm(bias, columns, filters)
 
 
-def backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Tensor | None:
-    """Write the gradients in ``wanted`` from ``grad``, [N, Ho, Wo, O]; return the weight's if needed."""
+def backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool, in_order: bool = False) -> Tensor | None:
+    """Write the gradients in ``wanted`` from ``grad``, [N, Ho, Wo, O]; return the weight's if needed.
+
+    ``in_order``: whether the gradient of the input is added up in the same order in every run.
+    """
     piece = _piece(call)
     groups = list(_cut(call.image.shape[0], piece.images))
     filters = _split(call.weight, call)
@@ -59,7 +52,7 @@ def backward(grad: Tensor, call: Call, wanted: Wanted, need_weight: bool) -> Ten
         total = torch.empty_like(total, dtype=torch.float32, memory_format=torch.contiguous_format)
     for images in groups:
         of_group = grad[images], call.of(images), wanted.of(images)
-        _group(*of_group, filters, piece.depth, total, images is groups[0])
+        _group(*of_group, filters, piece.depth, total, images is groups[0], in_order)
     if result is not None and total is not None and len(groups) > 1:
         _split(result, call).copy_(total)
     return result
@@ -95,10 +88,11 @@ def _group(
     depth: int,
     total: Tensor | None,
     is_first: bool,
+    in_order: bool,
 ) -> None:
     """Do it for some images, whose samples are ordered together; add the weight's gradient to ``total``."""
     rows = grad.flatten(0, 2)  # [M, O]
-    lists = {} if wanted.input is None else _sample_lists(call)
+    lists = {} if wanted.input is None else sample_lists(call.workload(), call.maps(), in_order)
     parts = list(_cut(filters.shape[3], depth))
     maps = _float32_maps(wanted) if len(parts) > 1 else wanted
     for channels in parts:
@@ -116,7 +110,7 @@ def _part(
     call: Call,
     wanted: Wanted,
     filters: Tensor,
-    lists: dict[str, Tensor],
+    lists: Lists,
     total: Tensor | None,
     is_first: bool,
     add_maps: bool,
@@ -129,8 +123,7 @@ def _part(
     if wanted.any_map or wanted.input is not None:
         grad_columns = grad @ filters.flatten(1)
     if wanted.input is not None and grad_columns is not None:
-        tensors = lists | {"grad_columns_ptr": grad_columns, "grad_input_ptr": wanted.input}
-        launch("gather", call.workload(), tensors, PART=depth)
+        gather_columns(call.workload(), lists, grad_columns, wanted.input, depth)
     if not (wanted.any_map or total is not None):
         return
     columns = _unroll(call, total is not None, grad_columns, wanted, depth, add_maps)
@@ -193,19 +186,3 @@ def _unroll(
         ADD_MAPS=add_maps,
     )
     return columns
-
-
-def _sample_lists(call: Call) -> dict[str, Tensor]:
-    """Return the samples ordered by their upper left neighbour, for ``gather_kernel``."""
-    work, offset = call.workload(), call.offset
-    sizes, constants = work.sizes, work.constants
-    lists = sizes["N"] * constants["OFFSET_GROUPS"] * (sizes["H"] + 1) * (sizes["W"] + 1)
-    count = torch.zeros(lists + 1, dtype=torch.int32, device=offset.device)
-    launch("count", work, {"offset_ptr": offset, "count_ptr": count})
-    start = count.cumsum(0, dtype=torch.int32)
-    samples = sizes["M"] * constants["OFFSET_GROUPS"] * constants["TAPS"]
-    row = count.new_empty(samples)
-    x, above, below = torch.empty((3, samples), dtype=torch.float32, device=offset.device)
-    written = {"row_ptr": row, "x_ptr": x, "above_ptr": above, "below_ptr": below}
-    launch("order", work, call.maps() | written | {"next_ptr": start.clone()})
-    return written | {"start_ptr": start}
