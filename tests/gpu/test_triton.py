@@ -29,7 +29,7 @@ triton = pytest.importorskip("triton", reason="Triton has no package for this pl
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from dcn_ops.conv.kernels.triton import configs, unrolled  # noqa: E402
+from dcn_ops.conv.kernels.triton import configs, launch  # noqa: E402
 from dcn_ops.triton import support, tiles  # noqa: E402
 
 op = torch.ops.dcn_ops.deform_conv2d
@@ -145,7 +145,7 @@ def test_the_compiler_sees_the_kernels_of_columns(
     function, inputs = forward_and_backward(CASES["plain"]), make_inputs(CASES["plain"])
     sizes = SIZES if dynamic else ()
     assert_kernels(trace(function, inputs, sizes), ["unroll_kernel", *BY_COLUMNS])
-    monkeypatch.setattr(unrolled, "_COLUMNS", 1)
+    monkeypatch.setattr(launch, "_COLUMNS", 1)
     graph = trace(function, inputs.map(Tensor.bfloat16), sizes)
     # Of sizes that are symbols nobody can tell whether they are worth it.
     assert_kernels(graph, FUSED if dynamic else ["forward_kernel", *BY_COLUMNS])
