@@ -21,6 +21,7 @@ _BATCH = 2
 _SIDE = 224
 
 
+@torch.inference_mode(False)  # within it operators arrive whole, so that what reads the image is unknown
 def measure(model: nn.Module, sizes: Sequence[Size], parts: Mapping[str, str]) -> Measured:
     """Run a copy of the model; the model stays unchanged.
 

@@ -71,11 +71,11 @@ def sampling(
         if locations.label:
             row[0].set_ylabel(locations.label, fontsize=7)
     caption = (
-        f"{f'outputs of {layer}.  ' if layer else ''}cross: output   dots: its samples, opaque by mask   "
-        "grey: outside, read as 0 (samples farther out are not drawn)"
+        f"cross: output{f' of {layer}' if layer else ''}   dots: its samples, opaque by mask\n"
+        "grey: outside, read as 0; samples farther out are not drawn"
     )
-    figure.supxlabel(caption, fontsize=min(10, 4 + len(images)))
-    figure.tight_layout(pad=0.3, rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    figure.supxlabel(caption, fontsize=8)
+    figure.tight_layout(pad=0.3, rect=(0, 0.1 / figure.get_figheight(), 1, 1))
     _save(figure, path)
 
 

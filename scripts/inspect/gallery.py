@@ -36,7 +36,10 @@ def draw(
 
     columns = max(len(row) for row in rows)
     figure, axes = pyplot.subplots(
-        len(rows), columns, figsize=(side * columns, (side + 0.2) * len(rows)), squeeze=False
+        len(rows),
+        columns,
+        figsize=(side * columns, (side + 0.2) * len(rows) + (0.3 if legend else 0)),
+        squeeze=False,
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -45,7 +48,7 @@ def draw(
             axis.imshow(picture.movedim(0, -1).numpy())
             axis.set_title(title, fontsize=8)
     bottom = 0.3 / figure.get_figheight() if legend else 0
-    figure.tight_layout(rect=(0, bottom, 1, 1))
+    figure.tight_layout(rect=(0, bottom, 1, 1), h_pad=2)
     if legend:
         boxes = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for _, colour in legend]
         names = [name for name, _ in legend]

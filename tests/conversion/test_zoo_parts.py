@@ -217,6 +217,16 @@ def test_the_plan_says_what_the_network_resizes_the_image_to(capsys):
     assert {r.stage for r in injection.replacements} == {2, 3, 4}
 
 
+def test_a_detector_is_measured_in_inference_mode_as_outside():
+    """There "reads the image" was said of every convolution of a head, so they stayed plain without a word."""
+    config = DCNConfig(parts=("backbone", "neck", "head"))
+    expected = [r.fqn for r in plan(fcos(), config).replacements]
+    assert any(fqn.startswith("head") for fqn in expected)
+    with torch.inference_mode():
+        found = plan(fcos(), config)
+    assert [r.fqn for r in found.replacements] == expected
+
+
 def test_measuring_a_detector_changes_nothing():
     model = fcos().train()
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
