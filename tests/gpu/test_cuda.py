@@ -58,6 +58,15 @@ def test_large_cases(name: str, dtype: torch.dtype) -> None:
     check(LARGE[name], make_inputs(LARGE[name], dtype), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["dense", "depthwise"])
+def test_the_gathered_gradient_of_the_input(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the case were large.
+    monkeypatch.setattr("dcn_ops.conv.kernels.triton.launch._COLUMNS", 1)
+    dcn_ops.set_implementation("triton")
+    check(LARGE[name], make_inputs(LARGE[name], dtype), dtype)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(layout: str) -> None:
     dcn_ops.set_implementation("triton")

@@ -175,15 +175,17 @@ def test_the_compiler_sees_the_gather_of_depthwise_convolutions(
     assert not adds_atomically(graph)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     ("name", "found"), [("all", "_embedding_bag"), ("plain", "sort"), ("depthwise_large", "sort")]
 )
 def test_deterministic_graphs_hold_no_atomic_additions(
-    name: str, found: str, trace: Callable[..., torch.fx.Graph]
+    name: str, found: str, dynamic: bool, trace: Callable[..., torch.fx.Graph]
 ) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        graph = trace(forward_and_backward(CASES[name]), make_inputs(CASES[name], torch.bfloat16))
+        inputs = make_inputs(CASES[name], torch.bfloat16)
+        graph = trace(forward_and_backward(CASES[name]), inputs, SIZES if dynamic else ())
     finally:
         torch.use_deterministic_algorithms(False)
     assert not adds_atomically(graph)
@@ -226,8 +228,11 @@ def test_the_compiler_sees_the_kernels_of_the_aggregation(
 
 def test_kernels_that_must_not_run_twice_have_one_tile() -> None:
     # Autotuning repeats a kernel. These add to memory that isn't set to zero before, or overwrite what they read.
+    once = {"count", "order", "unroll", "depthwise weight"}
     for table in configs.TABLES.values():
-        assert {len(table[name]) for name in ("count", "order", "unroll", "depthwise weight")} == {1}
+        assert {len(table[name]) for name in once} == {1}
+    for table in configs.CANDIDATES.values():
+        assert not once & table.keys()
 
 
 def test_a_gpu_without_triton_or_in_float64_takes_the_composition_and_says_so(
