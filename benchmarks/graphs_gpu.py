@@ -1,9 +1,9 @@
 """Single images without the cost of launching them: python benchmarks/graphs_gpu.py.
 
 For every bfloat16 case of one image of ``dcn-bench suite=gpu``: cuDNN's convolution and this library's operator,
-each captured in a CUDA graph, forward, and forward and backward with every gradient. Results are first compared with
-the float64 reference. It writes benchmarks/results/cuda-graphs.json. ``--dry-run`` runs the steps once on a CPU,
-with small images, and writes nothing.
+each captured in a CUDA graph, forward, and forward and backward with every gradient. First, results are compared
+with the float64 reference. It writes benchmarks/results/cuda-graphs.json. ``--dry-run`` runs the steps once on a
+CPU, with small images, and writes nothing.
 """
 
 import argparse

@@ -129,7 +129,8 @@ def workspace_limit() -> int:
 def set_workspace_limit(size: int) -> None:
     """Limit the memory of a call to about ``size`` bytes, beyond that of the images that its pieces read.
 
-    Less than 32 MiB costs time, because of many small pieces. Code that is compiled already keeps its limit.
+    Less than 32 MiB costs time, because of many small pieces. Code that is compiled already keeps its limit. On a
+    GPU the default is an upper limit: a backward of small tensors takes less. A higher one is taken as it is.
 
     Raises:
         ValueError: For a negative size.

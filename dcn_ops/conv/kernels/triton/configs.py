@@ -27,7 +27,7 @@ _AMPERE: Table = {
     "gather half": (Tile(16, 32, 128, 4, 3),),
     "gather ieee": (Tile(16, 32, 128, 4, 3),),
     "depthwise gather half": (Tile(16, 32, 128, 4, 3, near=True),),
-    "depthwise gather ieee": (Tile(16, 32, 128, 4, 2),),
+    "depthwise gather ieee": (Tile(16, 32, 64, 4, 2),),
     "depthwise forward": (Tile(32, 1, 32, 4, 2),),
     "depthwise samples": (Tile(32, 1, 32, 4, 2),),
     "depthwise weight": (Tile(64, 1, 32, 4, 1),),
