@@ -35,7 +35,7 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("runs/train/1/dcn/lst.safetensors", "runs/train/1/dcn/last.safetensors"),
         ("runs/train/1/dcn/bst.safetensors", "runs/train/1/dcn/best.safetensors"),
         ("runs/train/1/dcn/last.safetensor", "runs/train/1/dcn/last.safetensors"),
-        ("runs/train/1/plian/last.safetensors", "runs/train/1/plain/last.safetensors"),
+        ("runs/train/1/plainn/last.safetensors", "runs/train/1/plain/last.safetensors"),
         ("run/train/1/dcn/last.safetensors", "runs/train/1/dcn/last.safetensors"),
         ("elsewhere/dnc/last.safetensors", "elsewhere/dcn/last.safetensors"),
         ("elsewhere/dcn", "elsewhere/dcn/last.safetensors"),
@@ -71,5 +71,5 @@ def test_the_other_commands_suggest_too() -> None:
         share(Share(checkpoint=typed, folder="out"))
     with pytest.raises(FileNotFoundError, match=r"got 'weihts\.pth'; did you mean weights\.pth\?"):
         migrate.run(Migrate(checkpoint="weihts.pth", folder="out"))
-    with pytest.raises(FileNotFoundError, match=r"got model\.checkpoint_path=wights\.pth; did you mean weights"):
-        weights.read(Path("wights.pth"))
+    with pytest.raises(FileNotFoundError, match=r"got model\.checkpoint_path=weightz\.pth; did you mean weights"):
+        weights.read(Path("weightz.pth"))
