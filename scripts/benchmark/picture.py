@@ -7,6 +7,7 @@ from typing import Any
 
 from .measure import Row
 
+_TITLES = {name: f"ours, {name}" for name in ("eager", "compiled", "composition")}
 Panels = dict[str, dict[str, dict[Any, float]]]  # by mode and provider: y values by x value
 
 
@@ -46,7 +47,13 @@ def plot(source: Path, target: Path) -> None:
         text: handle for axis in axes[0] for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 8}
-    figure.legend([handles[name] for name in names], names, title=about, fontsize="small", **place)
+    figure.legend(
+        [handles[name] for name in names],
+        [_TITLES.get(name, name) for name in names],
+        title=about,
+        fontsize="small",
+        **place,
+    )
     figure.savefig(target, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
@@ -90,18 +97,16 @@ def _draw_lines(axis: Any, providers: dict[str, dict[Any, float]], colours: dict
 
 
 def _draw_bars(axis: Any, providers: dict[str, dict[Any, float]], colours: dict[str, str]) -> None:
-    from matplotlib.ticker import LogFormatter
-
+    floor = "plain" if "plain" in providers else "conv2d" if "conv2d" in providers else "the floor"
     cases = list(dict.fromkeys(case for ratios in providers.values() for case in ratios))
     height = 1 / (len(colours) + 1)  # the last one is a gap
     shifts = {name: (i - (len(colours) - 1) / 2) * height for i, name in enumerate(colours)}
     for name, ratios in providers.items():
         at = [cases.index(case) + shifts[name] for case in ratios]
         axis.barh(at, list(ratios.values()), height=height, color=colours[name], label=name)
-    axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel="time / time of the floor")
+    axis.set(yticks=range(len(cases)), yticklabels=cases, xscale="log", xlabel=f"time / time of {floor}")
     axis.margins(y=0.01)
-    for set_formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        set_formatter(LogFormatter())  # 10, not a power of it
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.01 and 10, not powers of 10
     axis.axvline(1, color="black", linewidth=0.8)
 
 

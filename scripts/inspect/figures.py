@@ -13,6 +13,7 @@ from .cascade import SamplingLocations
 from .offset_statistics import LayerOffsets
 
 DPI = 160
+_SIDE = 1.9  # inches of a panel of ``sampling``
 
 
 def pyplot() -> Any:
@@ -49,19 +50,20 @@ def sampling(
     pictures = gallery.as_bytes(images, transform).movedim(1, -1).numpy()
     height, width = images.shape[-2:]
     figure, axes = plt.subplots(
-        len(rows), len(images), figsize=(1.9 * len(images), 1.95 * len(rows)), squeeze=False
+        len(rows), len(images), figsize=(_SIDE * len(images), (_SIDE + 0.05) * len(rows)), squeeze=False
     )
     for row, locations in zip(axes, rows, strict=True):
         masks, count = locations.masks, locations.masks.shape[1]
         opacity = (masks / masks.amax(1, keepdim=True).clamp(min=1e-6)).cpu().numpy()
-        columns = (pictures, locations.points.cpu().numpy(), opacity, locations.outputs.tolist())
+        points = locations.points.cpu().numpy()
+        size = _dot(points, 1.25 * width)
+        columns = (pictures, points, opacity, locations.outputs.tolist())
         for axis, picture, where, weight, (y, x) in zip(row, *columns, strict=True):
             axis.imshow(picture, interpolation="nearest")
             colours = np.zeros((count, 4))
             colours[:, :3], colours[:, 3] = (1.0, 0.85, 0.0), 0.2 + 0.7 * weight
             edges = colours * (0.0, 0.0, 0.0, 1.0)  # black, so that dots stand out on images of every colour
-            area, line = (28.0, 0.6) if count <= 9 else (12.0, 0.4) if count <= 81 else (4.0, 0.2)
-            axis.scatter(where[:, 1], where[:, 0], s=area, c=colours, edgecolors=edges, linewidths=line)
+            axis.scatter(where[:, 1], where[:, 0], s=size**2, c=colours, edgecolors=edges, linewidths=size / 9)
             for colour, wide in (("black", 3.2), ("lime", 1.6)):
                 axis.scatter([x], [y], s=55, c=colour, marker="+", linewidths=wide)
             # Samples outside the image read zeros; those close to it are shown.
@@ -77,6 +79,22 @@ def sampling(
     figure.supxlabel(caption, fontsize=8)
     figure.tight_layout(pad=0.3, rect=(0, 0.1 / figure.get_figheight(), 1, 1))
     _save(figure, path)
+
+
+def _dot(points: np.ndarray, width: float) -> float:
+    """Return the diameter of a row's dots in points: less than the usual distance between samples, where they fit.
+
+    Args:
+        points: [N, samples, 2], in pixels; NaN where a path ended.
+        width: Of a panel, in pixels.
+    """
+    count = points.shape[1]
+    largest, least = (5.3, 2.8) if count <= 9 else (3.5, 2.5) if count <= 81 else (2.0, 1.6)
+    there = [of_image[np.isfinite(of_image).all(1)] for of_image in points]
+    nearest = [np.sort(np.linalg.norm(p[:, None] - p[None], axis=2), 1)[:, 1] for p in there if len(p) > 1]
+    if not nearest:
+        return largest
+    return float(np.clip(0.9 * _SIDE * 72 / width * np.median(np.concatenate(nearest)), least, largest))
 
 
 def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: Path) -> None:

@@ -20,7 +20,9 @@ def check_losses(losses: Iterable[float], epoch: int, first: int, config: Train,
     """Raise ``FloatingPointError`` if a loss of the steps from ``first`` on is not finite."""
     for step, loss in enumerate(losses, first):
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at epoch {epoch}, step {step}: {_mend(config, state)}")
+            raise FloatingPointError(
+                f"the loss is {loss} at epoch {epoch + 1}, step {step}: {_mend(config, state)}"
+            )
 
 
 def check_weights(model: nn.Module, accelerator: Accelerator, where: str, config: Train, state: Path) -> None:

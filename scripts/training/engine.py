@@ -159,7 +159,7 @@ class _Training:
             )
         self.position.steps = self.steps
         self.scheduler.step_update(self.position.epoch * self.steps + self.position.step)
-        _log.info("%s: goes on from epoch %d, step %d", self.path, self.position.epoch, self.position.step)
+        _log.info("%s: goes on from %s", self.path, self._where())
 
     def _train(self, advance: Callable[[], None]) -> None:
         """Train from the current position to the end of the epoch."""
@@ -238,7 +238,7 @@ class _Training:
         return due, signum
 
     def _where(self, steps: int | None = None) -> str:
-        return f"epoch {self.position.epoch}, step {self.position.step} of {steps or self.steps}"
+        return f"epoch {self.position.epoch + 1}, step {self.position.step} of {steps or self.steps}"
 
     def _save_state(self) -> None:
         divergence.check_weights(self.model, self.accelerator, self._where(), self.config, self.path)

@@ -129,7 +129,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
     config = compose_train(*QUICK, "variants=[plain]", "checkpoint_every=1", "optim.epochs=1")
     monkeypatch.setattr(engine._Training, "_step", poison)
     with pytest.raises(
-        FloatingPointError, match=r"weights are not finite at epoch 0, step 1 of 2: lower optim\.lr"
+        FloatingPointError, match=r"weights are not finite at epoch 1, step 1 of 2: lower optim\.lr"
     ):
         run(config, tmp_path)
     assert not (tmp_path / "plain" / "state.pt").exists()

@@ -181,7 +181,7 @@ def test_what_differs_from_the_resumed_run_is_named(
 
 def test_an_epoch_of_another_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash(tmp_path, monkeypatch, save=1)
-    with pytest.raises(ValueError, match="epoch 0, step 3 of 8, and now an epoch has 6"):
+    with pytest.raises(ValueError, match="epoch 1, step 3 of 8, and now an epoch has 6"):
         run(compose_train(*QUICK, "data.max_batches=6", f"resume={tmp_path}"), tmp_path / "new")
 
 
