@@ -39,9 +39,12 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
         ValueError: If timm.create_model didn't build the network or cut it (features_only), or if the network has
             no deformable layer, has no data, or can't be rebuilt, such as a pruned one.
         TypeError: If the model is no network, the folder no path, or model_args no dict.
+        NotADirectoryError: If the folder is a file.
     """
     check_network(model)
     check_folder(folder)
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"expected a folder, got {str(folder)!r}, which is a file")
     model = unwrap_model(model)
     base = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not base or not hasattr(model, "num_classes"):

@@ -131,7 +131,7 @@ def _with_heads(
     first = next(iter(subjects.values()))
     with uninterrupted():
         measured.write(found, stamp, folder)
-    title = str(first.data.root or first.data.name)
+    title = Path(first.data.root).name if first.data.root else first.data.name
     measured.show(found, title, next(iter(tasks.values())).best, config.severities)
     shown, targets = examples(first.loader, outputs.COMPARED)
     task, path = next(iter(tasks.values())), folder / "predictions.png"

@@ -369,3 +369,18 @@ with torch.no_grad():
 """
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize("given", ["last.safetensors", ""])
+def test_a_checkpoint_of_dcn_train_is_answered_with_what_reads_it(given, tmp_path):
+    (tmp_path / "last.safetensors").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"if last\.safetensors is a checkpoint.*: dcn-share checkpoint=.*last"
+    ):
+        zoo.load(tmp_path / given)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file', which is a file"):
+        zoo.save(converted(**NARROW), tmp_path / "file")
