@@ -54,7 +54,7 @@ def test_a_run_ends_with_a_table_and_pictures(
         assert row["eager_ms"] > 0
         assert row["APl"] is None  # there are no such objects
     shown = capsys.readouterr().out
-    assert all(title in shown for title in ("AP50", "AP75", "eager ms"))
+    assert all(title in shown for title in ("AP50", "AP75", "eager, ms"))
     for name in ("predictions.png", "sampling.png"):
         assert (tmp_path / name).stat().st_size > 1000
 

@@ -1,7 +1,6 @@
 """Ctrl-C in the commands: one line, status 130, and files that are whole or absent."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -45,10 +44,10 @@ COMMANDS = {
 
 # The work of each command is replaced by a Ctrl-C. Hydra is real, and changes the logging of its process.
 PROGRAM = """
-import importlib, json, os, signal, sys
+import importlib, json, signal, sys
 
 def interrupted(*_):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for name, arguments in json.loads(sys.argv[1]).items():
@@ -81,7 +80,7 @@ def test_ctrl_c_waits_for_the_files_of_a_block(tmp_path: Path) -> None:
 
     def write() -> None:
         first.write_text("1")
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         second.write_text("2")
 
     with pytest.raises(KeyboardInterrupt), uninterrupted():
@@ -95,6 +94,6 @@ def test_a_block_leaves_a_handler_of_others_alone() -> None:
     try:
         with uninterrupted():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
