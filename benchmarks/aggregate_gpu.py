@@ -123,16 +123,6 @@ def rows_of(batch: int, size: int, groups: int, mode: str, rounds: int, device: 
     return rows
 
 
-def measured(about: Row) -> list[Row]:
-    """Return the rows of an earlier run of the same commit on the same GPU."""
-    if not RESULTS.is_file():
-        return []
-    earlier = json.loads(RESULTS.read_text())
-    # The first rows in the working tree make a commit dirty.
-    same = earlier["commit"].removesuffix("-dirty") == about["commit"].removesuffix("-dirty")
-    return earlier["rows"] if same and all(earlier[key] == about[key] for key in ("device", "versions")) else []
-
-
 def main() -> None:
     """Measure what is not measured yet, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,7 +140,7 @@ def main() -> None:
         sys.exit("error: torch.cuda finds no GPU; on the CPU: python benchmarks/aggregate.py, or --dry-run")
     dcn_ops.set_implementation("triton")  # an error where it can't run
     about = provenance("python benchmarks/aggregate_gpu.py")
-    rows = measured(about)
+    rows = gpu.measured(RESULTS, about)
     for size, groups in ORDER:
         for mode in MODES:
             if any((row["map"], row["mode"]) == (f"{size}x{size}", mode) for row in rows):

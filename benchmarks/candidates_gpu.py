@@ -25,7 +25,8 @@ from zoo.scripts.storage.files import atomically
 from zoo.scripts.storage.provenance import provenance
 
 import dcn_ops
-from dcn_ops.conv.kernels.triton import configs, launch, plan
+from dcn_ops.conv.kernels.triton import configs, launch, plan, unrolled
+from dcn_ops.conv.kernels.triton.call import Call
 from dcn_ops.triton import tiles
 from dcn_ops.triton.tiles import Device, Tile
 
@@ -154,16 +155,16 @@ def step_of(case: Case, mode: str) -> Callable[[], list[Tensor]]:
     return lambda: [t for t in ops.deform_conv2d_backward(grad, *ordered, **integers, needs=needs) if t is not None]
 
 
-def columns_step(case: Case, images: int) -> Callable[[], list[Tensor]]:
+def columns_step(case: Case, images: int, device: str = "cuda") -> Callable[[], list[Tensor]]:
     """Return the forward by columns of some images at a time."""
-    tensors = case.inputs(1.0, "cuda")
+    tensors = case.inputs(1.0, device)
     image = tensors["input"].permute(0, 2, 3, 1).contiguous()
-    call = launch.Call(image, tensors["offset"], tensors["mask"], tensors["weight"], case.conv)
+    call = Call(image, tensors["offset"], tensors["mask"], tensors["weight"], case.conv)
     limit = images * case.height * case.width * tensors["weight"][0].numel() * 2
 
     def step() -> list[Tensor]:
         with dcn_ops.settings(workspace_limit=limit):
-            return [launch._columns_forward(call, None).permute(0, 3, 1, 2)]
+            return [unrolled.forward(call, None).permute(0, 3, 1, 2)]
 
     return step
 
@@ -203,15 +204,6 @@ def rows_of(case: Case, mode: str, rounds: int) -> list[Row]:
     return [{"case": case.name, "mode": mode, **row} for row in rows]
 
 
-def measured(about: Row) -> list[Row]:
-    """Return the rows of an earlier run of the same commit on the same GPU."""
-    if not RESULTS.is_file():
-        return []
-    earlier = json.loads(RESULTS.read_text())
-    same = earlier["commit"].removesuffix("-dirty") == about["commit"].removesuffix("-dirty")
-    return earlier["rows"] if same and all(earlier[key] == about[key] for key in ("device", "versions")) else []
-
-
 def show_plan(mode: str) -> None:
     """Print the candidates of an H100, and the counted bytes."""
     for name in CASES[mode]:
@@ -241,7 +233,7 @@ def main() -> None:
         sys.exit("error: torch.cuda finds no GPU; --dry-run prints what would be timed")
     dcn_ops.set_implementation("triton")  # an error where it can't run
     about = provenance("python benchmarks/candidates_gpu.py")
-    rows = measured(about)
+    rows = gpu.measured(RESULTS, about)
     for name in CASES[args.mode]:
         if any((row["case"], row["mode"]) == (name, args.mode) for row in rows):
             continue

@@ -121,7 +121,8 @@ def main() -> None:
     """Print the table, or write it into docs/gpu.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the table into docs/gpu.md")
-    text = table(HEAD, lines()) if (args := parser.parse_args()) else ""
+    args = parser.parse_args()
+    text = table(HEAD, lines())
     print(text)
     if args.write:
         replace_block(ROOT / "docs" / "gpu.md", "gpu-memory", text)

@@ -1,7 +1,9 @@
 """Times from the GPU's own clock, with its cache cleared before each call, and peak memory."""
 
+import json
 import statistics
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,3 +51,14 @@ def _peak(step: Callable[[], Any]) -> int:
     step()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
+
+
+def measured(results: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run of the same commit on the same GPU, from the file that it wrote."""
+    if not results.is_file():
+        return []
+    earlier: dict[str, Any] = json.loads(results.read_text())
+    # The first rows in the working tree make a commit dirty.
+    same = earlier["commit"].removesuffix("-dirty") == about["commit"].removesuffix("-dirty")
+    rows: list[dict[str, Any]] = earlier["rows"]
+    return rows if same and all(earlier[key] == about[key] for key in ("device", "versions")) else []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .folders import SUFFIXES
 
-_MAPS = {"instances": "instances", "masks": "masks"}  # beside the folder images
+_MAPS = ("instances", "masks")  # beside the folder images
 _JSON = ("annotations/*.json", "*.json", "*/_annotations.coco.json")
 
 
@@ -15,7 +15,7 @@ def guess(root: Path) -> str | None:
     if (root / "Annotations").is_dir() or (root / "ImageSets").is_dir():
         return "voc"
     if (root / "images").is_dir():
-        found = next((name for name, maps in _MAPS.items() if (root / maps).is_dir()), None)
+        found = next((name for name in _MAPS if (root / name).is_dir()), None)
         if found:
             return found
     if any(_is_coco(path) for pattern in _JSON for path in root.glob(pattern)):

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dcn_ops.interop.portable import SAMPLING
 
+from ..config.ranges import check_least
 from ..config.schema import Export
 from ..storage import markdown
 from ..storage.provenance import provenance
@@ -61,10 +62,7 @@ def _check(config: Export) -> None:
         raise ValueError(f"expected sampling to be one of {', '.join(SAMPLING)}, got {config.sampling!r}")
     if config.sampling != SAMPLING[0] and not config.decompose:
         raise ValueError(f"sampling={config.sampling} applies only to decomposed files: set decompose=true")
-    for name in ("batch", "rounds", "max_images", "threads"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} of 1 or more, got {name}={value}")
+    check_least(config, dict.fromkeys(("batch", "rounds", "max_images", "threads"), 1))
     if not config.limit_minutes > 0:
         raise ValueError(f"expected limit_minutes above 0, got limit_minutes={config.limit_minutes}")
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from zoo.scripts.benchmark import gpu
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Script = dict[str, Callable[..., Any]]
@@ -74,11 +76,25 @@ def test_a_wrong_provider_is_not_timed(script: Script) -> None:
         script["check"]("nearly", lambda *t: 1.03 * call(*t), tensors, 3)
 
 
-def test_a_run_goes_on_where_one_of_the_same_commit_stopped(script: Script, tmp_path: Path) -> None:
-    measured, about = script["measured"], {"commit": "abc", "device": "H100", "versions": {"torch": "2"}}
-    measured.__globals__["RESULTS"] = tmp_path / "rows.json"
+def test_a_run_goes_on_where_one_of_the_same_commit_stopped(tmp_path: Path) -> None:
+    about = {"commit": "abc", "device": "H100", "versions": {"torch": "2"}}
+    measured = partial(gpu.measured, tmp_path / "rows.json")
     assert measured(about) == []
     (tmp_path / "rows.json").write_text(json.dumps({**about, "rows": [{"ms": 1}]}))
     assert measured(about | {"commit": "abc-dirty"}) == [{"ms": 1}]
     for change in ({"commit": "123"}, {"device": "A100"}, {"versions": {"torch": "3"}}):
         assert measured(about | change) == []
+
+
+def test_columns_of_some_images_are_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their launches do nothing here; the call itself is what a GPU makes."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import candidates_gpu
+    import without_gpu
+
+    case = replace(
+        candidates_gpu.case_named("32x256x56x56-bfloat16"), batch=3, channels=16, filters=8, height=5, width=6
+    )
+    with without_gpu.launching_nothing():
+        (out,) = candidates_gpu.columns_step(case, 2, "cpu")()
+    assert out.shape == (3, 8, 5, 6)
