@@ -6,6 +6,8 @@ from contextlib import suppress
 
 import torch
 
+from dcn_ops.messages import shown
+
 
 def as_integer(name: str, value: object) -> int:
     """Return ``value`` as an integer, from Python, NumPy or a symbol of torch, for the argument ``name``.
@@ -18,7 +20,7 @@ def as_integer(name: str, value: object) -> int:
             return value  # type: ignore[return-value]
         with suppress(TypeError):
             return operator.index(value)  # type: ignore[arg-type]
-    raise TypeError(f"expected {name} to be an integer, got {name}={value!r}")
+    raise TypeError(f"expected {name} to be an integer, got {name}={shown(value)}")
 
 
 def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
@@ -35,5 +37,5 @@ def as_pair(name: str, value: int | Sequence[int]) -> list[int]:
     except TypeError:
         integers = []
     if len(integers) not in (1, 2):
-        raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={value!r}")
+        raise ValueError(f"expected {name} to be an integer or a pair of integers, got {name}={shown(value)}")
     return [integers[0], integers[-1]]

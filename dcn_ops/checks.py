@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dcn_ops.messages import shown
 from dcn_ops.sampling.geometry import Pair
 
 
@@ -37,7 +38,9 @@ def shape_of(name: str, tensor: Kind) -> str:
 def check_is_tensor(name: str, tensor: object) -> None:
     """Raise TypeError for anything but a tensor."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__} {tensor!r}")
+        kind, text = type(tensor).__name__, shown(tensor)
+        got = text if text.startswith(kind) else f"{kind} {text}"
+        raise TypeError(f"expected {name} to be a torch.Tensor, got {got}")
 
 
 def check_rank(name: str, tensor: Kind, expected: str, rank: int, batched: bool = True) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
+from dcn_ops.messages import shown
 
 
 class Predicted:
@@ -58,7 +59,7 @@ def calibrate(
     if isinstance(batches, Tensor):
         raise TypeError(f"expected an iterable of batches, got one tensor; pass [batches], got {batches.shape=}")
     if not isinstance(batches, Iterable):
-        raise TypeError(f"expected an iterable of batches, such as a DataLoader, got {batches!r}")
+        raise TypeError(f"expected an iterable of batches, such as a DataLoader, got {shown(batches)}")
     predicted = {layer: Predicted() for layer in layers}
     device = next(model.parameters()).device
     count = 0

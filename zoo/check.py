@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dcn_ops.messages import shown
 from zoo.config import DCNConfig
 
 Size = tuple[int, int, int]
@@ -14,7 +15,9 @@ Size = tuple[int, int, int]
 def check_network(model: object) -> None:
     """Raise a TypeError if the model is no module."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a network, an nn.Module, for model, got {model!r}; timm.create_model builds one")
+        raise TypeError(
+            f"expected a network, an nn.Module, for model, got {shown(model)}; timm.create_model builds one"
+        )
 
 
 def check_configs(config: object) -> tuple[DCNConfig, ...]:
@@ -27,8 +30,8 @@ def check_configs(config: object) -> tuple[DCNConfig, ...]:
     configs = tuple(config) if isinstance(config, list | tuple) else (config,)
     if not all(isinstance(one, DCNConfig) for one in configs):
         raise TypeError(
-            f"expected a DCNConfig, or a list of them, for config, got {config!r}; pass zoo.DCNConfig(...) with "
-            "its fields"
+            f"expected a DCNConfig, or a list of them, for config, got {shown(config)}; pass zoo.DCNConfig(...) "
+            "with its fields"
         )
     if not configs:
         raise ValueError(f"expected at least one DCNConfig for config, got {config!r}")
@@ -38,7 +41,7 @@ def check_configs(config: object) -> tuple[DCNConfig, ...]:
 def check_folder(folder: object) -> None:
     """Raise a TypeError if the folder is no path."""
     if not isinstance(folder, str | PathLike):
-        raise TypeError(f"expected the path of a folder, got {folder!r}")
+        raise TypeError(f"expected the path of a folder, got {shown(folder)}")
 
 
 def check_size(size: object) -> Size | None:
@@ -52,7 +55,7 @@ def check_size(size: object) -> Size | None:
         return None
     whole: Any = size
     if not isinstance(size, Sequence) or isinstance(size, str) or not all(type(side) is int for side in whole):
-        raise TypeError(f"expected the integers (C, H, W) of an image for input_size, got {size!r}")
+        raise TypeError(f"expected the integers (C, H, W) of an image for input_size, got {shown(size)}")
     if len(size) != 3 or min(size) < 1:
-        raise ValueError(f"expected three positive integers (C, H, W) for input_size, got {size!r}")
+        raise ValueError(f"expected three positive integers (C, H, W) for input_size, got {shown(size)}")
     return tuple(whole)

@@ -7,6 +7,7 @@ from types import UnionType
 
 from torch import nn
 
+from dcn_ops.messages import shown
 from zoo.parts import BACKBONE, PARTS
 
 KINDS = ("dense", "grouped", "depthwise", "pooling")
@@ -105,7 +106,7 @@ class DCNConfig:
             raise ValueError(f"expected one of {TOWERS}, got {self.towers=}")
         for name in ("output_layers", "stem", "keep_output"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"expected True or False, got {name}={getattr(self, name)!r}")
+                raise TypeError(f"expected True or False, got {name}={shown(getattr(self, name))}")
 
     def _check_layer(self) -> None:
         if self.operator not in OPERATORS:
@@ -126,18 +127,18 @@ class DCNConfig:
 
 def _check_positive(name: str, value: object) -> None:
     if not _is_a(value, int):
-        raise TypeError(f"expected an integer, got {name}={value!r}")
+        raise TypeError(f"expected an integer, got {name}={shown(value)}")
     if value < 1:  # type: ignore[operator]
-        raise ValueError(f"expected a positive integer, got {name}={value!r}")
+        raise ValueError(f"expected a positive integer, got {name}={shown(value)}")
 
 
 def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {values!r}")
+        raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {shown(values)}")
     items = tuple(values)
     for item in items:
         if not _is_a(item, kind):
-            raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {item!r} in {items}")
+            raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {shown(item)} in {items}")
     return items
 
 

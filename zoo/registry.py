@@ -9,6 +9,7 @@ import timm
 from timm.models import load_pretrained, register_model
 from torch import nn
 
+from dcn_ops.messages import shown
 from zoo.config import DCNConfig
 from zoo.convert import LayerArguments
 from zoo.inject import inject_, rebuild_
@@ -25,7 +26,7 @@ def list_models(filter: str = "*") -> list[str]:
         TypeError: If the filter is no string.
     """
     if not isinstance(filter, str):
-        raise TypeError(f'expected a glob such as "resnet*" for filter, got {filter!r}')
+        raise TypeError(f'expected a glob such as "resnet*" for filter, got {shown(filter)}')
     return sorted(name for name in (base + _SUFFIX for base in PRESETS) if fnmatch.fnmatchcase(name, filter))
 
 

@@ -14,6 +14,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
+from dcn_ops.messages import shown
 from zoo.check import check_folder, check_network
 from zoo.convert import LAYER_ARGUMENTS
 from zoo.mixers import DeformMixer2d, arguments
@@ -66,7 +67,9 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
             f"{type(model).__name__} has weights on the meta device, which hold no data; load them first"
         )
     if not isinstance(model_args, Mapping | None):
-        raise TypeError(f"expected a dict of the arguments of timm.create_model for model_args, got {model_args!r}")
+        raise TypeError(
+            f"expected a dict of the arguments of timm.create_model for model_args, got {shown(model_args)}"
+        )
     # ``deformable`` records the conversion, and the number of classes has its own key.
     not_saved = {"base", "dcn", "deformable", "num_classes", *LOADING}
     built = {**getattr(model, "_model_args", {}), **(model_args or {})}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dcn_ops import DeformConv2d
 
+from .grids import Grid, gridded
 from .layers import watched
 
 
@@ -20,6 +21,9 @@ class Samples:
     positions: Tensor  # [N, K, 2, Ho, Wo], in pixels of the layer's input
     masks: Tensor  # [N, K, Ho, Wo], 1 if the layer has no mask
     input_size: tuple[int, int]
+    input_grid: Grid  # where the pixels of input and output lie in the image
+    output_grid: Grid
+    image: tuple[int, int]  # height and width
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -40,7 +44,7 @@ class SamplingLocations:
 @torch.no_grad()
 def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
     """Return the samples of images [N, C, H, W], by layer in the order of execution."""
-    found: dict[str, Samples] = {}
+    found: dict[str, tuple[Tensor, Tensor, tuple[int, int]]] = {}
 
     def seen(name: str, layer: DeformConv2d, input: Tensor) -> None:
         if len(input) != len(images):  # a detector's regions, not images
@@ -48,12 +52,22 @@ def record(model: nn.Module, images: Tensor) -> dict[str, Samples]:
         positions = layer.sampling_positions(input)[:, 0]
         _, mask = layer.offsets(input)
         masks = torch.ones_like(positions[:, :, 0]) if mask is None else mask[:, : positions.shape[1]]
-        height, width = input.shape[-2:]
-        found[name] = Samples(positions=positions, masks=masks, input_size=(height, width))
+        found[name] = positions, masks, (input.shape[-2], input.shape[-1])
 
-    with watched(model, seen):
+    size = images.shape[-2], images.shape[-1]
+    with watched(model, seen), gridded(model, size) as grids:
         model(images)
-    return found
+    return {
+        name: Samples(
+            positions=positions,
+            masks=masks,
+            input_size=input_size,
+            input_grid=grids.of(input_size),
+            output_grid=grids.of((positions.shape[3], positions.shape[4])),
+            image=size,
+        )
+        for name, (positions, masks, input_size) in found.items()
+    }
 
 
 def chain(found: dict[str, Samples], top: str, levels: int) -> list[str]:
@@ -84,48 +98,39 @@ def cascade(found: dict[str, Samples], top: str, levels: int, at: Tensor) -> tup
         top: The layer whose output is followed.
         levels: Largest number of layers; there are fewer if the map below doesn't have the size that the samples
             need.
-        at: (y, x) of the output in [0, 1] of the map, [2], or [N, 2] if each image has its own.
+        at: (y, x) in [0, 1] of the image, [2], or [N, 2] if each image has its own. The output nearest to it is
+            followed.
 
     Returns:
         Positions [N, K^L, 2] in pixels of the bottom layer's input, NaN if a sample left the map above and reads
         zeros, and the products of the masks [N, K^L].
     """
     names = chain(found, top, levels)
-    first = found[names[0]]
-    points = _index(first, at)[:, None]
+    points = _index(found[top], at)[:, None]
     weights = points.new_ones(len(points), 1)
     for name in names:
         points, weights = _step(found[name], points, weights)
     return points, weights
 
 
-def followed(
-    found: dict[str, Samples], top: str, levels: int, at: Tensor, image: tuple[int, int]
-) -> SamplingLocations:
-    """Return the samples that reach one output of a layer, in pixels of an image of (height, width)."""
+def followed(found: dict[str, Samples], top: str, levels: int, at: Tensor) -> SamplingLocations:
+    """Return the samples that reach the output of a layer nearest to a place, in pixels of the images."""
     points, masks = cascade(found, top, levels, at)
-    input_size = found[chain(found, top, levels)[-1]].input_size
-    outputs = to_image(_index(found[top], at), found[top].output_size, image)
-    return SamplingLocations(points=to_image(points, input_size, image), masks=masks, outputs=outputs)
+    bottom = found[chain(found, top, levels)[-1]]
+    outputs = found[top].output_grid.to_image(_index(found[top], at))
+    return SamplingLocations(points=bottom.input_grid.to_image(points), masks=masks, outputs=outputs)
 
 
 def of_each_layer(model: nn.Module, images: Tensor) -> list[SamplingLocations]:
     """Return the locations where each deformable layer samples images [N, C, H, W] for its central output."""
     found = record(model, images)
-    size = images.shape[-2], images.shape[-1]
-    return [replace(followed(found, name, 1, torch.tensor([0.5, 0.5]), size), label=name) for name in found]
+    return [replace(followed(found, name, 1, torch.tensor([0.5, 0.5])), label=name) for name in found]
 
 
 def _index(layer: Samples, at: Tensor) -> Tensor:  # [N, 2]
-    """Return the pixels of the layer's output map at places [2] or [N, 2] in [0, 1]."""
-    size = layer.positions.new_tensor(layer.output_size)
-    return (at.to(size) * size).floor().minimum(size - 1).expand(len(layer.positions), 2)
-
-
-def to_image(points: Tensor, input_size: tuple[int, int], image: tuple[int, int]) -> Tensor:
-    """Convert positions [..., 2] from pixels of a map to pixels of the image, centre to centre."""
-    scale = points.new_tensor([image[0] / input_size[0], image[1] / input_size[1]])
-    return (points + 0.5) * scale - 0.5
+    """Return the pixels of the layer's output map nearest to places [2] or [N, 2] in [0, 1] of the image."""
+    pixels = at.to(layer.positions) * layer.positions.new_tensor(layer.image) - 0.5
+    return layer.output_grid.nearest(pixels, layer.output_size).expand(len(layer.positions), 2)
 
 
 def _step(layer: Samples, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def _of_offsets(
     else:
         chosen = [places.named(point) for point in config.points]
     rows_of_points = [
-        replace(cascade.followed(found, layer, config.levels, at, size), label=label) for label, at in chosen
+        replace(cascade.followed(found, layer, config.levels, at), label=label) for label, at in chosen
     ]
     figures.sampling(followed, subject.transform, rows_of_points, drawn["sampling"], layer)
     through = cascade.chain(found, layer, config.levels)

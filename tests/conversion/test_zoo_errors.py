@@ -217,6 +217,13 @@ def test_config_errors(arguments, error, message):
         DCNConfig(**arguments)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(1, 3, 224, 224), torch.zeros(1, 3, 224, 224).numpy(), "x" * 999])
+def test_a_long_value_is_named_by_its_type(value):
+    kind = type(value).__name__
+    with pytest.raises(TypeError, match=f"got {kind}( of shape \\[1, 3, 224, 224\\])?; pass"):
+        inject_(tiny(), value)
+
+
 NO_NETWORK = "expected a network, an nn.Module, for model, got {}; timm.create_model builds one"
 
 

@@ -67,6 +67,12 @@ WRONG_IN_PYTHON = {
     "weight_number": ({"weight": 7}, TypeError, ["weight to be a torch.Tensor", "int", "7"]),
     "bias_flag": ({"bias": False}, TypeError, ["bias to be a torch.Tensor", "bool", "False"]),
     "mask_array": ({"mask": RIGHT["mask"].numpy()}, TypeError, ["mask to be a torch.Tensor", "ndarray"]),
+    # torchvision's order of arguments passes tensors for numbers: their pixels are no help.
+    "stride_tensor": (
+        {"stride": torch.zeros(2, 18, 9, 9)},
+        ValueError,
+        ["got stride=Tensor of shape [2, 18, 9, 9]"],
+    ),
     "three_strides": ({"stride": (1, 2, 3)}, ValueError, ["stride", "pair", "(1, 2, 3)"]),
     "fractional_padding": ({"padding": 0.5}, ValueError, ["padding", "pair", "0.5"]),
     "fractional_dilation": ({"dilation": (1, 1.5)}, ValueError, ["dilation", "pair", "(1, 1.5)"]),

@@ -49,8 +49,8 @@ def test_a_classifier_follows_the_same_places_in_every_image() -> None:
 
 
 def test_each_image_is_followed_at_its_own_place() -> None:
-    model = torch.nn.Sequential(DeformConv2d(1, 1, 3, padding=1))
-    found = record(model, torch.randn(2, 1, 8, 8))
-    where = followed(found, "0", 1, torch.tensor([[0.0, 0.5], [1.0, 0.25]]), (16, 16))
+    model = torch.nn.Sequential(torch.nn.AvgPool2d(2), DeformConv2d(1, 1, 3, padding=1))
+    found = record(model, torch.randn(2, 1, 16, 16))
+    where = followed(found, "1", 1, torch.tensor([[0.0, 0.5], [1.0, 0.25]]))
     assert where.outputs.tolist() == [[0.5, 8.5], [14.5, 4.5]], "pixels (0, 4) and (7, 2), twice as large"
     torch.testing.assert_close(where.points.mean(1), where.outputs)
