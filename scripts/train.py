@@ -27,7 +27,6 @@ def _main(config: DictConfig) -> float | None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     runs = [path.parent for path in (folder.parents[sweep]).glob(("*/" * (1 + sweep)) + resume.NAME)]
     train = cast(schema.Train, OmegaConf.to_object(config))
-    _log.info("the composed config:\n%s", command.in_lines(config))
     try:
         run(train, folder, runs)
     except (Stopped, KeyboardInterrupt) as stopped:

@@ -32,10 +32,18 @@ def check_tensors(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | 
     _check_weight(weight)
 
 
-def check_maps(name: str, tensor: Tensor) -> None:
-    """Raise TypeError or ValueError for an input or offset that a layer can't use."""
+def check_maps(name: str, tensor: Tensor, channels: int = 0) -> None:
+    """Raise TypeError or ValueError for an input or offset that a layer can't use.
+
+    Args:
+        name: Of the argument.
+        tensor: Should be [N, channels, H, W].
+        channels: Their number, or 0 for any.
+    """
     if not (torch.jit.is_scripting() or torch.jit.is_tracing() or has_torch_function((tensor,))):  # type: ignore[attr-defined]
         _check_tensor(name, tensor, 4)
+        if channels and tensor.shape[1] != channels:
+            raise ValueError(f"expected {name} with {channels} channels, got {shape_of(name, tensor)}")
 
 
 def _check_tensor(name: str, tensor: Tensor, rank: int) -> None:

@@ -182,7 +182,7 @@ class DeformConv2d(OffsetPredictor):
         Raises:
             ValueError: For shapes that don't fit, a mask without offset, or no offset where none is predicted.
         """
-        check_maps("input", input)
+        check_maps("input", input, self.weight.shape[1] * self.groups)
         input = self.pad(input)
         offset_groups = self.offset_groups
         if offset is not None:

@@ -1,19 +1,18 @@
 """Shared by the console commands: schemas for Hydra, suggestions for mistyped arguments, one-line errors."""
 
 import functools
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from . import options, overrides, values
 from .schema import Bench, Evaluate, Export, Migrate, Predict, Share, Train, Visualize
@@ -105,12 +104,6 @@ def errors_in_one_line(*kinds: type[Exception], left: str = "complete") -> Itera
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {error}")
-
-
-def in_lines(config: DictConfig) -> str:
-    """Return a config as text with one line for each of its groups."""
-    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
 
 def compose_train(*arguments: str) -> Train:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..data import folders
+from ..data.loaders import spread
 from ..data.pixels import to_mode
 from ..data.scenes.transforms import Square
 
@@ -66,7 +67,7 @@ def opened(files: list[Any], limit: int) -> Photos:
 
 def _spread(files: list[_T], limit: int) -> list[_T]:
     """Return at most ``limit`` files, evenly spread, so that all classes are represented."""
-    return files[:: -(-len(files) // limit)]
+    return [files[i] for i in spread(limit, len(files))]
 
 
 def _opened(path: str) -> Image.Image:

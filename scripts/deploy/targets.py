@@ -187,7 +187,8 @@ def _onnx(job: Job, file: Path) -> None:
     if job.decompose:
         model = Job(**{**vars(job), "int8": False}).portable()
     # It warns about the conversion to another opset, and about the names of dynamic axes.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with _quiet():
         torch.onnx.export(
             model,

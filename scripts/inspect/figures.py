@@ -64,8 +64,8 @@ def sampling(
             colours[:, :3], colours[:, 3] = (1.0, 0.85, 0.0), 0.2 + 0.7 * weight
             edges = colours * (0.0, 0.0, 0.0, 1.0)  # black, so that dots stand out on images of every colour
             axis.scatter(where[:, 1], where[:, 0], s=size**2, c=colours, edgecolors=edges, linewidths=size / 9)
-            for colour, wide in (("black", 3.2), ("lime", 1.6)):
-                axis.scatter([x], [y], s=55, c=colour, marker="+", linewidths=wide)
+            for colour, wide in (("black", 2.6), ("lime", 1.3)):
+                axis.scatter([x], [y], s=150, c=colour, marker=_cross(), linewidths=wide)
             # Samples outside the image read zeros; those close to it are shown.
             margin_y, margin_x = height / 8, width / 8
             axis.set(xlim=(-margin_x, width + margin_x), ylim=(height + margin_y, -margin_y), xticks=[], yticks=[])
@@ -79,6 +79,15 @@ def sampling(
     figure.supxlabel(caption, fontsize=8)
     figure.tight_layout(pad=0.3, rect=(0, 0.1 / figure.get_figheight(), 1, 1))
     _save(figure, path)
+
+
+def _cross() -> Any:
+    """Return a cross that is open in the middle, so that it doesn't hide a small grid of dots."""
+    from matplotlib.path import Path as Outline
+
+    arms = [(side * x, side * y) for x, y in ((1, 0), (0, 1)) for side in (1, -1)]
+    ends = [(reach * x, reach * y) for x, y in arms for reach in (0.4, 1.0)]
+    return Outline(ends, [Outline.MOVETO, Outline.LINETO] * len(arms))
 
 
 def _dot(points: np.ndarray, width: float) -> float:
@@ -123,7 +132,9 @@ def offset_history(history: dict[str, list[tuple[int, float, float]]], path: Pat
         epochs, means, _ = zip(*entries, strict=True)
         axis.plot([epoch + 1 for epoch in epochs], means, "o-", markersize=3, color=colour, label=name)
     axis.set(xlabel="epoch", ylabel="mean |offset|, pixels of the layer's input")
-    axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
+    last = max(epoch for entries in history.values() for epoch, _, _ in entries)
+    axis.set_xlim(0.5, last + 1.5)  # also where there is one epoch
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -166,7 +177,7 @@ def confusion(counts: Tensor, title: str, path: Path, names: Sequence[str] | Non
     side = min(12.0, max(4.5, 2.0 + 0.36 * classes))  # wide enough for the title
     figure, axis = plt.subplots(figsize=(side, side))
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axis.set(xlabel="answer", ylabel="class", title=title)
+    axis.set(xlabel="answer", ylabel="truth", title=f"{title}\ncolour: share of the row")
     if classes <= 25:
         labels = names or [str(i) for i in range(classes)]
         axis.set_xticks(range(classes), labels, rotation=90 if max(map(len, labels)) > 2 else 0)

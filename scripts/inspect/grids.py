@@ -80,7 +80,7 @@ def gridded(model: nn.Module, image: Size) -> Iterator[Grids]:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         input = input_of(args, kwargs)
         if isinstance(output, Tensor) and input.dim() == output.dim() == 4:
-            grids.ran(layer, tuple(input.shape[-2:]), tuple(output.shape[-2:]))
+            grids.ran(layer, (input.shape[2], input.shape[3]), (output.shape[2], output.shape[3]))
 
     layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]

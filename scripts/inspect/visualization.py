@@ -55,6 +55,7 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
     if config.checkpoint is not None and (task := of_recipe(checkpoint.read_recipe(config.checkpoint))):
+        _log.info("no receptive field: its central output is that of a classifier's stage")
         drawn["predictions"] = folder / "predictions.png"
         path = drawn["predictions"]
         outputs.compare({"network": model}, batch, subject.transform, task, subject.classes, path)
@@ -102,7 +103,7 @@ def _of_offsets(
     ]
     figures.sampling(followed, subject.transform, rows_of_points, drawn["sampling"], layer)
     through = cascade.chain(found, layer, config.levels)
-    print(f"{layer}: samples followed through {len(through)} layers, {' and '.join(through)}")
+    print(f"{layer}: samples followed through {len(through)} layers: {', '.join(through)}")
     figures.offset_lengths(rows, lengths, drawn["offsets"])
     history = offset_statistics.read(Path(config.checkpoint).parent) if config.checkpoint else {}
     if history:

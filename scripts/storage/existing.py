@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 _SHOWN = 5
@@ -17,19 +18,24 @@ def existing(path: str, missing: str | None = None, suffixes: tuple[str, ...] = 
         suffixes: Of the files that may be meant.
 
     Raises:
-        FileNotFoundError: If it doesn't exist; the message names the files with the most similar paths, under runs/
-            and near the path.
+        FileNotFoundError: If it doesn't exist; the message names the files that share most of its folders, of
+            these the most similar ones, under runs/ and near the path.
     """
     if Path(path).is_file():
         return Path(path)
     there = {str(file) for file in (*_runs(suffixes), *_beside(Path(path), suffixes))}
-    inside = f"{path.rstrip('/')}/"  # the path may be the folder of a run
-    near = sorted(there, key=lambda file: (not file.startswith(inside), -_likeness(path, file), file))[:_SHOWN]
+    near = sorted(there, key=lambda file: (-_shared(path, file), -_likeness(path, file), file))[:_SHOWN]
     said = missing or f"no checkpoint {path!r}"
     if near and _likeness(path, near[0]) >= _ALIKE:
-        others = f"; there are also: {', '.join(near[1:])}" if near[1:] else ""
+        others = f" There are also: {', '.join(near[1:])}" if near[1:] else ""
         raise FileNotFoundError(f"{said}; did you mean {near[0]}?{others}")
     raise FileNotFoundError(f"{said}; there are: {', '.join(near) or 'none under runs/'}")
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many folders two paths have in common, from the first on."""
+    pairs = zip(Path(one).parts, Path(other).parts, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _likeness(one: str, other: str) -> float:

@@ -67,9 +67,9 @@ def _objects_of_each_class(splits: Splits, config: Train) -> Table:
     sizes = " and ".join(f"{len(scenes):,}" for scenes in held)
     title = f"{config.data.root or config.data.name}: objects in {sizes} images"
     table = Table(title=f"{title}, by their size at {config.data.img_size} pixels")
-    names = [f"{split} {size}" for split in ("train", "evaluate") for size in census.SIZES]
-    for column in ("class", *names):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    table.add_column("class", no_wrap=True)  # so that the counts' titles wrap instead
+    for name in (f"{split} {size}" for split in ("train", "eval") for size in census.SIZES):
+        table.add_column(name, justify="right")
     counts = [census.count(scenes, config.data.img_size) for scenes in held]
     for index, name in enumerate(splits.classes or ()):
         table.add_row(name, *(f"{found[index, size]:,}" for found in counts for size in census.SIZES))

@@ -1,7 +1,8 @@
 """dcn-train: fine-tune a timm backbone with deformable convolutions, and the plain one for comparison."""
 
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import timm
@@ -66,6 +67,8 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     splits = _splits(config)
     task = tasks.create(config, splits)
     built = variants.build_all(config, splits, task, accelerator)
+    if accelerator.is_main_process:  # after the checks, so that an error of theirs stands alone
+        _log.info("the composed config:\n%s", _in_lines(config))
     if config.dry_run:
         preview.show(splits, task, config, folder)
         if "dcn" in built:
@@ -85,6 +88,11 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     if config.push_to is not None:
         _push(folder / "dcn" / "best.safetensors", config.push_to)
     return rows
+
+
+def _in_lines(config: Train) -> str:
+    """Return a config as text with one line for each of its groups."""
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in asdict(config).items())
 
 
 def _push(path: Path, repository: str) -> None:

@@ -179,8 +179,9 @@ def test_integers_of_numpy_are_integers() -> None:
         (RIGHT["input"].to_sparse(), TypeError, r"input to be dense, .* use input\.to_dense\(\)"),
         (RIGHT["input"][0], ValueError, r"input with 4 dimensions, .* unsqueeze\(0\)"),
         (numpy.zeros((2, 4, 6, 5)), TypeError, "input to be a torch.Tensor, got ndarray"),
+        (zeros(2, 3, 6, 5), ValueError, r"input with 4 channels, got input\.shape=\[2, 3, 6, 5\]"),
     ],
-    ids=["sparse", "without_batch", "array"],
+    ids=["sparse", "without_batch", "array", "channels"],
 )
 def test_wrong_input_of_a_layer(input: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

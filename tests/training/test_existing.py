@@ -37,6 +37,7 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("runs/train/1/dcn/last.safetensor", "runs/train/1/dcn/last.safetensors"),
         ("runs/train/1/plainn/last.safetensors", "runs/train/1/plain/last.safetensors"),
         ("run/train/1/dcn/last.safetensors", "runs/train/1/dcn/last.safetensors"),
+        ("runs/train/9/last.safetensors", "runs/train/9/dcn/last.safetensors"),
         ("elsewhere/dnc/last.safetensors", "elsewhere/dcn/last.safetensors"),
         ("elsewhere/dcn", "elsewhere/dcn/last.safetensors"),
     ],
@@ -44,7 +45,7 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_nearest_file_is_suggested(typed: str, meant: str) -> None:
     with pytest.raises(FileNotFoundError) as error:
         existing(typed)
-    assert str(error.value).startswith(f"no checkpoint '{typed}'; did you mean {meant}?")
+    assert str(error.value).startswith(f"no checkpoint '{typed}'; did you mean {meant}? There are also: ")
 
 
 def test_what_resembles_nothing_gets_a_list() -> None:

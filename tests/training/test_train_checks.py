@@ -91,6 +91,17 @@ def test_a_dry_run_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in tmp_path.iterdir()] == ["augmented.png"]
 
 
+def test_the_log_starts_with_the_config_of_a_run_that_passes_its_checks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(ValueError, match="'resnet500'"):
+        run(compose_train(*QUICK, "dry_run=true", "model.name=resnet500"), tmp_path)
+    assert "the composed config" not in caplog.text, "an error stands alone"
+    run(compose_train(*QUICK, "dry_run=true", "optim.lr=0.0123"), tmp_path)
+    assert '"lr": 0.0123' in caplog.text
+
+
 def test_a_dry_run_counts_the_images_of_this_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = ["model=timm", "model.name=test_resnet", "model.pretrained=false", "data.img_size=56"]
     run(compose_train(*QUICK, *network, "dry_run=true"), tmp_path)
