@@ -124,7 +124,8 @@ def test_the_default_run_logs_no_line_for_each_layer(tmp_path: Path, caplog: pyt
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
     assert not [line for line in lines if "FLOPs" in line or "DeformConv2d(" in line]
     assert [line for line in lines if "6 layers" in line and "deformable" in line]
-    assert max(len(line) for line in lines if "/" not in line) < 160  # but for paths
+    # But for paths, and the config.
+    assert max(len(line) for line in lines if "/" not in line and not line.startswith("the composed config")) < 160
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
