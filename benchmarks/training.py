@@ -175,6 +175,8 @@ def main() -> None:
     if arguments.alone:
         print(train(config, arguments.steps, arguments.alone)[1])
         return
+    if arguments.steps <= WARM_UP + 1:
+        parser.error(f"expected --steps above {WARM_UP + 1}, since {WARM_UP} warm up, got {arguments.steps}")
     seconds, _ = train(config, arguments.steps, "both")
     medians = {kind: statistics.median(times[WARM_UP:]) for kind, times in seconds.items()}
     memory = {kind: round(peak(arguments, kind)) for kind in medians}
