@@ -123,6 +123,8 @@ def test_every_case_that_a_target_accepts_is_right_in_its_runtime(
     asked = USUAL | changes
     questions = accepted(guard.Wish(target=target, int8=False, **asked))
     assert len(questions) == 47 - left_out
+    if target == "aoti":  # the loops are those of "compile", which takes all; here g++ needs seconds for each
+        questions = dict(list(questions.items())[::3])
     layers = Cases(questions).eval()
     expected = [reference.forward(*_double(call), call[-1].conv).flatten(1) for call in layers.calls(IMAGES)]
     outputs = written_and_run(target, layers, asked, tmp_path).split([len(e[0]) for e in expected], 1)
