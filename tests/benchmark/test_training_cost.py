@@ -31,7 +31,9 @@ def test_time_and_memory_of_both_loops_are_added_to_the_results(
     assert min(memory.values()) > 10, "MiB: a loop that trains nothing takes none"
 
 
-def test_steps_that_only_warm_up_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_steps_that_only_warm_up_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "fcos", "--steps", "5"])
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPT), run_name="__main__")
