@@ -1,6 +1,7 @@
 """What every part of the study shares: a training by ``dcn-train``, and the file of finished runs."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def config_of(overrides: list[str]) -> Train:
 def train(variant: str, overrides: list[str], folder: Path) -> tuple[Train, float]:
     """Train one network into ``folder``; return the config and the CPU seconds of it all, evaluations included."""
     config = config_of([*overrides, f"variants=[{variant}]", "report=false", "device=cpu"])
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted, which has no row
     start = time.process_time()
     run(config, folder)
     return config, round(time.process_time() - start, 1)

@@ -237,11 +237,13 @@ def _kernel_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return a pair of one integer or of two.
 
     Raises:
-        ValueError: For anything else: ``nn.Conv2d`` makes a weight without width from a sequence of one integer.
+        ValueError: For anything else, which ``nn.Conv2d`` would take: a sequence of one integer, or a size below 1.
     """
     if isinstance(size, Sequence) and len(size) != 2:
         raise ValueError(f"expected kernel_size to be an integer or a pair of integers, got kernel_size={size!r}")
     height, width = as_pair("kernel_size", size)
+    if min(height, width) < 1:
+        raise ValueError(f"expected a kernel_size of 1 or more, got kernel_size={size!r}")
     return height, width
 
 

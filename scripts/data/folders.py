@@ -91,7 +91,9 @@ def open_evaluation(config: Data) -> ClassFolders:
 
 def _folder_of(root: str | None, split: str, key: str) -> Path:
     if not root or not Path(root).is_dir():
-        missing = ", which doesn't exist" if root and not Path(root).exists() else ""
+        missing = "" if root else "; set it to a path"
+        if root and not Path(root).exists():
+            missing = ", which doesn't exist"
         raise FileNotFoundError(
             f"expected a folder with a folder per split and class, got data.root={root}{missing}"
         )

@@ -191,7 +191,18 @@ def _loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=collate_fn,
+        worker_init_fn=_apart,
     )
+
+
+def _apart(_: int) -> None:
+    """Put a worker into a process group of its own.
+
+    ``timeout``, launchers and terminals send a signal to a whole group. It then reaches only the training, which
+    saves its state and ends its workers itself.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _loader_of(dataset: Any, config: Data, seed: int, training: bool, num_classes: int) -> Loader:
@@ -209,7 +220,12 @@ def _stream(dataset: Any, config: Data, training: bool, collate_fn: Callable[[An
         raise ValueError(f"data.max_batches={config.max_batches} is for data sets with an index; drop it")
     dataset.set_loader_cfg(num_workers=config.workers)
     return DataLoader(
-        dataset, config.batch_size, num_workers=config.workers, drop_last=training, collate_fn=collate_fn
+        dataset,
+        config.batch_size,
+        num_workers=config.workers,
+        drop_last=training,
+        collate_fn=collate_fn,
+        worker_init_fn=_apart,
     )
 
 

@@ -4,6 +4,7 @@ Shapes: N images, K taps, L levels, Ho x Wo the output map of a layer. Positions
 """
 
 from dataclasses import dataclass, replace
+from posixpath import commonpath
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +122,25 @@ def followed(found: dict[str, Samples], top: str, levels: int, at: Tensor) -> Sa
     return SamplingLocations(points=bottom.input_grid.to_image(points), masks=masks, outputs=outputs)
 
 
-def of_each_layer(model: nn.Module, images: Tensor) -> list[SamplingLocations]:
-    """Return the locations where each deformable layer samples images [N, C, H, W] for its central output."""
+def of_each_layer(model: nn.Module, images: Tensor, at: Tensor) -> list[SamplingLocations]:
+    """Return the locations where each deformable layer samples images for one of its outputs.
+
+    Args:
+        model: The network.
+        images: [N, C, H, W].
+        at: (y, x) in [0, 1], [2] or [N, 2], as for ``cascade``.
+
+    Returns:
+        One for each layer. Its label is the layer's name, without what all names begin with, and the map's size.
+    """
     found = record(model, images)
-    return [replace(followed(found, name, 1, torch.tensor([0.5, 0.5])), label=name) for name in found]
+    shared = len(commonpath([name.replace(".", "/") for name in found])) + 1 if len(found) > 1 else 0
+    rows = []
+    for name, samples in found.items():
+        height, width = samples.output_size
+        label = f"{name[shared:] if shared > 1 else name}\nmap {height} × {width}"
+        rows.append(replace(followed(found, name, 1, at), label=label))
+    return rows
 
 
 def _index(layer: Samples, at: Tensor) -> Tensor:  # [N, 2]

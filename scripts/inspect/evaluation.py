@@ -1,5 +1,6 @@
 """dcn-evaluate: accuracy, confusion matrix, accuracy under corruptions and throughput of checkpoints."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,8 @@ from ..tasks.create import of_recipe
 from . import measured, outputs, scores
 from .scores import Result
 from .subject import Subject, of_checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,6 +87,7 @@ def run(config: Evaluate, folder: Path) -> dict[str, Result]:
     for name, subject in subjects.items():
         results[name] = _accuracy(calls[name], subject, labels[name], device, str(paths[name]))
         top1 = partial(_top1, calls[name], labels[name])
+        _log.info("%s: top-1 %.2f %%", name, results[name].top1)
         results[name].corruptions = _under_corruption(top1, subject, names, config, device)
     images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
     for name, speed in throughput(calls, images, config.rounds).items():
@@ -124,6 +128,8 @@ def _with_heads(
             models[name], track(subject.loader, description="evaluation", transient=True), tasks[name], device
         )
         best = partial(_best, models[name], tasks[name], device)
+        metrics = tasks[name].show(found[name].metrics)
+        _log.info("%s: %s", name, ", ".join(f"{title} {value}" for title, value in metrics.items()))
         found[name].corruptions = _under_corruption(best, subject, names, config, device)
     images = {name: next(iter(subject.loader))[0].to(device) for name, subject in subjects.items()}
     for name, speed in throughput(models, images, config.rounds).items():
@@ -192,6 +198,11 @@ def _under_corruption(
     """Return what ``score`` makes of the corrupted batches, by corruption and severity."""
     # The batches that are corrupted, read once.
     batches = list(islice(subject.loader, config.corruption_batches)) if names else []
+    if names:
+        _log.info(
+            "%s: %d corruptions of %d severities on %d images; corruptions=[] skips them",
+            *(subject.name, len(names), len(config.severities), sum(len(images) for images, _ in batches)),
+        )
     return {
         name: [
             score(_corrupted(batches, subject, name, severity, config, device)) for severity in config.severities

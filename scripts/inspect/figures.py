@@ -73,7 +73,7 @@ def sampling(
         if locations.label:
             row[0].set_ylabel(locations.label, fontsize=7)
     caption = (
-        f"cross: output{f' of {layer}' if layer else ''}   dots: its samples, opaque by mask\n"
+        f"cross: output{f' of {layer}' if layer else ''}   dots: its samples, pale if their mask is small\n"
         "grey: outside, read as 0; samples farther out are not drawn"
     )
     figure.supxlabel(caption, fontsize=8)

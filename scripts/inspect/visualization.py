@@ -55,7 +55,7 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     if not drawn:
         _log.info("no deformable layer: no picture of samples and offsets")
     if config.checkpoint is not None and (task := of_recipe(checkpoint.read_recipe(config.checkpoint))):
-        _log.info("no receptive field: its central output is that of a classifier's stage")
+        _log.info("no picture of receptive fields: it is drawn for classifiers only")
         drawn["predictions"] = folder / "predictions.png"
         path = drawn["predictions"]
         outputs.compare({"network": model}, batch, subject.transform, task, subject.classes, path)

@@ -54,19 +54,24 @@ def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
     """Return the folder to train in: ``folder``, or the folder of the run that ``config.resume`` means.
 
     Args:
-        config: "auto" means the newest of ``runs`` with the same config, or a new run if there is none. Otherwise
-            resume is the folder of a run. Its config may differ; the differences are logged.
+        config: No ``resume`` means a new run. "auto" means the newest of ``runs`` with the same config, or a new
+            run if there is none. Otherwise resume is the folder of a run. Its config may differ; the differences
+            are logged.
         folder: Folder of a new run.
         runs: Folders of other runs.
 
     Raises:
         FileNotFoundError: If ``config.resume`` is not the folder of a run.
-        ValueError: If that run's config is damaged.
+        ValueError: If that run's config is damaged; or if the folder of a new run holds another one.
     """
     wanted = describe(config)
+    if config.resume is None:
+        _check_new(folder, wanted)
+        return folder
     if config.resume == "auto":
         same = [run for run in runs if _same(run, wanted) and list(run.glob(f"*/{state.NAME}"))]
         if not same:
+            _check_new(folder, wanted)
             _log.info("resume=auto: no run with this config in %s, so this is a new one", folder.parent)
             return folder
         return max(same, key=lambda run: max(path.stat().st_mtime for path in run.glob(f"*/{state.NAME}")))
@@ -74,10 +79,27 @@ def choose(config: Train, folder: Path, runs: list[Path]) -> Path:
     before = _read(run)
     if before is None:
         raise FileNotFoundError(f"expected 'auto' or the folder of a run, with {NAME}, got resume={config.resume}")
-    for key in sorted(wanted | before):
-        if wanted.get(key) != before.get(key):
-            _log.warning("resume=%s: %s was %s and is %s", run, key, before.get(key), wanted.get(key))
+    for change in _changes(before, wanted):
+        _log.warning("resume=%s: %s", run, change)
     return run
+
+
+def _changes(before: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} was {before.get(key)} and is {wanted.get(key)}"
+        for key in sorted(wanted | before)
+        if wanted.get(key) != before.get(key)
+    ]
+
+
+def _check_new(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raise a ValueError if a folder holds the weights or the state of a run, which a new one would replace."""
+    if not any(list(folder.glob(f"*/{name}")) for name in (state.NAME, "last.safetensors")):
+        return
+    changes = _changes(_read(folder) or {}, wanted)
+    goes_on = f"set resume={folder} to go on with it" if changes else "set resume=auto to go on with it"
+    differs = f" (its {'; '.join(changes[:3])}{'; ...' if changes[3:] else ''})" if changes else ""
+    raise ValueError(f"{folder} holds a run{differs}: {goes_on}, take another hydra.run.dir, or delete the folder")
 
 
 def _same(run: Path, wanted: dict[str, Any]) -> bool:

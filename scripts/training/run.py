@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections.abc import Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import timm
 import torch
@@ -13,13 +15,14 @@ from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from zoo import DCNConfig, plan
 
 from ..config.schema import Train
 from ..data.loaders import Splits, create_splits, examples, spread
 from ..data.scenes.splits import targets_of
-from ..inspect import cascade, figures, outputs
+from ..inspect import cascade, figures, outputs, places
 from ..storage import checkpoint, sharing
 from ..storage.files import locked
 from ..tasks import create as tasks
@@ -51,7 +54,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
 
     Raises:
         ValueError: If a model or variant is unknown, or the recipe, data, model or conversion is refused, all
-            before the first step; or if another run uses the folder.
+            before the first step; or if the folder holds a run, or another one uses it.
         FileNotFoundError: If data or a run to resume doesn't exist.
         FloatingPointError: If a loss is not finite.
         Stopped: On SIGTERM or Ctrl-C, once the state is saved.
@@ -61,7 +64,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     tasks.check(config)
     accelerator = create_accelerator(config)
     # Only the first process chooses the folder: others may see another second, or have another disk mounted.
-    if config.resume and not config.dry_run and accelerator.is_main_process:
+    if not config.dry_run and accelerator.is_main_process:
         folder = resume.choose(config, folder, runs or [])
     folder = broadcast_object_list([folder])[0]
     splits = _splits(config)
@@ -69,6 +72,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     built = variants.build_all(config, splits, task, accelerator)
     if accelerator.is_main_process:  # after the checks, so that an error of theirs stands alone
         _log.info("the composed config:\n%s", _in_lines(config))
+        _log.info("the data: %s", _about(splits))
     if config.dry_run:
         preview.show(splits, task, config, folder)
         if "dcn" in built:
@@ -93,6 +97,17 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
 def _in_lines(config: Train) -> str:
     """Return a config as text with one line for each of its groups."""
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in asdict(config).items())
+
+
+def _about(splits: Splits) -> str:
+    """Return how many images there are, and the classes."""
+    train, evaluate = (
+        "a stream of images" if isinstance(data, IterableDataset) else f"{len(cast(Sized, data)):,} images"
+        for data in (splits.train.dataset, splits.evaluate.dataset)
+    )
+    names = splits.classes or ()
+    shown = f": {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else ""
+    return f"{train} to train, {evaluate} to evaluate; {splits.num_classes} classes{shown}"
 
 
 def _push(path: Path, repository: str) -> None:
@@ -151,6 +166,15 @@ def _train(
     return _Trained(model, scores, images.to(accelerator.device), targets)
 
 
+def _located(trained: _Trained) -> tuple[list[cascade.SamplingLocations], Tensor]:
+    """Return where each layer samples for the centre of an image, or of an object in it; and the images."""
+    of_images = isinstance(trained.targets, Tensor) and trained.targets.dim() < 3  # else of objects or pixels
+    chosen = spread(8 if of_images else 4, len(trained.batch))
+    images, targets = trained.batch[chosen], [trained.targets[i] for i in chosen]
+    _, at = places.of_targets(targets, (images.shape[2], images.shape[3]))[0]
+    return cascade.of_each_layer(trained.model, images, at), images
+
+
 def _report(
     trained: dict[str, _Trained], splits: Splits, task: Task, config: Train, folder: Path
 ) -> list[summary.Row]:
@@ -160,8 +184,7 @@ def _report(
     rows = summary.measure(models, scores, batch, compiled=task.compiles)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
     summary.show(rows, task.show, len(batch), title, folder / "results.json")
-    drawn = batch[spread(8, len(batch))]
-    located = cascade.of_each_layer(models["dcn"], drawn) if "dcn" in models else []
+    located, drawn = _located(trained["dcn"]) if "dcn" in trained else ([], batch)
     if located:  # DCNv3 and DCNv4 have no such picture
         figures.sampling(drawn, splits.transform, located, folder / "sampling.png")
         print(f"sampling locations: {folder / 'sampling.png'}")

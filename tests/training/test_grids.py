@@ -76,8 +76,8 @@ def test_of_a_map_that_no_convolution_makes_only_the_size_counts() -> None:
 
 def test_a_resnet_is_drawn_where_its_receptive_fields_are() -> None:
     network = inject_(timm.create_model("resnet18", num_classes=2)).eval()
-    drawn = {row.label: row for row in of_each_layer(network, torch.rand(2, 3, 64, 64))}
+    drawn = {row.label: row for row in of_each_layer(network, torch.rand(2, 3, 64, 64), torch.tensor([0.5, 0.5]))}
     # The image's centre is 31.5. Pixels of the map of stride 8 lie on 0, 8, ..., those of stride 32 on 0 and 32.
-    for label in ("layer2.0.conv2", "layer4.1.conv2"):
+    for label in ("layer2.0.conv2\nmap 8 × 8", "layer4.1.conv2\nmap 2 × 2"):
         assert drawn[label].outputs.tolist() == [[32.0, 32.0]] * 2
         torch.testing.assert_close(drawn[label].points.nanmean(1), torch.full((2, 2), 32.0))

@@ -130,5 +130,5 @@ def test_mask_rcnn_trains_and_measures_masks(tmp_path: Path) -> None:
     model = checkpoint.load(tmp_path / "run" / "dcn" / "last.safetensors")
     assert any(isinstance(module, DeformConv2d) for module in model.roi_heads.modules())
     # Layers of the head run on regions, which belong to no place of the picture.
-    rows = cascade.of_each_layer(model, torch.zeros(2, 3, 64, 64))
+    rows = cascade.of_each_layer(model, torch.zeros(2, 3, 64, 64), torch.tensor([0.5, 0.5]))
     assert all(len(row.points) == 2 for row in rows)

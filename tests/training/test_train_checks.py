@@ -100,6 +100,8 @@ def test_the_log_starts_with_the_config_of_a_run_that_passes_its_checks(
     assert "the composed config" not in caplog.text, "an error stands alone"
     run(compose_train(*QUICK, "dry_run=true", "optim.lr=0.0123"), tmp_path)
     assert '"lr": 0.0123' in caplog.text
+    assert "the data: 4,000 images to train, " in caplog.text
+    assert "to evaluate; 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in caplog.text
 
 
 def test_a_dry_run_counts_the_images_of_this_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.storage import checkpoint, files
@@ -101,6 +102,30 @@ def test_sigterm_saves_and_exits(tmp_path: Path, uninterrupted: Path) -> None:
     assert_same(folder, uninterrupted)
 
 
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_training(tmp_path: Path) -> None:
+    """``timeout``, launchers and terminals signal a group: a worker that died of it would take the step with it."""
+    for i in range(64):
+        path = tmp_path / "data" / ("validation" if i % 8 == 0 else "train") / str(i // 8 % 2) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (4 * i, 0, 0)).save(path)
+    overrides = [
+        "data=folder", f"data.root={tmp_path / 'data'}", "data.img_size=32", "data.batch_size=2", "data.workers=1",
+        "variants=[dcn]", "report=false", "device=cpu", "checkpoint_every=1", "optim.epochs=500", "trackers=[]",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "zoo.scripts.train", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    while not (tmp_path / "run" / "dcn" / "state.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "SIGTERM: stopped at epoch" in errors
+    assert "Traceback" not in errors
+
+
 class Crash(Exception):
     pass
 
@@ -147,6 +172,23 @@ def test_auto_starts_anew_where_no_run_has_this_config(
     assert "no run with this config" in caplog.text
     assert len(curve(tmp_path / "new")) == 1
     assert (uninterrupted / "dcn" / "state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("resumed", [["resume=auto"], []], ids=["auto", "new"])
+def test_a_run_is_never_replaced_by_another(tmp_path: Path, uninterrupted: Path, resumed: list[str]) -> None:
+    before = {path: path.read_bytes() for path in uninterrupted.glob("**/*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"holds a run \(its optim\.lr was 0\.003 and is 0\.2\): set resume=/.*delete"
+    ):
+        run(compose_train(*QUICK, "optim.lr=0.2", *resumed), uninterrupted, [uninterrupted])
+    assert {path: path.read_bytes() for path in uninterrupted.glob("**/*") if path.is_file()} == before
+
+
+def test_the_same_command_again_is_told_to_resume(tmp_path: Path, uninterrupted: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"holds a run: set resume=auto to go on with it, take another hydra\.run\.dir"
+    ):
+        run(compose_train(*QUICK), uninterrupted)
 
 
 def test_a_full_disk_leaves_the_last_state_whole(

@@ -73,8 +73,8 @@ def test_each_layer_is_shown_at_its_centre_in_pixels_of_the_image() -> None:
     model = nn.Sequential(DeformConv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), DeformConv2d(1, 1, 3, padding=1))
     with torch.no_grad():
         model[2].offset_bias[0:18:2] = 1.0  # y of every tap
-    first, second = of_each_layer(model, torch.randn(2, 1, 8, 8))
-    assert (first.label, second.label) == ("0", "2")
+    first, second = of_each_layer(model, torch.randn(2, 1, 8, 8), CENTRE)
+    assert (first.label, second.label) == ("0\nmap 8 × 8", "2\nmap 4 × 4")
     assert first.points.shape == (2, 9, 2)
     assert first.points.mean(1)[0].tolist() == [4.0, 4.0] == first.outputs[1].tolist()
     # On a map of half the size, pixel (2, 2) is at 4.5, and an offset of 1 is 2 pixels of the image.

@@ -102,7 +102,8 @@ def _read(config: Data, split: str, key: str, classes: list[str] | None, targets
     if config.name == hub.NAME:
         return hub.read(config, split, key, classes, targets == "pixels")
     if config.root is None or not Path(config.root).is_dir():
-        raise FileNotFoundError(f"expected a folder of images and annotations, got data.root={config.root}")
+        cure = "set it to a path" if config.root is None else "no such folder"
+        raise FileNotFoundError(f"expected a folder of images and annotations, got data.root={config.root}; {cure}")
     with layouts.advising(config.root, config.name):
         if config.name == "masks":
             return label_maps.read_masks(Path(config.root), split, key, classes, config.colors)
