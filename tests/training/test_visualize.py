@@ -227,7 +227,7 @@ def test_images_are_drawn_in_their_own_colours(tmp_path: Path) -> None:
     colour, mean, std = (torch.tensor(values) for values in ((200, 40, 90), (0.485, 0.456, 0.406), (0.2, 0.3, 0.4)))
     image = ((colour / 255 - mean) / std)[None, :, None, None].expand(1, 3, 24, 24)
     layer = DeformConv2d(3, 3, 3, padding=1)
-    found = of_each_layer(nn.Sequential(layer), image)
+    found = of_each_layer(nn.Sequential(layer), image, CENTRE)
     figures.sampling(image, {"mean": mean.tolist(), "std": std.tolist()}, found, tmp_path / "sampling.png")
     drawn = {pixel: count for count, pixel in Image.open(tmp_path / "sampling.png").convert("RGB").getcolors(10**6)}
     assert drawn.get((200, 40, 90), 0) > 10_000
