@@ -6,7 +6,7 @@ of a process that takes only one kind of steps, above what it had before the fir
 are those of ``dcn-train``:
 
     python benchmarks/training.py fcos experiment=detect_digits
-    python benchmarks/training.py unet experiment=segment_small data.root=/nuclei data.workers=0
+    python benchmarks/training.py unet experiment=segment_small data.root=/nuclei data.workers=0 --steps 50
 
 Results are added to ``benchmarks/results/training.json`` under NAME.
 """
