@@ -1,12 +1,12 @@
 """Image classification: one class for each image, by cross-entropy."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -23,7 +23,6 @@ class Classification:
     """
 
     best = "top1"
-    compiles = True
 
     def __init__(self, config: Optim, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -46,6 +45,10 @@ class Classification:
             return None
         found = "no tensor" if shape is None else list(shape)
         return f"a score for each of the {self.num_classes} classes, got an output of {found}"
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """Return the whole network compiled."""
+        return cast(nn.Module, torch.compile(model, fullgraph=True))
 
     def prepare(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images [N, C, H, W] and their labels [N], which become shares [N, classes]."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Metrics = dict[str, float]
 Targets = Any  # labels [N], masks [N, H, W], or a list of dicts: what the task's data set makes
@@ -40,8 +40,6 @@ class Task(Protocol):
     In training mode the network gets ``inputs``, and ``loss`` its output; in eval mode it gets only the images.
     """
 
-    compiles: bool  # whether torch.compile takes the network without a graph break
-
     @property
     def best(self) -> str:
         """Name of the metric that defines the best epoch, by its largest value."""
@@ -63,6 +61,9 @@ class Task(Protocol):
 
     def loss(self, output: Output, targets: Targets) -> Tensor:
         """Return the loss of a part of a step, a scalar."""
+
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """Return the network with what torch.compile takes of it compiled; the network itself stays as it is."""
 
     def picture(self, image: Tensor, answer: Any, classes: Sequence[str]) -> tuple[Tensor, str]:
         """Draw a target, or the output for one image.

@@ -181,7 +181,7 @@ def _report(
     batch = next(iter(trained.values())).batch
     models = {name: variant.model for name, variant in trained.items()}
     scores = {name: variant.scores for name, variant in trained.items()}
-    rows = summary.measure(models, scores, batch, compiled=task.compiles)
+    rows = summary.measure(models, scores, batch, task.compiled)
     title = f"{config.model.name} on {config.data.name or config.data.root}, seed {config.seed}"
     summary.show(rows, task.show, len(batch), title, folder / "results.json")
     located, drawn = _located(trained["dcn"]) if "dcn" in trained else ([], batch)

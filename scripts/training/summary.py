@@ -43,10 +43,10 @@ def measure(
     models: dict[str, nn.Module],
     scores: dict[str, Metrics],
     images: Tensor,
+    compiled: Callable[[nn.Module], nn.Module],
     rounds: int = 30,
-    compiled: bool = True,
 ) -> list[Row]:
-    """Count FLOPs and time the networks alternately on one batch, in eval mode; also ``compiled`` ones."""
+    """Count FLOPs and time the networks alternately on one batch, in eval mode; also as ``compiled`` makes them."""
     rows = []
     eager: dict[str, Callable[[], object]] = {}
     fused: dict[str, Callable[[], object]] = {}
@@ -58,10 +58,10 @@ def measure(
         parameters = sum(p.numel() for p in model.parameters())
         rows.append(Row(name, scores[name], parameters, counter.get_total_flops() // len(images)))
         eager[name] = partial(model, images)
-        fused[name] = partial(torch.compile(model, fullgraph=True), images)
+        fused[name] = partial(compiled(model), images)
     eager_ms = _medians(eager, rounds, images.device)
     try:
-        compiled_ms = _medians(fused, rounds, images.device) if compiled else {}
+        compiled_ms = _medians(fused, rounds, images.device)
     except Exception as error:  # a compiler error must not cost the run its results
         _log.warning("torch.compile failed, so the table lacks its latency (is there a C++ compiler?): %s", error)
         compiled_ms = {}
@@ -84,8 +84,8 @@ def show(rows: list[Row], scores: Callable[[Metrics], dict[str, str]], batch: in
         *scores(rows[0].scores),
         "parameters",
         "MFLOPs",
-        f"eager, ms per {batch}",
-        f"compiled, ms per {batch}",
+        f"eager, ms per {batch} images",
+        f"compiled, ms per {batch} images",
     )
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from interrupted import after_first_state
 from safetensors.torch import load_file, save_file
 from scenes import write_voc
 from zoo.scripts.config.command import compose_train
+from zoo.scripts.config.schema import Head
 from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.networks import build
 from zoo.scripts.storage import checkpoint
-from zoo.scripts.tasks.detection import AveragePrecision
+from zoo.scripts.tasks.detection import AveragePrecision, Detection
 from zoo.scripts.training.run import run
 
 from dcn_ops import DeformConv2d
@@ -43,6 +45,21 @@ def metrics(folder: Path, variant: str = "dcn") -> list[dict[str, float]]:
     return [{key: float(value) for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.mark.parametrize("name", ["fcos", "retinanet", "faster_rcnn", "mask_rcnn"])
+def test_the_compiled_parts_of_a_detector_change_no_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # one graph of each; no code
+    task = Detection(Head(name=name, channels=32), ["disc", "square"])
+    network = {"model_name": "resnet18", "num_classes": 2, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+    model = checkpoint.build({"create_model": network, "head": task.head(), "dcn": {"stages": [3, 4]}}).eval()
+    images, parts = torch.randn(2, 3, 64, 64), dict(model.named_children())
+    with torch.inference_mode():
+        expected, found = model(images), task.compiled(model)(images)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, one)
+    assert dict(model.named_children()) == parts
+
+
+@pytest.mark.slow
 def test_a_run_ends_with_a_table_and_pictures(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +69,7 @@ def test_a_run_ends_with_a_table_and_pictures(
     for row in found:
         assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP/disc", "AP/square"} <= set(row)
         assert row["eager_ms"] > 0
+        assert row["compiled_ms"] > 0
         assert row["APl"] is None  # there are no such objects
     shown = capsys.readouterr().out
     assert all(title in shown for title in ("AP50", "AP75", "eager, ms"))
