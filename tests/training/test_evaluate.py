@@ -97,7 +97,10 @@ def test_what_is_no_image_is_refused(photos: Tensor) -> None:
         corrupt("fog", photos, 1, torch.Generator())
 
 
-def test_a_network_that_always_answers_three_is_measured_so(tmp_path: Path) -> None:
+def test_a_network_that_always_answers_three_is_measured_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     path = saved(tmp_path / "dcn", answer=3)
     out = tmp_path / "out"
     out.mkdir()
@@ -114,6 +117,10 @@ def test_a_network_that_always_answers_three_is_measured_so(tmp_path: Path) -> N
     # Corruptions don't change a constant prediction: it is right as often as threes occur in the first 100.
     accuracies = {value for values in result.corruptions.values() for value in values}
     assert len(accuracies) == 1
+    # The first results come before the corruptions, which take most of the time.
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("dcn: ")]
+    assert said[0] == f"dcn: top-1 {result.top1:.2f} %"
+    assert said[1] == "dcn: 2 corruptions of 2 severities on 100 images; corruptions=[] skips them"
     assert result.images_per_second > 0
     rows = list(csv.reader((out / "confusion-dcn.csv").read_text().splitlines()))
     assert [[int(n) for n in row] for row in rows] == result.confusion
