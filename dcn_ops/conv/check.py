@@ -143,14 +143,16 @@ def _check_channels(tensors: _Kinds, conv: Conv) -> None:
     if conv.groups < 1 or weight.shape[1] * conv.groups != channels:
         raise ValueError(
             f"expected weight of shape [O, C / groups, kh, kw] for C={channels} input channels, "
-            f"got {shape_of('weight', weight)} with groups={conv.groups}"
+            f"got {shape_of('weight', weight)} with groups={conv.groups} (where it is no argument: "
+            "C // weight.shape[1])"
         )
     if filters % conv.groups:
         raise ValueError(f"expected groups={conv.groups} to divide the filters, got {shape_of('weight', weight)}")
     if conv.offset_groups < 1:
         raise ValueError(
             f"expected offset with a multiple of 2 * kh * kw = {2 * conv.taps} channels for the kernel "
-            f"{list(conv.kernel_size)}, got {shape_of('offset', offset)}, offset_groups={conv.offset_groups}"
+            f"{list(conv.kernel_size)}, got {shape_of('offset', offset)}, offset_groups={conv.offset_groups} "
+            "(where it is no argument: offset.shape[1] // (2 * kh * kw))"
         )
     if channels % conv.offset_groups:
         raise ValueError(

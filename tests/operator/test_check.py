@@ -210,6 +210,13 @@ def test_the_operator_takes_one_integer_in_a_list_as_convolutions_do_and_no_thre
         torch.ops.dcn_ops.deform_conv2d(**RIGHT, **CASE.integers | {name: [1, 1, 1]})
 
 
+def test_a_function_says_where_groups_come_from_that_it_has_no_argument_for() -> None:
+    with pytest.raises(ValueError, match=r"groups=0 \(where it is no argument: C // weight\.shape\[1\]\)"):
+        dcn_ops.deform_conv2d(zeros(1, 8, 9, 9), zeros(1, 18, 9, 9), zeros(8, 16, 3, 3), padding=1)
+    with pytest.raises(ValueError, match=r"groups=0 \(where it is no argument: offset\.shape\[1\] // \(2 \* kh"):
+        dcn_ops.deform_conv2d(zeros(1, 8, 9, 9), zeros(1, 9, 9, 9), zeros(8, 8, 3, 3), padding=1)
+
+
 @pytest.mark.parametrize("size", [0, (3, -1)])
 def test_a_kernel_has_taps(size: Any) -> None:
     with pytest.raises(ValueError, match=f"kernel_size of 1 or more, got kernel_size={re.escape(repr(size))}"):
