@@ -82,7 +82,8 @@ class Detection:
 
     def picture(self, image: Tensor, answer: dict[str, Tensor], classes: Sequence[str]) -> tuple[Tensor, str]:
         """Draw boxes and masks, those of an output from a score of ``SHOWN_SCORE`` on."""
-        return drawing.objects(image, confident(answer), classes)
+        drawn, title = drawing.objects(image, confident(answer), classes)
+        return drawn, f"{title} (score ≥ {SHOWN_SCORE:g})" if "scores" in answer else title
 
     def show(self, metrics: Metrics) -> dict[str, str]:
         """Return AP, AP50 and AP75 of boxes, and of masks if there are any."""

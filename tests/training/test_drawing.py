@@ -2,7 +2,9 @@
 
 import torch
 from PIL import ImageColor
+from zoo.scripts.config.schema import Head
 from zoo.scripts.tasks import drawing
+from zoo.scripts.tasks.detection import Detection
 
 GREY = torch.full((3, 8, 8), 100, dtype=torch.uint8)
 
@@ -29,3 +31,13 @@ def test_the_legend_has_the_colours_of_the_objects() -> None:
     assert picture[:, 1, 1].tolist() == list(ImageColor.getrgb(colour))
     assert [name for name, _ in drawing.legend(("background", *classes))] == ["RBC", "WBC"]
     assert len(drawing.legend([str(i) for i in range(80)])) == 10
+
+
+def test_the_title_of_an_output_says_from_which_score_on_boxes_are_drawn() -> None:
+    image, classes = torch.zeros(3, 8, 8, dtype=torch.uint8), ["disc", "square"]
+    truth = {"boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0], [2.0, 2.0, 7.0, 7.0]]), "labels": torch.tensor([1, 1])}
+    task = Detection(Head(name="fcos"), classes)
+    assert task.picture(image, truth, classes)[1] == "2 square"
+    drawn, title = task.picture(image, truth | {"scores": torch.tensor([0.29, 0.31])}, classes)
+    assert title == "1 square (score ≥ 0.3)"
+    assert not drawn[:, 0, 0].any(), "the first box is left out"
