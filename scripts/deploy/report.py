@@ -56,7 +56,7 @@ def _cells(row: Row) -> list[str]:
         top1 += f" of {row.objects}"
     if row.accuracy is not None:
         before, after = (f"{100 * share:.1f}" for share in row.accuracy)
-        top1 += f" (accuracy {before} → {after} % of {row.labelled} images)"
+        top1 += f" as eager (accuracy {before} → {after} % of {row.labelled} images)"
     return [
         row.target,
         "yes",

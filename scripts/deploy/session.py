@@ -47,9 +47,9 @@ class Session:
         self.photos = self._photos()
         self.inputs = self._inputs()
         self.answers = answers.of(self.source.model, self.source.head, self.inputs, self._tolerance())
-        self.network = self._prepared(self.source.model)
+        self.network = self._prepared(self.source.name, self.source.model)
         plain = source.plain(self.source.model) if config.plain else None
-        self.plain = None if plain is None else self._prepared(plain)
+        self.plain = None if plain is None else self._prepared("the plain network", plain)
 
     def _photos(self) -> photos.Photos:
         config, head = self.config, self.source.head
@@ -62,7 +62,8 @@ class Session:
         """Return a description of the measurement."""
         config, size = self.config, "x".join(map(str, self.source.size))
         kind = config.dtype + (", int8" if config.int8 else "")
-        return f"{self.source.name}, {kind}, batch {config.batch} of {size}, {self.threads} threads"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.source.name}, {kind}, batch {config.batch} of {size}, {threads}"
 
     def _inputs(self) -> list[Tensor]:
         """Return the batch that is timed, then every image, then a batch of another shape if it is dynamic."""
@@ -78,12 +79,12 @@ class Session:
         more = 32 if self.config.dynamic == "size" else 0
         return [draw(batch, height, width), draw(count, height, width), draw(3, height + more, width + 2 * more)]
 
-    def _prepared(self, model: nn.Module) -> nn.Module:
-        """Return a copy that is fused, cast and laid out."""
+    def _prepared(self, name: str, model: nn.Module) -> nn.Module:
+        """Return a copy that is fused, cast and laid out; the name is for the log."""
         model = copy.deepcopy(model).requires_grad_(False)
         if self.config.fuse:
             fused = zoo.fuse_batch_norm_(model, self.inputs[0])
-            _log.info("%d BatchNorms fused into the convolutions before them", len(fused))
+            _log.info("%s: %d BatchNorms fused into the convolutions before them", name, len(fused))
         model = self.answers.exported(model).requires_grad_(False)
         if self.config.dtype != "float32":
             model = source.Ported(model, getattr(torch, self.config.dtype)).eval()

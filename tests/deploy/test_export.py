@@ -237,7 +237,7 @@ def test_the_table_says_of_how_many_images_the_accuracy_is(tmp_path: Path) -> No
     row = report.Row("onnx", top1=1.0, accuracy=(0.90625, 0.875), labelled=64)
     (tmp_path / "x.md").write_text("<!-- t -->\n<!-- /t -->\n")
     report.write_matrix([row], "title", tmp_path / "x.md", "t")
-    assert "| 100 % (accuracy 90.6 → 87.5 % of 64 images) |" in (tmp_path / "x.md").read_text()
+    assert "| 100 % as eager (accuracy 90.6 → 87.5 % of 64 images) |" in (tmp_path / "x.md").read_text()
 
 
 def test_images_are_read_and_numbered_as_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
