@@ -117,6 +117,7 @@ def offset_lengths(rows: list[LayerOffsets], lengths: dict[str, Tensor], path: P
     axis.set_xticks(at, [row.layer for row in rows], rotation=35, ha="right", fontsize=8)
     axis.set_ylabel("|offset|, pixels of the layer's input", fontsize=8)
     axis.set_ylim(0, 1.25 * max(row.p95 for row in rows) + 1e-3)
+    axis.set_title("cut off at 1.25 times the largest 95th percentile", fontsize=8)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
@@ -154,7 +155,7 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
     plt = pyplot()
     stages = list(next(iter(rows.values())))
     figure, axes = plt.subplots(
-        len(rows), len(stages), figsize=(1.75 * len(stages) + 0.6, 2.05 * len(rows)), squeeze=False
+        len(rows), len(stages), figsize=(1.75 * len(stages) + 0.6, 2.1 * len(rows) + 0.6), squeeze=False
     )
     for i, (row, (network, fields)) in enumerate(zip(axes, rows.items(), strict=True)):
         for axis, stage in zip(row, stages, strict=True):
@@ -165,6 +166,11 @@ def receptive_fields(rows: dict[str, dict[str, Tensor]], notes: dict[str, dict[s
             if i == 0:
                 axis.set_title(stage, fontsize=8)
         row[0].set_ylabel(network, fontsize=8)
+    caption = (
+        "colour: gradient of the central output, its square root relative to the largest\n"
+        "rms: distance from the centre of mass; half: side of the square that holds half of the gradient"
+    )
+    figure.supxlabel(caption, fontsize=8)
     figure.tight_layout(pad=0.4)
     _save(figure, path)
 
