@@ -138,7 +138,9 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:
     items = tuple(values)
     for item in items:
         if not _is_a(item, kind):
-            raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {shown(item)} in {items}")
+            raise TypeError(
+                f"expected a sequence of {kind.__name__} for {name}, got {shown(item)} in {shown(items)}"
+            )
     return items
 
 

@@ -12,6 +12,7 @@ import dcn_ops.conv.contract  # noqa: F401  (registers the operator)
 from dcn_ops.arguments import as_pair
 from dcn_ops.conv.check import check_maps
 from dcn_ops.conv.predictor import ATTRIBUTES, PARAMETERS, OffsetPredictor
+from dcn_ops.messages import shown
 from dcn_ops.sampling.geometry import Conv
 
 # The layer's attributes in addition to a convolution's. A copied _compiled_call_impl would still call the layer.
@@ -240,7 +241,9 @@ def _kernel_size(size: int | Sequence[int]) -> tuple[int, int]:
         ValueError: For anything else, which ``nn.Conv2d`` would take: a sequence of one integer, or a size below 1.
     """
     if isinstance(size, Sequence) and len(size) != 2:
-        raise ValueError(f"expected kernel_size to be an integer or a pair of integers, got kernel_size={size!r}")
+        raise ValueError(
+            f"expected kernel_size to be an integer or a pair of integers, got kernel_size={shown(size)}"
+        )
     height, width = as_pair("kernel_size", size)
     if min(height, width) < 1:
         raise ValueError(f"expected a kernel_size of 1 or more, got kernel_size={size!r}")

@@ -134,11 +134,11 @@ def of_each_layer(model: nn.Module, images: Tensor, at: Tensor) -> list[Sampling
         One for each layer. Its label is the layer's name, without what all names begin with, and the map's size.
     """
     found = record(model, images)
-    shared = len(commonpath([name.replace(".", "/") for name in found])) + 1 if len(found) > 1 else 0
+    shared = commonpath([name.replace(".", "/") for name in found]).replace("/", ".") if len(found) > 1 else ""
     rows = []
     for name, samples in found.items():
         height, width = samples.output_size
-        label = f"{name[shared:] if shared > 1 else name}\nmap {height} × {width}"
+        label = f"{name.removeprefix(shared).lstrip('.')}\nmap {height} × {width}"
         rows.append(replace(followed(found, name, 1, at), label=label))
     return rows
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dcn_ops import DeformConv2d
-
 from .layers import input_of
 
 Size = tuple[int, int]
-_LAYERS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, DeformConv2d)
+_SHAPE = ("kernel_size", "stride", "dilation")
+_LAYERS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # a DeformConv2d is an nn.Conv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +58,11 @@ class Grids:
         start, stride = [], []
         for axis in (0, 1):
             kernel, step, dilation = (_pair(getattr(layer, name, 1))[axis] for name in _SHAPE)
-            padding = _padding(layer, axis, before[axis], after[axis])
-            start.append(below.start[axis] + below.stride[axis] * (dilation * (kernel - 1) / 2 - padding))
+            span = dilation * (kernel - 1) + 1
+            padding = _padding(layer, axis, span, step, before[axis], after[axis])
+            start.append(below.start[axis] + below.stride[axis] * ((span - 1) / 2 - padding))
             stride.append(below.stride[axis] * step)
         self._known[after] = Grid(start=(start[0], start[1]), stride=(stride[0], stride[1]))
-
-
-_SHAPE = ("kernel_size", "stride", "dilation")
 
 
 @contextmanager
@@ -95,10 +92,8 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _padding(layer: Any, axis: int, before: int, after: int) -> int:
+def _padding(layer: Any, axis: int, span: int, stride: int, before: int, after: int) -> int:
     """Return the zeros before the first pixel."""
-    kernel, stride, dilation = (_pair(getattr(layer, name, 1))[axis] for name in _SHAPE)
-    span = dilation * (kernel - 1) + 1
     if not isinstance(layer.padding, str):
         padding = _pair(layer.padding)[axis]
         if getattr(layer, "ceil_mode", False) or (before + 2 * padding - span) // stride + 1 == after:

@@ -1,7 +1,7 @@
 """Image classification: one class for each image, by cross-entropy."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..config.schema import Optim
-from .task import Metrics
+from .task import Metrics, compiled
 
 
 class Classification:
@@ -48,7 +48,7 @@ class Classification:
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """Return the whole network compiled."""
-        return cast(nn.Module, torch.compile(model, fullgraph=True))
+        return compiled(model)
 
     def prepare(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images [N, C, H, W] and their labels [N], which become shares [N, classes]."""

@@ -13,7 +13,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from ..config.schema import Head
 from . import drawing
 from .matching import Matches, overlaps_of
-from .task import BACKGROUND, Confusion, Metrics
+from .task import BACKGROUND, Confusion, Metrics, compiled
 
 _SHOWN = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
 _SIZES = {"APs": "map_small", "APm": "map_medium", "APl": "map_large"}
@@ -57,8 +57,7 @@ class Detection:
         """
         parts = {name: part for name, part in model.named_children() if name in ("backbone", "head")}
         detector = copy(model)
-        fast = {name: torch.compile(part, fullgraph=True) for name, part in parts.items()}
-        detector._modules = {**model._modules, **fast}  # type: ignore[dict-item]
+        detector._modules = {**model._modules, **{name: compiled(part) for name, part in parts.items()}}
         return detector
 
     def check(self, output: object, images: int) -> str | None:

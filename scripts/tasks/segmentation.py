@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ..config.schema import Head
 from ..data.scenes.transforms import NO_CLASS
 from . import boundaries, drawing
-from .task import Confusion, Metrics
+from .task import Confusion, Metrics, compiled
 
 
 class Segmentation:
@@ -39,7 +39,7 @@ class Segmentation:
 
     def compiled(self, model: nn.Module) -> nn.Module:
         """Return the whole network compiled."""
-        return cast(nn.Module, torch.compile(model, fullgraph=True))
+        return compiled(model)
 
     def check(self, output: object, images: int) -> str | None:
         """Expect a score for each class and pixel."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,11 @@ class Evaluation(Protocol):
 
     def compute(self) -> Metrics:
         """Return the metrics over all batches, with the names that ``metrics.csv`` has after ``eval/``."""
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Return a network, or a part of one, compiled whole."""
+    return cast(nn.Module, torch.compile(model, fullgraph=True))
 
 
 class Task(Protocol):

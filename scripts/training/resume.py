@@ -94,10 +94,10 @@ def _changes(before: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 def _check_new(folder: Path, wanted: dict[str, Any]) -> None:
     """Raise a ValueError if a folder holds the weights or the state of a run, which a new one would replace."""
-    if not any(list(folder.glob(f"*/{name}")) for name in (state.NAME, "last.safetensors")):
+    if not any(any(folder.glob(f"*/{name}")) for name in (state.NAME, "last.safetensors")):
         return
     changes = _changes(_read(folder) or {}, wanted)
-    goes_on = f"set resume={folder} to go on with it" if changes else "set resume=auto to go on with it"
+    goes_on = f"set resume={folder if changes else 'auto'} to go on with it"
     differs = f" (its {'; '.join(changes[:3])}{'; ...' if changes[3:] else ''})" if changes else ""
     raise ValueError(f"{folder} holds a run{differs}: {goes_on}, take another hydra.run.dir, or delete the folder")
 

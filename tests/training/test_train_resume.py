@@ -57,10 +57,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start the command and wait for its first training state."""
+def start(folder: Path, *overrides: str, group: int | None = None) -> subprocess.Popen[str]:
+    """Start the command, with 0 in a process group of its own, and wait for its first training state."""
     command = [sys.executable, "-m", "zoo.scripts.train", *QUICK, *overrides, f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=group
+    )
     for _ in range(12_000):
         if (folder / "dcn" / "state.pt").exists():
             return process
@@ -110,15 +112,9 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_training(tmp_path
         Image.new("RGB", (16, 16), (4 * i, 0, 0)).save(path)
     overrides = [
         "data=folder", f"data.root={tmp_path / 'data'}", "data.img_size=32", "data.batch_size=2", "data.workers=1",
-        "variants=[dcn]", "report=false", "device=cpu", "checkpoint_every=1", "optim.epochs=500", "trackers=[]",
+        "checkpoint_every=1", "optim.epochs=500", "trackers=[]",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "zoo.scripts.train", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
-    )
-    while not (tmp_path / "run" / "dcn" / "state.pt").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = start(tmp_path / "run", *overrides, group=0)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, errors
