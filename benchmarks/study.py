@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "photos", *study_scenes.STUDIES, "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", help="of cells and nuclei: these only (default: all)")
     parser.add_argument("--epochs", type=int, help="of digits (default: 5) and photos (3)")
     parser.add_argument("--root", type=Path, help="folder of the data; of cells and nuclei")
     arguments = parser.parse_args()
@@ -161,7 +162,10 @@ def main() -> None:
     elif arguments.what in study_scenes.STUDIES:
         if arguments.root is None:
             parser.error(f"{arguments.what} needs --root, the folder of the data")
-        study_scenes.study(study_scenes.STUDIES[arguments.what], arguments.root, arguments.seeds)
+        scenes = study_scenes.STUDIES[arguments.what]
+        if unknown := set(arguments.variants or ()) - set(scenes.variants):
+            parser.error(f"{arguments.what} has no variants {sorted(unknown)}; it has {list(scenes.variants)}")
+        study_scenes.study(scenes, arguments.root, arguments.seeds, arguments.variants)
     study_report.write(RESULTS)
     study_scenes.write()
 

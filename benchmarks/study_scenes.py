@@ -3,8 +3,8 @@
 import csv
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "wider": ("plain", []),  # channels so that it has the parameters of LIKE
     "longer": ("plain", []),  # epochs so that it trains for the CPU time of LIKE
 }
+CONVERGED = {  # after VARIANTS, where a schedule that converges is asked for
+    "both, longer": VARIANTS[LIKE],  # the epochs of longer
+    "longest": ("plain", []),  # epochs so that it trains for the CPU time of "both, longer"
+}
+LONGER = {"longer": 1, "both, longer": 1, "longest": 2}  # times the price of LIKE, to this power
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Scenes:
         test: The split that is read once, by the weights of the last epoch.
         steps: Of an epoch.
         metrics: What the tables and the curves show.
+        variants: What is trained: name of ``dcn-train`` and overrides by name of the table.
         prepare: Makes the folder that ``dcn-train`` reads from the folder that the user gives.
     """
 
@@ -56,6 +62,7 @@ class Scenes:
     test: str
     steps: int
     metrics: tuple[str, ...]
+    variants: Mapping[str, tuple[str, list[str]]] = field(default_factory=lambda: VARIANTS)
     prepare: Callable[[Path], Path] = Path
 
 
@@ -84,24 +91,25 @@ NUCLEI = Scenes(
     test="test",
     steps=43,
     metrics=("IoU/nucleus", "boundary/IoU/nucleus"),
+    variants=VARIANTS | CONVERGED,
     prepare=study_nuclei.prepare,
 )
 STUDIES = {one.name: one for one in (CELLS, NUCLEI)}
 
 
-def study(scenes: Scenes, root: Path, seeds: list[int]) -> None:
-    """Make the runs that have no row yet; all variants of a seed before the next seed."""
+def study(scenes: Scenes, root: Path, seeds: list[int], only: list[str] | None = None) -> None:
+    """Make the runs that have no row yet; all variants of a seed, or these only, before the next seed."""
     path = RESULTS / f"study-{scenes.name}.jsonl"
     scenes = replace(scenes, overrides=(*scenes.overrides, f"data.root={scenes.prepare(root).resolve()}"))
     seconds = calibration(path, scenes)
-    longer = round(scenes.epochs * seconds[LIKE] / seconds["plain"])
     for seed in seeds:
-        for variant, (name, _) in VARIANTS.items():
+        for variant in only or scenes.variants:
             key = {"data": scenes.name, "variant": variant, "seed": seed}
             if has(path, key):
                 continue
-            extra = [*of_variant(scenes, variant), f"seed={seed}"]
-            extra.append(f"optim.epochs={longer if variant == 'longer' else scenes.epochs}")
+            name = scenes.variants[variant][0]
+            epochs = round(scenes.epochs * (seconds[LIKE] / seconds["plain"]) ** LONGER.get(variant, 0))
+            extra = [*of_variant(scenes, variant), f"seed={seed}", f"optim.epochs={epochs}"]
             folder = RUNS / f"{scenes.name}-{variant}-{seed}".replace(", ", "-").replace(" ", "")
             append(path, {**key, **one_run(scenes, name, [*scenes.overrides, *extra], folder), "overrides": extra})
 
@@ -161,7 +169,7 @@ def of_variant(scenes: Scenes, variant: str) -> list[str]:
     """Return the overrides of a variant."""
     if variant == "wider":
         return [f"model.kwargs.channels={matched(scenes)}"]
-    return [one.format(head=scenes.head) for one in VARIANTS[variant][1]]
+    return [one.format(head=scenes.head) for one in scenes.variants[variant][1]]
 
 
 @cache

@@ -7,9 +7,13 @@ from typing import Any
 
 from study_rows import rows
 
-ORDER = ("plain", "wider", "longer", "head", "encoder", "both", "both, rate 1")
-TITLES = {"wider": "plain, wider", "longer": "plain, longer", "both, rate 1": "both, full rate"}
-PLAIN = ("plain", "wider", "longer")
+ORDER = ("plain", "wider", "longer", "longest", "head", "encoder", "both", "both, rate 1", "both, longer")
+TITLES = {
+    **{"wider": "plain, wider", "longer": "plain, longer", "longest": "plain, longest"},
+    "both, rate 1": "both, full rate",
+}
+PLAIN = ("plain", "wider", "longer", "longest")
+COLOURS = ("0.2", "0.5", "0.7", "0.82", "tab:green", "tab:blue", "tab:red", "tab:orange", "tab:purple")
 Runs = dict[str, dict[int, dict[str, Any]]]  # by variant and seed
 
 
@@ -22,7 +26,9 @@ def read(path: Path) -> tuple[Runs, dict[str, float]]:
             runs.setdefault(row["variant"], {})[row["seed"]] = row
         else:
             seconds = row["epoch_cpu_seconds"]
-    seconds |= {"longer": seconds["plain"], "both, rate 1": seconds["both"]} if seconds else {}
+    if seconds:
+        seconds |= dict.fromkeys(("longer", "longest"), seconds["plain"])
+        seconds |= dict.fromkeys(("both, rate 1", "both, longer"), seconds["both"])
     return {variant: dict(sorted(runs[variant].items())) for variant in ORDER if variant in runs}, seconds
 
 
@@ -71,7 +77,7 @@ def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = dict(zip(ORDER, ("0.2", "0.5", "0.7", "tab:green", "tab:blue", "tab:red", "tab:orange"), strict=True))
+    colours = dict(zip(ORDER, COLOURS, strict=True))
     figure, axes = pyplot.subplots(
         len(metrics), 2, figsize=(9, 2.9 * len(metrics)), squeeze=False, sharex="col", sharey="row"
     )
