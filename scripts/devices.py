@@ -26,10 +26,19 @@ def chosen(name: str) -> torch.device:
     except RuntimeError as error:
         meant = _MEANT.get(kind) or next(iter(difflib.get_close_matches(kind, _COMMON, n=1)), None)
         mend = f"did you mean device={meant}?" if meant else f"expected one of {', '.join(_COMMON)}"
+        if meant and meant != "auto" and _missing(torch.device(meant)):
+            mend += f" This machine has no {meant}: device=auto takes what there is"
         raise ValueError(f"there is no device={name}; {mend}") from error
-    try:
-        torch.empty(1, device=device).cpu()  # the device "meta" has no data to copy
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    if error := _missing(device):
         reason = str(error).splitlines()[0]
         raise ValueError(f"there is no device={name} on this machine: {reason}; set device=auto or cpu") from error
     return device
+
+
+def _missing(device: torch.device) -> Exception | None:
+    """Return torch's error if this machine has no such device."""
+    try:
+        torch.empty(1, device=device).cpu()  # the device "meta" has no data to copy
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return error
+    return None

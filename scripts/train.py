@@ -36,6 +36,7 @@ def _main(config: DictConfig) -> float | None:
         # A sweep continues to its own report, and a developer needs the stack.
         if sweep or os.environ.get("HYDRA_FULL_ERROR"):
             raise
+        command.remove_unused_run_folder()
         _exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), 1)
     return objective(folder) if sweep else None  # for sweepers that search, such as optuna's
 

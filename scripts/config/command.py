@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import NoReturn, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -103,7 +105,18 @@ def errors_in_one_line(*kinds: type[Exception], left: str = "complete") -> Itera
     except expected as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
+        remove_unused_run_folder()
         sys.exit(f"error: {error}")
+
+
+def remove_unused_run_folder() -> None:
+    """Remove the run's folder, which Hydra makes first, if it has nothing but Hydra's records and the log."""
+    if not HydraConfig.initialized() or HydraConfig.get().output_subdir is None:
+        return
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    if {path.name for path in folder.iterdir()} <= {config.output_subdir, f"{config.job.name}.log"}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def compose_train(*arguments: str) -> Train:

@@ -45,10 +45,21 @@ def test_a_score_is_a_share(score: float, path: str, tmp_path: Path) -> None:
         ("zzz", "expected one of auto, cpu, cuda, mps, xpu"),
     ],
 )
-def test_a_device_that_torch_does_not_know_gets_a_suggestion(name: str, mend: str) -> None:
+def test_a_device_that_torch_does_not_know_gets_a_suggestion(
+    name: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_missing", lambda _: None)
     with pytest.raises(ValueError, match="there is no device") as error:
         devices.chosen(name)
     assert str(error.value) == f"there is no device={name}; {mend}"
+
+
+def test_a_suggested_device_that_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_missing", lambda device: RuntimeError() if device.type == "cuda" else None)
+    with pytest.raises(ValueError, match="there is no device") as error:
+        devices.chosen("gpu:1")
+    mend = "did you mean device=cuda? This machine has no cuda: device=auto takes what there is"
+    assert str(error.value) == f"there is no device=gpu:1; {mend}"
 
 
 def test_a_device_that_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

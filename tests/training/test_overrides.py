@@ -246,3 +246,7 @@ def test_the_command_reads_photos_of_any_folder(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no experiment 'finetune_resnet'; did you mean")
     assert "Traceback" not in done.stderr
+    left = list((tmp_path / "runs").rglob("*"))
+    done = command(tmp_path, *arguments, "data.root=nowhere")
+    assert done.stderr.startswith("error: expected a folder")
+    assert list((tmp_path / "runs").rglob("*")) == left  # it had only Hydra's records

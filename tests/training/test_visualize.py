@@ -294,6 +294,10 @@ def test_the_command_answers_a_typo_and_draws(path: Path, tmp_path: Path) -> Non
     ]
     done = subprocess.run([*command, "layr=x"], capture_output=True, text=True, timeout=120)
     assert "did you mean layer?" in done.stderr
+    folder = f"hydra.run.dir={tmp_path / 'failed'}"
+    done = subprocess.run([*command, "layer=nope", folder], capture_output=True, text=True, timeout=120)
+    assert "got layer=nope" in done.stderr
+    assert not (tmp_path / "failed").exists()  # it had only Hydra's records
     done = subprocess.run(
         [*command, f"hydra.run.dir={tmp_path / 'out'}"], capture_output=True, text=True, timeout=120
     )
