@@ -35,6 +35,11 @@ class Case:
         return "-".join(parts)
 
     @property
+    def samples(self) -> int:
+        """How many values are sampled: each channel at each tap of each output pixel."""
+        return self.batch * self.channels * self.height * self.width * self.kernel**2
+
+    @property
     def conv(self) -> Conv:
         """The integers of the operator."""
         pad = self.kernel // 2

@@ -186,6 +186,18 @@ def test_tables_go_between_their_marks(tmp_path: Path) -> None:
         document.write(tmp_path / "x.json", tmp_path / "y.md")
 
 
+def test_a_missed_bound_has_its_floor() -> None:
+    depthwise = [row("conv2d", 1.0, "8x96x56x56-dw"), row("eager", 3.0, "8x96x56x56-dw")]
+    dense = [row("conv2d", 8.0, "4x256x28x28"), row("eager", 12.0, "4x256x28x28")]
+    share = (4 * 256 * 28**2) / (8 * 96 * 56**2)  # of samples
+    floors = document.floors([*depthwise, *dense])
+    assert floors == {("4x256x28x28", "forward"): pytest.approx((8 + 3 * share) / 8)}
+    found = bounds.verdicts([*depthwise, *dense])
+    assert f"4x256x28x28 1.50 (floor {1 + 3 * share / 8:.2f})" in document.missed(found, floors)
+    assert "8x96x56x56-dw 3.00\n" in document.missed(found, floors) + "\n"  # it has none
+    assert document.floors(dense) == document.floors([*depthwise, *dense, {**dense[0], "threads": 7}]) == {}
+
+
 @pytest.mark.parametrize("kind", ["missing", "read-only", "without marks"])
 def test_a_markdown_file_is_refused_before_the_picture(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
