@@ -16,7 +16,8 @@ from .deploy.verify import VerificationError
 def _main(config: DictConfig) -> None:
     with command.errors_in_one_line(VerificationError, left="complete and verified"):
         rows = run(cast(schema.Export, OmegaConf.to_object(config)))
-    if failed := [row.target for row in rows if row.reason is not None]:
+    written = any(row.file for row in rows)
+    if failed := [row.target for row in rows if row.reason is not None and not (row.left_out and written)]:
         sys.exit(f"error: no file for {', '.join(failed)}; files of earlier runs, if any, are unchanged")
 
 

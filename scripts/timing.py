@@ -1,5 +1,6 @@
 """The one clock for all comparisons: calls alternate, and the median counts."""
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -7,12 +8,29 @@ from typing import NamedTuple
 
 import torch
 
+_log = logging.getLogger(__name__)
+_SCATTERED = 3.0  # times between the quartiles
+
 
 class Time(NamedTuple):
     """Milliseconds per call."""
 
     median: float
     quartiles: tuple[float, float]
+
+
+def warn_if_scattered(times: Mapping[str, Time]) -> None:
+    """Log a warning if the calls' times vary so much that the medians mean little."""
+    name, time = max(times.items(), key=lambda item: item[1].quartiles[1] / item[1].quartiles[0])
+    low, high = time.quartiles
+    if high > _SCATTERED * low:
+        _log.warning(
+            "the times vary: half of those of %s lie between %.1f and %.1f ms. Other work runs on this machine; "
+            "time it alone, or with OMP_NUM_THREADS=1",
+            name,
+            low,
+            high,
+        )
 
 
 def interleaved(

@@ -7,8 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import nn
 
-from dcn_ops import DeformConv2d
-from zoo.mixers import DeformMixer2d
+from zoo.mixers import deformable_layers
 
 CARD = "README.md"
 
@@ -38,7 +37,7 @@ def card_text(model: Any, title: str, card: Card) -> str:
         title: The repository's name.
         card: What to say of the training.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d | DeformMixer2d)}
+    layers = deformable_layers(model)
     base = model.pretrained_cfg["architecture"]
     parts = [
         f"---\n{_metadata(model, card)}\n---\n",

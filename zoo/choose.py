@@ -143,7 +143,7 @@ def _check_parts(model: nn.Module, parts: Mapping[str, str], config: DCNConfig) 
     if not is_composite(parts):
         cure = "it has no module with timm's feature_info, or called backbone or encoder, and counts as a backbone"
     raise ValueError(
-        f"{type(model).__name__} has the parts {[*found]}, but not {missing}, got {config.parts=}; {cure}"
+        f"{type(model).__name__} has the parts {[*found]}, but not {missing}, got parts={config.parts!r}; {cure}"
     )
 
 
@@ -158,11 +158,15 @@ def _check_stages(model: nn.Module, sites: Iterable[Site], config: DCNConfig, me
             why = f"has no timm feature_info and doesn't run on an image of {measured.size}: {measured.failure}"
             cure = "use stages=None, with include and exclude"
         raise ValueError(
-            f"the stages of {type(model).__name__} are unknown, as it {why}, got {config.stages=}; {cure}"
+            f"the stages of {type(model).__name__} are unknown, as it {why}, got stages={config.stages!r}; {cure}"
         )
     missing = [stage for stage in config.stages if stage not in stages]
     if missing:
-        raise ValueError(f"{type(model).__name__} has the stages {stages}, but not {missing}, got {config.stages=}")
+        cure = "" if len(stages) > 1 else "; attention can't be converted: take a network of convolutions"
+        raise ValueError(
+            f"{type(model).__name__} has convolutions in the stages {stages}, but none in {missing}, got "
+            f"stages={config.stages!r}{cure}"
+        )
 
 
 def _check_patterns(modules: Iterable[str], config: DCNConfig) -> None:

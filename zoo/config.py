@@ -84,45 +84,52 @@ class DCNConfig:
         if self.offset_group_width is not None:
             _check_positive("offset_group_width", self.offset_group_width)
         if self.offset_groups != 1 and self.offset_group_width is not None:
-            raise ValueError(f"expected one of {self.offset_groups=} and {self.offset_group_width=}")
+            width = self.offset_group_width
+            raise ValueError(f"expected one of offset_groups={self.offset_groups} and offset_group_width={width}")
         if self.where is not None and not callable(self.where):
-            raise TypeError(f"expected a function of name and convolution, or None, got {self.where=}")
+            raise TypeError(f"expected a function of name and convolution, or None, got where={self.where!r}")
         self._check_layer()
 
     def _check_place(self) -> None:
         if not self.parts or not set(self.parts) <= set(PARTS):
-            raise ValueError(f"expected some of the parts {PARTS}, got {self.parts=}")
+            raise ValueError(f"expected some of the parts {PARTS}, got parts={self.parts!r}")
         if self.stages == ():
-            raise ValueError(f"expected at least one stage, or None for the deep ones, got {self.stages=}")
+            raise ValueError(f"expected at least one stage, or None for the deep ones, got stages={self.stages!r}")
         if self.stages is not None and BACKBONE not in self.parts:
-            raise ValueError(f"only the backbone has stages, got {self.stages=} and {self.parts=}; use include")
+            raise ValueError(
+                f"only the backbone has stages, got stages={self.stages!r} and parts={self.parts!r}; use include"
+            )
         if self.kernels == ():
-            raise ValueError(f"expected at least one kernel size, or None for all, got {self.kernels=}")
+            raise ValueError(f"expected at least one kernel size, or None for all, got kernels={self.kernels!r}")
         if not self.kinds or not set(self.kinds) <= set(KINDS):
-            raise ValueError(f"expected some of the kinds {KINDS}, got {self.kinds=}")
+            raise ValueError(f"expected some of the kinds {KINDS}, got kinds={self.kinds!r}")
         if not self.include:
-            raise ValueError(f'expected at least one include pattern, such as "*", got {self.include=}')
+            raise ValueError(f'expected at least one include pattern, such as "*", got include={self.include!r}')
         if self.towers not in TOWERS:
-            raise ValueError(f"expected one of {TOWERS}, got {self.towers=}")
+            raise ValueError(f"expected one of {TOWERS}, got towers={self.towers!r}")
         for name in ("output_layers", "stem", "keep_output"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"expected True or False, got {name}={shown(getattr(self, name))}")
 
     def _check_layer(self) -> None:
         if self.operator not in OPERATORS:
-            raise ValueError(f"expected one of {OPERATORS}, got {self.operator=}")
+            raise ValueError(f"expected one of {OPERATORS}, got operator={self.operator!r}")
         of_v2 = {"modulated": True, "offset_bound": None, "separable_predictor": None}
         changed = [name for name, default in of_v2.items() if getattr(self, name) is not default]
         if self.operator != "v2" and changed:
-            raise ValueError(f"only operator='v2' has {', '.join(changed)}, got {self.operator=}; leave them out")
+            raise ValueError(
+                f"only operator='v2' has {', '.join(changed)}, got operator={self.operator!r}; leave them out"
+            )
         if not isinstance(self.modulated, bool):
-            raise TypeError(f"expected True or False, got {self.modulated=}")
+            raise TypeError(f"expected True or False, got modulated={self.modulated!r}")
         if not isinstance(self.separable_predictor, bool | None):
-            raise TypeError(f"expected True, False or None, got {self.separable_predictor=}")
+            raise TypeError(f"expected True, False or None, got separable_predictor={self.separable_predictor!r}")
         if self.offset_bound is not None and not _is_a(self.offset_bound, int | float):
-            raise TypeError(f"expected a number of pixels, or None, got {self.offset_bound=}")
+            raise TypeError(f"expected a number of pixels, or None, got offset_bound={self.offset_bound!r}")
         if self.offset_bound is not None and not 0 < self.offset_bound < math.inf:
-            raise ValueError(f"expected a positive, finite bound, in pixels, or None, got {self.offset_bound=}")
+            raise ValueError(
+                f"expected a positive, finite bound, in pixels, or None, got offset_bound={self.offset_bound!r}"
+            )
 
 
 def _check_positive(name: str, value: object) -> None:
@@ -134,7 +141,8 @@ def _check_positive(name: str, value: object) -> None:
 
 def _as_tuple(name: str, values: object, kind: type) -> tuple[object, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {shown(values)}")
+        cure = f"; write {name}=({shown(values)},)" if _is_a(values, kind) else ""
+        raise TypeError(f"expected a sequence of {kind.__name__} for {name}, got {shown(values)}{cure}")
     items = tuple(values)
     for item in items:
         if not _is_a(item, kind):

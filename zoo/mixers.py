@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcn_ops import DCNv3, DCNv4
+from dcn_ops import DCNv3, DCNv4, DeformConv2d
 from dcn_ops.aggregate.layer import ChannelsFirst
 from zoo.config import DCNConfig
 from zoo.convert import kind, pair, sides
@@ -78,6 +78,16 @@ class DeformMixer2d(ChannelsFirst):
         kernel, stride, pad = self.window
         share = F.avg_pool2d(torch.ones_like(input[:1, :1]), kernel, stride, pad)
         return out / share
+
+
+def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the deformable layers by name: those of a conversion, and DCNv3 and DCNv4 of the network's own."""
+    found: dict[str, nn.Module] = {}
+    for name, layer in model.named_modules():
+        within = name.rpartition(".")[0] in found  # the layer of a DeformMixer2d
+        if isinstance(layer, DeformConv2d | DeformMixer2d | DCNv3 | DCNv4) and not within:
+            found[name] = layer
+    return found
 
 
 def unfit(layer: nn.Module, operator: str) -> str | None:

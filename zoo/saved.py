@@ -17,7 +17,7 @@ from dcn_ops import DeformConv2d
 from dcn_ops.messages import shown
 from zoo.check import check_folder, check_network
 from zoo.convert import LAYER_ARGUMENTS
-from zoo.mixers import DeformMixer2d, arguments
+from zoo.mixers import DeformMixer2d, arguments, deformable_layers
 from zoo.pretrained import CONFIG, LOADING, WEIGHTS, data_config
 from zoo.rebuild import create, difference
 from zoo.repository import find
@@ -31,7 +31,8 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     without data; a network that can't be rebuilt is refused.
 
     Args:
-        model: A converted network of ``timm.create_model``; also in ``torch.compile`` or a data-parallel wrapper.
+        model: A converted network of ``timm.create_model``, or InternImage, which has deformable layers of its own;
+            also in ``torch.compile`` or a data-parallel wrapper.
         folder: It is created if it is missing; files of an earlier call are replaced.
         model_args: The arguments of ``timm.create_model`` that built the network, if timm doesn't record them
             (before 1.0.31) or JSON can't hold them.
@@ -60,7 +61,7 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
         for name, layer in model.named_modules()
         if isinstance(layer, DeformConv2d | DeformMixer2d)
     }
-    if not layers:
+    if not deformable_layers(model):  # InternImage has some without a conversion
         raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError(

@@ -43,7 +43,9 @@ class OffsetPredictor(nn.Conv2d):
     ) -> None:
         offset_groups = as_integer("offset_groups", offset_groups)
         if offset_groups < 1 or self.in_channels % offset_groups:
-            raise ValueError(f"expected offset_groups to divide {self.in_channels=}, got {offset_groups=}")
+            raise ValueError(
+                f"expected offset_groups to divide in_channels={self.in_channels!r}, got {offset_groups=}"
+            )
         if isinstance(offset_bound, bool) or not isinstance(offset_bound, Real | None):
             raise TypeError(f"expected offset_bound to be a number of pixels, or None, got {offset_bound=}")
         if offset_bound is not None and not 0 < offset_bound < math.inf:

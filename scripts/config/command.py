@@ -132,6 +132,8 @@ def check_overrides(schema: type) -> None:
     Values that Hydra accepts only in quotes get quotes in ``sys.argv``.
     """
     arguments, groups = sys.argv[1:], _GROUPS.get(schema, ())
+    if problem := overrides.as_overrides(arguments, schema):
+        sys.exit(f"error: {problem}")
     for group in groups:
         arguments = _without_null(arguments, group)
     sweep = bool({"-m", "--multirun"} & set(arguments))

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -62,17 +62,37 @@ def quoted(argument: str, schema: Any, sweep: bool) -> str:
 
 def unknown_key(key: str, schema: Any) -> str | None:
     """Return what is wrong with a key that the schema lacks, with similar keys."""
-    path = ""
+    path, whole = "", schema
     for part in key.replace("/", ".").split("."):
         if not dataclasses.is_dataclass(schema):
             return None  # free-form, such as model.kwargs
         keys = {f.name: f.type for f in dataclasses.fields(schema)}
         if part not in keys:
             known = ", ".join(f"{path}{name}" for name in keys)
-            guess = difflib.get_close_matches(part, keys, n=1)
-            mend = f"; did you mean {path}{guess[0]!s}?" if guess else "."
+            elsewhere = [found for found in _all_keys(whole) if found.rpartition(".")[2] == part]
+            close = [f"{path}{name}" for name in difflib.get_close_matches(part, keys, n=1)]
+            guess = elsewhere or close
+            mend = f"; did you mean {' or '.join(guess)}?" if guess else "."
             return f"there is no key '{path}{part}'{mend}\nThe keys here: {known}"
         schema, path = keys[part], f"{path}{part}."
+    return None
+
+
+def _all_keys(schema: Any, path: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        yield f"{path}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            yield from _all_keys(field.type, f"{path}{field.name}.")
+
+
+def as_overrides(arguments: Sequence[str], schema: Any) -> str | None:
+    """Return what is wrong with arguments that aren't in Hydra's form: spaces around ``=``, or ``--key``."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("=") or (before.endswith("=") and argument[:1] not in "-+~" and "=" not in argument):
+            return f"expected no spaces around =, such as key=value, got '{before} {argument}'"
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and any(key in (one, one.rpartition(".")[2]) for one in _all_keys(schema)):
+            return f"expected key=value without dashes, such as {key}=..., got '{argument}'"
     return None
 
 

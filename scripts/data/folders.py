@@ -99,9 +99,20 @@ def _folder_of(root: str | None, split: str, key: str) -> Path:
         )
     folder = Path(root, split)
     if not folder.is_dir():
-        there = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
-        raise FileNotFoundError(f"expected a folder {folder}; set {key} to one of {there}")
+        raise FileNotFoundError(f"expected a folder {folder}; {_cure(Path(root), split, key)}")
     return folder
+
+
+def _cure(root: Path, split: str, key: str) -> str:
+    """Return what to do about a split that doesn't exist."""
+    if (root.resolve().parent / split).is_dir():  # root is itself a split
+        return f"set data.root={root.parent}"
+    folders = sorted((path for path in root.iterdir() if path.is_dir() and path.name[0] != "."), key=str)
+    if any(_is_image(entry.name) for folder in folders for entry in folder.iterdir()):
+        return f"the folders in {root} look like classes: each split needs a folder with these in it"
+    other = "train" if key == "data.eval_split" else "val"  # "validation" too
+    names = [folder.name for folder in folders if not folder.name.startswith(other)]
+    return f"set {key} to one of {names}" if names else "make it, with a folder of images for each class"
 
 
 def _files(folder: str | Path) -> list[str]:

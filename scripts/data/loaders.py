@@ -68,7 +68,10 @@ def create_splits(
     if splits.num_classes < 2 and config.name not in scene_splits.FORMATS:
         raise ValueError(f"expected two classes or more, got {splits.classes or splits.num_classes}")
     if len(splits.train) == 0:
-        raise ValueError(f"less than a batch to train on: lower data.batch_size={config.batch_size}")
+        raise ValueError(
+            f"less than a batch to train on: lower data.batch_size={config.batch_size}, there are "
+            f"{len(cast(Sized, splits.train.dataset))} images"
+        )
     return splits
 
 

@@ -34,6 +34,7 @@ class Row:
     torchvision: bool = False  # whether the process imported torchvision
     same: str = "top-1"  # title of top1
     reason: str | None = None
+    left_out: bool = False  # by target=all, for the reason
 
     @property
     def ratio(self) -> float | None:
@@ -50,7 +51,7 @@ def _columns(rows: list[Row]) -> list[str]:
 
 def _cells(row: Row) -> list[str]:
     if row.reason is not None:
-        return [row.target, f"no: {row.reason}", *[""] * (len(_COLUMNS) - 2)]
+        return [row.target, f"{'left out' if row.left_out else 'no'}: {row.reason}", *[""] * (len(_COLUMNS) - 2)]
     top1 = "" if row.top1 is None else f"{100 * row.top1:.0f} %"
     if row.objects is not None:
         top1 += f" of {row.objects}"

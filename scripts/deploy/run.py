@@ -1,5 +1,6 @@
 """dcn-export: write a network's file for each runtime; a file gets its final name once it is verified there."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def run(config: Export) -> list[Row]:
 
     Raises:
         ValueError: If a target, dtype or kind of dynamic sizes is unknown, a number is out of range, a folder can't
-            be written to, or the network's source is refused.
+            be written to or has the export of another network, or the network's source is refused.
         FileNotFoundError: If a checkpoint, a folder of images or a Markdown file doesn't exist.
         PermissionError: If the Markdown file can't be written to.
     """
@@ -39,12 +40,16 @@ def run(config: Export) -> list[Row]:
         markdown.around_block(Path(config.markdown), config.block)
     with stage("building the network"):
         session = Session(config)
+    left_out = _left_out(session, names) if config.target == "all" else []
+    names = [name for name in names if name not in {row.target for row in left_out}]
+    _check_replaced(config, [folder / session.files(name, [folder])[0].name for name in names])
     title = session.title()
     about = {**provenance("dcn-export"), "title": title, "config": vars(config)}
     rows = [session.eager()]
     try:
         for name in names:
             rows.append(_attempt(session, name, folder, rows[0], about))
+        rows += left_out
     finally:  # an interruption loses only unfinished targets
         report.show(rows, title, console)
         for row in rows:
@@ -75,6 +80,35 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"can't write into folder={folder}: {error.strerror}; name another folder") from error
+
+
+def _left_out(session: Session, names: list[str]) -> list[Row]:
+    """Return the targets that can't have what the config asks for, or lack a package, with the reasons."""
+    rows = []
+    for name in names:
+        try:
+            session.check(name)
+        except (ValueError, ImportError) as error:
+            _log.info("%s: left out: %s", name, error)
+            rows.append(Row(name, reason=str(error), left_out=True))
+    return rows
+
+
+def _check_replaced(config: Export, files: list[Path]) -> None:
+    """Raise ValueError if a file is the export of another checkpoint or network, as its report says."""
+    for file in files:
+        try:
+            of = json.loads(Path(f"{file}.json").read_text())["config"]
+            other = Export(checkpoint=of["checkpoint"], model=of["model"])
+        except (OSError, ValueError, KeyError, TypeError):  # no report, or none of ours
+            continue
+        if _source(other) != _source(config):
+            key, value = ("checkpoint", other.checkpoint) if other.checkpoint else ("model", other.model)
+            raise ValueError(f"{file} is the export of {key}={value}: set folder=OTHER, or remove the file")
+
+
+def _source(config: Export) -> tuple[Path | None, str | None]:
+    return Path(config.checkpoint).resolve() if config.checkpoint else None, config.model
 
 
 def _targets(target: str | list[str]) -> list[str]:

@@ -158,12 +158,12 @@ def main(request: dict[str, Any]) -> None:
     outputs = [runs[0](images) for images in (*inputs, _as_pictures(inputs[0]))]
     if "dcn_ops" in sys.modules and not request["library"]:
         raise RuntimeError("the artifact should run without dcn_ops, but imported it")
-    milliseconds = _timed(runs, inputs[0], request["rounds"])
+    times = _timed(runs, inputs[0], request["rounds"])
     found = {f"{i}/{j}": array for i, arrays in enumerate(outputs) for j, array in enumerate(arrays)}
     if request["finder"]:
         found |= _objects(outputs, **request["finder"])
     np.savez(request["outputs"], **found)  # type: ignore[arg-type]
-    Path(request["times"]).write_text(json.dumps({"ms": milliseconds, "first_s": first}))
+    Path(request["times"]).write_text(json.dumps({**times, "first_s": first}))
 
 
 def _objects(
@@ -189,7 +189,7 @@ def _as_pictures(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
-def _timed(runs: list[Run], images: np.ndarray, rounds: int) -> list[float]:
+def _timed(runs: list[Run], images: np.ndarray, rounds: int) -> dict[str, list[Any]]:
     times: list[list[float]] = [[] for _ in runs]
     for i in range(rounds + 2):  # two warm-up rounds
         for run, values in zip(runs, times, strict=True):
@@ -197,7 +197,8 @@ def _timed(runs: list[Run], images: np.ndarray, rounds: int) -> list[float]:
             run(images)
             if i >= 2:
                 values.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(values) for values in times]
+    quartiles = [statistics.quantiles(values if len(values) > 1 else values * 2, n=4) for values in times]
+    return {"ms": [statistics.median(values) for values in times], "quartiles": [(q[0], q[2]) for q in quartiles]}
 
 
 if __name__ == "__main__":

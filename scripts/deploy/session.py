@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import zoo
 
+from .. import timing
 from ..config.schema import Export
 from . import answers, detections, guard, photos, report, source, targets, training_data, verify
 from .progress import stage
@@ -113,8 +114,8 @@ class Session:
             limit = self.config.limit_minutes
             times = verify.run(
                 files, self.inputs[:1], library=True, threads=self.threads, rounds=rounds, limit_minutes=limit
-            ).ms
-        return times[0] / times[1]
+            ).times
+        return times[0].median / times[1].median
 
     def export(self, name: str, folder: Path, eager: Row, about: dict[str, Any]) -> Row:
         """Write, verify and name the file of one target, and a report next to it; on failure write neither.
@@ -150,13 +151,8 @@ class Session:
             ValueError: If the target doesn't support the job.
             ImportError: If a package is missing.
         """
-        target, config = targets.TARGETS[name], self.config
-        asked = {
-            field.name: getattr(config, field.name) for field in fields(guard.Wish) if hasattr(config, field.name)
-        }
-        targets.check(
-            guard.Wish(**asked | {"target": name}, kind=self.answers.kind, layers=guard.layers(self.network))
-        )
+        self.check(name)
+        target = targets.TARGETS[name]
         files = self.files(name, places)
         if self.answers.settings is not None:
             shutil.copy(detections.__file__, files[0].parent)
@@ -165,6 +161,16 @@ class Session:
             if name == "compile":  # its caches belong to a network that the process builds itself
                 torch.save(network, file.with_suffix(".module"))
         return files
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if the target doesn't support the job, ImportError if it needs a missing package."""
+        config = self.config
+        asked = {
+            field.name: getattr(config, field.name) for field in fields(guard.Wish) if hasattr(config, field.name)
+        }
+        targets.check(
+            guard.Wish(**asked | {"target": name}, kind=self.answers.kind, layers=guard.layers(self.network))
+        )
 
     def files(self, name: str, places: list[Path]) -> list[Path]:
         """Return the paths of the files that ``write`` writes into these folders."""
@@ -226,8 +232,9 @@ class Session:
         row.error, row.relative, row.top1 = agreement.error, agreement.relative, agreement.same
         row.same, row.objects = self.answers.same, agreement.count
         row.accuracy, row.labelled = self._accuracy([out[0] for out in result.outputs[:-1]])
-        row.ms, row.first_s = result.ms[0], result.first_s
-        row.plain_ms = result.ms[1] if len(result.ms) > 1 else None
+        row.ms, row.first_s = result.times[0].median, result.first_s
+        row.plain_ms = result.times[1].median if len(result.times) > 1 else None
+        timing.warn_if_scattered({row.target: result.times[0]})
         agreement.check(self._tolerance())
         return row
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..timing import Time
 from . import runtimes
 
 
@@ -43,7 +44,7 @@ class Result:
 
     outputs: list[Outputs]
     objects: list[Objects]  # empty without a finder
-    ms: list[float]  # for a batch of the first input, per file
+    times: list[Time]  # for a batch of the first input, per file
     first_s: float  # from the start of loading to the first result
 
 
@@ -114,7 +115,8 @@ def run(
     runs = range(len(inputs) + 1)
     outputs = [_outputs_of(found, run) for run in runs]
     objects = [_objects_of(found, run) for run in runs] if finder else []
-    return Result(outputs, objects, times["ms"], times["first_s"])
+    measured = [Time(ms, tuple(q)) for ms, q in zip(times["ms"], times["quartiles"], strict=True)]
+    return Result(outputs, objects, measured, times["first_s"])
 
 
 def _outputs_of(found: dict[str, Tensor], run: int) -> Outputs:

@@ -150,6 +150,7 @@ def throughput(models: dict[str, Any], images: dict[str, Tensor], rounds: int) -
     calls = {name: partial(model, images[name]) for name, model in models.items()}
     with torch.inference_mode():
         times = timing.interleaved(calls, rounds, next(iter(images.values())).device.type)
+    timing.warn_if_scattered(times)
     return {name: 1000 * len(images[name]) / time.median for name, time in times.items()}
 
 

@@ -19,6 +19,7 @@ from ..tasks.segmentation import Segmentation
 
 Size = tuple[int, int]  # height, width
 MOST = 5  # classes of an image that are written
+NAMES = ("predictions.csv", "predictions.json", "masks")  # what a run may write
 
 
 class Predictions(Protocol):

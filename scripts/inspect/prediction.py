@@ -23,7 +23,7 @@ from ..storage.files import uninterrupted
 from ..tasks.create import of_recipe
 from ..tasks.detection import Detection
 from ..tasks.segmentation import Segmentation
-from .predicted import Labels, Masks, Objects, Predictions
+from .predicted import NAMES, Labels, Masks, Objects, Predictions
 
 Task = Detection | Segmentation  # a classifier has none
 
@@ -42,10 +42,12 @@ def run(config: Predict, folder: Path) -> int:
 
     Raises:
         FileNotFoundError: If the checkpoint or the folder doesn't exist, or there is no image in it.
-        ValueError: If an image can't be decoded, or an option is out of range.
+        ValueError: If an image can't be decoded, an option is out of range, or the folder has predictions.
     """
     if config.batch_size < 1:
         raise ValueError(f"expected one image or more in a batch, got batch_size={config.batch_size}")
+    if there := _written(folder):
+        raise ValueError(f"{there[0]} is of another run: set hydra.run.dir=OTHER, or remove {folder}")
     if not 0 <= config.score <= 1:
         raise ValueError(f"expected a score in [0, 1], got score={config.score}")
     device, path = devices.chosen(config.device), existing(config.checkpoint)
@@ -69,8 +71,12 @@ def run(config: Predict, folder: Path) -> int:
                     picture.save(target)
     with uninterrupted():
         predictions.write()
-    print(f"{len(files)} images: {folder}")
+    print(f"{len(files)} images: {', '.join(map(str, _written(folder)))}")
     return len(files)
+
+
+def _written(folder: Path) -> list[Path]:
+    return [folder / name for name in (*NAMES, "pictures") if (folder / name).exists()]
 
 
 def _predictions(

@@ -68,9 +68,8 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
 
 def _subject(config: Visualize, device: torch.device) -> Subject:
     if (config.checkpoint is None) == (config.name is None):
-        raise ValueError(
-            f"expected one of checkpoint=PATH and name=NAME, got {config.checkpoint=} and {config.name=}"
-        )
+        given = f"checkpoint={config.checkpoint} and name={config.name}"
+        raise ValueError(f"expected one of checkpoint=PATH and name=NAME, got {given}")
     if config.checkpoint is not None:
         return of_checkpoint(existing(config.checkpoint), config.checkpoint, config.data, device, config.seed)
     return of_timm(str(config.name), config.pretrained, config.data, config.seed)

@@ -140,6 +140,8 @@ def _opened(path: Path | str, device: str = "cpu") -> Iterator[Any]:
         with safe_open(path, framework="pt", device=device) as file:
             yield file
     except (SafetensorError, IsADirectoryError) as error:
+        if (suffix := Path(path).suffix) != ".safetensors":
+            raise ValueError(f"{path} is a {suffix or 'folder'}; take last.safetensors of a run") from error
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}); copy it again, or take last.safetensors of a run"
         ) from error

@@ -55,16 +55,20 @@ def load_into(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     own, heads = model.state_dict(), _classifiers(model)
     anew = {head for head in heads if _shape(state, head) != _shape(own, head)}
     kept = {key: value for key, value in state.items() if key.rpartition(".")[0] not in anew}
+    cure = "set model.name, model.kwargs and dcn as in its training, and variants=[dcn] if it is converted"
+    if other := [key for key, value in kept.items() if key in own and value.shape != own[key].shape]:
+        first = f"{other[0]} is {list(kept[other[0]].shape)} instead of {list(own[other[0]].shape)}"
+        more = f", and {len(other) - 1} more have another shape" if other[1:] else ""
+        raise ValueError(f"model.checkpoint_path={origin} is of another network: {first}{more}; {cure}")
     try:
         result = model.load_state_dict(kept, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"model.checkpoint_path={origin} is of another network: {error}") from error
+    except RuntimeError as error:  # of a module that loads in its own way
+        raise ValueError(f"model.checkpoint_path={origin} is of another network: {error}; {cure}") from error
     missing = [key for key in result.missing_keys if key.rpartition(".")[0] not in anew]
     if missing or result.unexpected_keys:
         raise ValueError(
             f"model.checkpoint_path={origin} is of another network, or of one with another conversion: "
-            f"it lacks {_some(missing)}, and has the unexpected {_some(result.unexpected_keys)}; "
-            "set model.name, model.kwargs and dcn as in its training, and variants=[dcn] if it is converted"
+            f"it lacks {_some(missing)}, and has the unexpected {_some(result.unexpected_keys)}; {cure}"
         )
     if anew:
         _log.info("%s: the classifier has other classes, so it starts anew: %s", origin, ", ".join(sorted(anew)))

@@ -72,7 +72,7 @@ def run(config: Train, folder: Path, runs: list[Path] | None = None) -> list[sum
     built = variants.build_all(config, splits, task, accelerator)
     if accelerator.is_main_process:  # after the checks, so that an error of theirs stands alone
         _log.info("the composed config:\n%s", _in_lines(config))
-        _log.info("the data: %s", _about(splits))
+        _log.info("the data: %s", _about(splits, config.data.batch_size))
     if config.dry_run:
         preview.show(splits, task, config, folder)
         if "dcn" in built:
@@ -99,15 +99,24 @@ def _in_lines(config: Train) -> str:
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in asdict(config).items())
 
 
-def _about(splits: Splits) -> str:
-    """Return how many images there are, and the classes."""
+def _about(splits: Splits, batch: int) -> str:
+    """Return how many images and steps there are, and the classes."""
     train, evaluate = (
         "a stream of images" if isinstance(data, IterableDataset) else f"{len(cast(Sized, data)):,} images"
         for data in (splits.train.dataset, splits.evaluate.dataset)
     )
     names = splits.classes or ()
     shown = f": {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else ""
-    return f"{train} to train, {evaluate} to evaluate; {splits.num_classes} classes{shown}"
+    return f"{train} to train{_steps(splits, batch)}, {evaluate} to evaluate; {splits.num_classes} classes{shown}"
+
+
+def _steps(splits: Splits, batch: int) -> str:
+    """Return the steps of an epoch, and how many images don't fill a batch."""
+    if isinstance(splits.train.dataset, IterableDataset):
+        return ""
+    steps, images = len(splits.train), len(cast(Sized, splits.train.dataset))
+    left = f", without {images % batch} others each time" if steps == images // batch and images % batch else ""
+    return f" ({steps} step{'s' if steps > 1 else ''} of {batch} an epoch{left})"
 
 
 def _push(path: Path, repository: str) -> None:

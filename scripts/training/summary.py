@@ -73,6 +73,7 @@ def measure(
 def _medians(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     with torch.inference_mode():
         times = timing.interleaved(calls, rounds, device.type)
+    timing.warn_if_scattered(times)
     return {name: time.median for name, time in times.items()}
 
 

@@ -186,6 +186,12 @@ def test_tables_go_between_their_marks(tmp_path: Path) -> None:
         document.write(tmp_path / "x.json", tmp_path / "y.md")
 
 
+@pytest.mark.parametrize(("high", "warned"), [(29.0, False), (31.0, True)])
+def test_scattered_times_are_said(high: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    timing.warn_if_scattered({"calm": timing.Time(1.0, (1.0, 1.1)), "x": timing.Time(20.0, (10.0, high))})
+    assert (f"half of those of x lie between 10.0 and {high} ms" in caplog.text) == warned
+
+
 def test_a_missed_bound_has_its_floor() -> None:
     depthwise = [row("conv2d", 1.0, "8x96x56x56-dw"), row("eager", 3.0, "8x96x56x56-dw")]
     dense = [row("conv2d", 8.0, "4x256x28x28"), row("eager", 12.0, "4x256x28x28")]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import zoo
 from dcn_ops import DCNv3, DCNv4
+from zoo.card import Card, card_text
+from zoo.mixers import deformable_layers
 
 # Parameters, and entries of the state_dict.
 COUNTS = {
@@ -272,6 +274,16 @@ def test_the_tools_of_the_zoo_work(tmp_path: object) -> None:
     assert torch.equal(loaded(images), model(images))
     assert {type(m) for m in loaded.modules()} >= {DCNv3}
     assert DCNv4 not in {type(m) for m in loaded.modules()}
+
+
+@every_family
+def test_a_network_without_conversion_is_saved(name: str, arguments: dict, tmp_path: object) -> None:
+    model, images = built(name, arguments), torch.randn(1, 3, 64, 64)
+    zoo.save(model, tmp_path, arguments)
+    assert torch.equal(zoo.load(tmp_path).eval()(images), model(images))
+    layers = deformable_layers(model)
+    assert len(layers) == sum(arguments["depths"])
+    assert f"with {len(layers)} deformable layers" in card_text(model, "me/net", Card())
 
 
 def test_an_unknown_operator_is_refused() -> None:

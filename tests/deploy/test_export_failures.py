@@ -15,6 +15,7 @@ from torch import nn
 from zoo.scripts.config.schema import Export
 from zoo.scripts.deploy import progress, runtimes, verify
 from zoo.scripts.deploy.run import run
+from zoo.scripts.deploy.targets import TARGETS
 from zoo.scripts.deploy.workplace import publish, workplace
 from zoo.scripts.storage import checkpoint
 
@@ -98,6 +99,33 @@ def test_each_file_keeps_its_own_report(trained: Path, tmp_path: Path) -> None:
         assert [row["target"] for row in report["rows"]] == ["eager", target]
         assert report["rows"][1]["file"] == str(tmp_path / name)
         assert report["config"]["target"] == target
+
+
+def test_the_export_of_another_network_is_not_replaced(trained: Path, tmp_path: Path) -> None:
+    again, other = (tmp_path / name / "small.safetensors" for name in ("again", "other"))
+    for path in (again, other):
+        path.parent.mkdir()
+        shutil.copy(trained, path)
+    arguments = {"folder": str(tmp_path), "size": [48], "plain": False, "rounds": 1, "threads": 1}
+    for _ in range(2):  # of the same checkpoint it is
+        run(Export(checkpoint=str(again), target="torchscript", **arguments))
+    before = (tmp_path / "small.pt").read_bytes()
+    with pytest.raises(ValueError, match=rf"small\.pt is the export of checkpoint={again}: set folder=OTHER"):
+        run(Export(checkpoint=str(other), target="torchscript", **arguments))
+    assert (tmp_path / "small.pt").read_bytes() == before
+
+
+def test_all_targets_are_those_that_can_have_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = {name: TARGETS[name] for name in ("compile", "torchscript", "ncnn")}
+    monkeypatch.setattr("zoo.scripts.deploy.run.TARGETS", kept)
+    arguments = {"size": [48], "plain": False, "rounds": 1, "threads": 1, "dynamic": "batch"}
+    rows = run(Export(checkpoint=str(trained), folder=str(tmp_path), target="all", **arguments))
+    assert [(row.target, row.left_out) for row in rows] == [
+        ("eager", False), ("torchscript", False), ("compile", True), ("ncnn", True),
+    ]  # fmt: skip
+    assert rows[2].reason == "compile files have constant sizes: use dynamic=none, got dynamic='batch'"
 
 
 # The verifying process

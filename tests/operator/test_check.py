@@ -124,7 +124,7 @@ def test_wrong_groups(change: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"offset_groups": 3}, "divide self.in_channels=4, got offset_groups=3"),
+        ({"offset_groups": 3}, "divide in_channels=4, got offset_groups=3"),
         ({"offset_groups": 0}, "offset_groups=0"),
         ({"offset_bound": 0.0}, "offset_bound=0.0"),
         ({"offset_bound": torch.nan}, "offset_bound=nan"),

@@ -102,6 +102,12 @@ def test_a_damaged_checkpoint_is_named(size: int, tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+def test_a_training_state_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"step": 1}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt is a \.pt; take last\.safetensors of a run"):
+        checkpoint.load(tmp_path / "state.pt")
+
+
 def save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
     if path.suffix == ".safetensors":
         save_file(state, path)
@@ -143,6 +149,16 @@ def test_a_run_starts_from_converted_weights_of_other_classes(num_classes: int, 
         checkpoint.build(recipe(), start=path)
     with pytest.raises(ValueError, match=r"has the unexpected layer4\.0\.conv1\.offset_bias, "):
         checkpoint.build(recipe({"include": ["layer4.0.conv2"]}), start=path)
+
+
+def test_weights_of_another_shape_are_one_line(tmp_path: Path) -> None:
+    wide = recipe(channels=[9, 9, 9, 9])
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(checkpoint.build(wide), wide, path)
+    with pytest.raises(ValueError, match=r"x\.safetensors is of another network: .* instead of .* more") as error:
+        checkpoint.build(recipe(), start=path)
+    assert "\n" not in str(error.value)
+    assert "set model.name, model.kwargs and dcn as in its training" in str(error.value)
 
 
 @pytest.mark.parametrize(

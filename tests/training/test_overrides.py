@@ -79,12 +79,16 @@ def test_a_sweep_over_paths_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data=null", "there is no data 'None'"),
         (
             "experiment=x",
-            "There are: demo, detect_convnext_tiny, detect_digits, detect_efficientnet_b0, detect_resnet50",
+            "There are: demo, detect_convnext_tiny, detect_digits, detect_efficientnet_b0, detect_internimage_tiny",
         ),
         ("data=foldr", "no data 'foldr'; did you mean folder?"),
         ("data=/photos", "There are: coco, folder, hf_scenes, hfds"),
         ("model=resnet5", "did you mean resnet50"),
         ("+optim=admw", "did you mean adamw?"),
+        ("root=digits", "there is no key 'root'; did you mean data.root?"),
+        ("optim.batch_size=32", "there is no key 'optim.batch_size'; did you mean data.batch_size?"),
+        ("--data", "expected key=value without dashes, such as data=..., got '--data'"),
+        ("--root=digits", "expected key=value without dashes, such as root=..., got '--root=digits'"),
     ],
 )
 def test_a_mistake_is_one_answer(argument: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,16 @@ def test_predicted_masks_have_the_size_of_each_image(segmenter: Path, tmp_path: 
     assert not (tmp_path / "pictures").exists()
 
 
+def test_predictions_of_another_run_are_not_replaced(classifier: Path, tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    config = Predict(weights(classifier), str(tmp_path), device="cpu")
+    prediction.run(config, tmp_path / "out")
+    before = (tmp_path / "out" / "predictions.csv").read_text()
+    with pytest.raises(ValueError, match=r"out/predictions\.csv is of another run: set hydra\.run\.dir=OTHER"):
+        prediction.run(config, tmp_path / "out")
+    assert (tmp_path / "out" / "predictions.csv").read_text() == before
+
+
 def test_what_cannot_be_predicted_is_refused(detector: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a folder of images, got images=nowhere, which"):
         prediction.run(Predict(weights(detector), "nowhere"), tmp_path)

@@ -19,10 +19,12 @@ PRESETS = sorted(
 )
 # The number of layers that become deformable: 3 x 3 in the blocks of both stages, or the depthwise ones.
 LAYERS = {"small": 6, "digits": 6, "resnet50": 9, "convnext_tiny": 4, "efficientnet_b0": 11}
+# InternImage has deformable layers of its own; here those of the head become deformable.
+OF_HEAD = {"detect_internimage_tiny": ("head.", 8), "segment_internimage_tiny": ("decoder.", 5)}
 
 
-def test_both_tasks_have_a_small_preset_and_three_that_fine_tune() -> None:
-    fine = ("convnext_tiny", "efficientnet_b0", "resnet50", "small")
+def test_both_tasks_have_a_small_preset_and_four_that_fine_tune() -> None:
+    fine = ("convnext_tiny", "efficientnet_b0", "internimage_tiny", "resnet50", "small")
     assert {f"{task}_{name}" for task in ("detect", "segment") for name in fine} <= set(PRESETS)
 
 
@@ -31,7 +33,7 @@ def large(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if large(n) else []) for n in PRESETS])
-def test_a_preset_builds_its_network_with_deformable_layers_in_the_backbone(name: str) -> None:
+def test_a_preset_builds_its_network_with_its_deformable_layers(name: str) -> None:
     config = compose_train(f"experiment={name}", "model.pretrained=false")
     variants.check(config)
     kind = Detection if config.task.name == "detection" else Segmentation
@@ -40,7 +42,8 @@ def test_a_preset_builds_its_network_with_deformable_layers_in_the_backbone(name
     recipe = {"create_model": {**arguments, **task.arguments()}, "head": task.head(), "dcn": asdict(config.dcn)}
     model = checkpoint.build(recipe).eval()
     found = [n for n, module in model.named_modules() if isinstance(module, DeformConv2d)]
-    assert all(n.startswith(("backbone.body.", "encoder.")) for n in found)
-    assert len(found) == LAYERS[name.partition("_")[2]]
+    part, count = OF_HEAD.get(name) or (("backbone.body.", "encoder."), LAYERS[name.partition("_")[2]])
+    assert all(n.startswith(part) for n in found)
+    assert len(found) == count
     with torch.no_grad():
         assert task.check(model(torch.zeros(2, config.data.in_chans, 64, 64)), 2) is None

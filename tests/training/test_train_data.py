@@ -2,6 +2,7 @@
 
 import gc
 import io
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from timm.data import create_transform as timm_transform
 from zoo.scripts.config.command import compose_train
 from zoo.scripts.config.schema import Data
 from zoo.scripts.data import images, transforms
+from zoo.scripts.data.folders import open_evaluation
 from zoo.scripts.data.loaders import create_splits
 from zoo.scripts.storage import checkpoint
 from zoo.scripts.training.run import run
@@ -199,7 +201,7 @@ def spoiled(root: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "answer"),
     [
-        ("split", r"validation; set data.eval_split to one of \['held', 'train'\]"),
+        ("split", r"validation; set data.eval_split to one of \['held'\]"),
         ("empty", r"classes without an image; .*train/dog"),
         ("classes", r"got \['dog'\] only in 'train' and \['bird'\] only in 'validation'"),
         ("header", r"1 of 8 images can't be read.*\n.*train/cat/1.png"),
@@ -209,6 +211,18 @@ def test_a_folder_that_cannot_be_trained_on_is_refused_at_the_start(root: Path, 
     spoiled(root, how)
     with pytest.raises((ValueError, FileNotFoundError), match=answer):
         create_splits(folder_config(root), TRANSFORM, seed=0)
+
+
+def test_a_folder_of_the_wrong_level_gets_the_right_cure(root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"train/train; set data\.root={root}$"):
+        create_splits(folder_config(root / "train"), TRANSFORM, seed=0)
+    shutil.move(root / "train", root.parent / "classes")
+    with pytest.raises(FileNotFoundError, match=r"the folders in .*classes look like classes: each split needs a"):
+        create_splits(folder_config(root.parent / "classes"), TRANSFORM, seed=0)
+    shutil.rmtree(root / "validation")
+    (root / "train").mkdir()
+    with pytest.raises(FileNotFoundError, match="make it, with a folder of images for each class"):
+        open_evaluation(folder_config(root))
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
