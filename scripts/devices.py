@@ -29,9 +29,9 @@ def chosen(name: str) -> torch.device:
         if meant and meant != "auto" and _missing(torch.device(meant)):
             mend += f" This machine has no {meant}: device=auto takes what there is"
         raise ValueError(f"there is no device={name}; {mend}") from error
-    if missing := _missing(device):
-        reason = str(missing).splitlines()[0]
-        raise ValueError(f"there is no device={name} on this machine: {reason}; set device=auto or cpu") from missing
+    if lack := _missing(device):
+        reason = str(lack).splitlines()[0]
+        raise ValueError(f"there is no device={name} on this machine: {reason}; set device=auto or cpu") from lack
     return device
 
 

@@ -53,7 +53,7 @@ def run(config: Visualize, folder: Path) -> dict[str, Path]:
     batch = images[chosen], [targets[i] for i in chosen]
     drawn = _of_offsets(subject, images, batch, config, folder) if deformable_layers(model) else {}
     if not drawn:
-        _log.info("no deformable layer: no picture of samples and offsets")
+        _log.info("no deformable convolution: no picture of samples and offsets (of DCNv3 and DCNv4 there is none)")
     if config.checkpoint is not None and (task := of_recipe(checkpoint.read_recipe(config.checkpoint))):
         _log.info("no picture of receptive fields: it is drawn for classifiers only")
         drawn["predictions"] = folder / "predictions.png"
@@ -80,7 +80,10 @@ def _of_offsets(
 ) -> dict[str, Path]:
     model, (followed, targets) = subject.model, batch
     rows, lengths = offset_statistics.measure(model, images.split(subject.data.batch_size))
-    table = Table(title=f"offsets over {len(images)} images, in pixels of each layer's input")
+    table = Table(
+        title=f"offsets over {len(images)} images, in pixels of each layer's input",
+        caption="95 %: that many are shorter. outside %: samples beyond the image. mask: mean ± standard deviation",
+    )
     for i, column in enumerate(("layer", "mean", "median", "95 %", "max", "outside %", "mask")):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
@@ -102,7 +105,8 @@ def _of_offsets(
     ]
     figures.sampling(followed, subject.transform, rows_of_points, drawn["sampling"], layer)
     through = cascade.chain(found, layer, config.levels)
-    print(f"{layer}: samples followed through {len(through)} layers: {', '.join(through)}")
+    layers = f"{len(through)} layer{'s' if len(through) > 1 else ''}"
+    print(f"{layer}: samples followed through {layers}: {', '.join(through)}")
     figures.offset_lengths(rows, lengths, drawn["offsets"])
     history = offset_statistics.read(Path(config.checkpoint).parent) if config.checkpoint else {}
     if history:
