@@ -14,7 +14,7 @@ class Samples {
   Samples(const Aggregation& a, Scratch& scratch, const Share& groups, bool gradients)
       : a_(a), image_(a), first_(groups.begin * a.taps()), count_((groups.end - groups.begin) * a.taps()) {
     const int64_t size = divide_up(count_, L) * L;
-    samples_ = scratch.array<Sample>(size);
+    samples_ = scratch.array<EightSamples>(size / L);
     grid_y_ = scratch.zeros<float>(size);
     grid_x_ = scratch.zeros<float>(size);
     for (int64_t i = 0; i < count_; i++) set_grid(i);
@@ -33,13 +33,15 @@ class Samples {
       split_pairs(offset, x, y);
       x = x * scale + (base_x + load<L>(grid_x_ + i));
       y = y * scale + (base_y + load<L>(grid_y_ + i));
-      const Distances at = image_.locate(y, x, load<L>(mask), samples_ + i);
-      if (dots_ != nullptr) distances_[i / L] = at;
+      const Located located = image_.locate(y, x, load<L>(mask));
+      located.write(samples_ + i / L);
+      if (dots_ != nullptr) distances_[i / L] = located.at;
     });
     if (dots_ != nullptr) std::memset(dots_, 0, 4 * count_ * sizeof(float));
   }
 
-  const Sample* of_group(int64_t group) const { return samples_ + group * a_.taps(); }
+  // Of all groups; those of a group begin at its number times the taps.
+  const EightSamples* all() const { return samples_; }
   // Where the backward adds up, for each of a sample's neighbours, its product with the gradient of the output.
   float* dots_of_group(int64_t group) { return dots_ + 4 * group * a_.taps(); }
 
@@ -80,7 +82,7 @@ class Samples {
 
   // Call `work(i, offset, mask, size)` for eight samples at a time, and for the rest, of `size`, as for eight.
   template <class Work>
-  inline __attribute__((always_inline)) void for_eights(int64_t index, const Work& work) const {
+  INLINE_MEMBER void for_eights(int64_t index, const Work& work) const {
     const int64_t from = index * a_.offset_groups * a_.taps() + first_;
     const float *offset = a_.offset + 2 * from, *mask = a_.mask + from;
     int64_t i = 0;
@@ -95,7 +97,7 @@ class Samples {
   const Aggregation& a_;
   const Image image_;
   const int64_t first_, count_;
-  Sample* samples_;
+  EightSamples* samples_;
   float *grid_y_, *grid_x_, *dots_ = nullptr;
   Distances* distances_ = nullptr;
 };
@@ -103,13 +105,13 @@ class Samples {
 // Some channels of a group, in registers across the taps: V vectors, the last one with `last` lanes where PARTIAL is
 // true. `image` and `out` point to the first of them.
 template <int V, bool PARTIAL>
-INLINE void sum_samples(const float* image, const Sample* samples, int64_t taps, float* out, int64_t last) {
+INLINE void sum_samples(const float* image, const EightSamples* samples, const Share& taps, float* out, int64_t last) {
   constexpr int L = LANES;
   Floats<L> total[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; v++) total[v] = zeros<L>();
-  for (int64_t k = 0; k < taps; k++) {
-    const Sample& sample = samples[k];
+  for (int64_t k = taps.begin; k < taps.end; k++) {
+    const Sample sample = sample_at(samples, k);
     if (sample.is_outside()) {
       if (sample.value_outside() == 0) continue;
 #pragma GCC unroll 8
@@ -143,8 +145,10 @@ INLINE void sum_samples(const float* image, const Sample* samples, int64_t taps,
 template <int V, bool PARTIAL>
 void sum_groups(const Aggregation& a, const float* image, const Samples& samples, float* out, int64_t last) {
   const int64_t taps = a.taps(), size = a.offset_group_channels();
-  for (int64_t group = 0; group < a.offset_groups; group++)
-    sum_samples<V, PARTIAL>(image + group * size, samples.of_group(group), taps, out + group * size, last);
+  for (int64_t group = 0; group < a.offset_groups; group++) {
+    const Share of_group = {group * taps, (group + 1) * taps};
+    sum_samples<V, PARTIAL>(image + group * size, samples.all(), of_group, out + group * size, last);
+  }
 }
 
 typedef void (*SumGroups)(const Aggregation&, const float*, const Samples&, float*, int64_t);
@@ -205,11 +209,11 @@ INLINE void channels_backward(const float* image, const float* grad, float* grad
 // The channels of a group at an output pixel: V vectors, or where V is 0, any number.
 template <bool IMAGE, int V>
 void group_backward(const Aggregation& a, const float* image, const float* grad, float* grad_image,
-                    const Sample* samples, float* dots) {
+                    const EightSamples* samples, int64_t first, float* dots) {
   constexpr int L = LANES;
   const int64_t taps = a.taps(), channels = V > 0 ? V * L : a.offset_group_channels(), whole = channels / L * L;
-  for (int64_t k = 0; k < taps; k++, dots += 4) {
-    const Sample& sample = samples[k];
+  for (int64_t k = first; k < first + taps; k++, dots += 4) {
+    const Sample sample = sample_at(samples, k);
     if (sample.is_outside()) continue;
     int64_t index[4];
     Floats<L> weight[4], products[4] = {};
@@ -222,7 +226,8 @@ void group_backward(const Aggregation& a, const float* image, const float* grad,
   }
 }
 
-typedef void (*GroupBackward)(const Aggregation&, const float*, const float*, float*, const Sample*, float*);
+typedef void (*GroupBackward)(const Aggregation&, const float*, const float*, float*, const EightSamples*, int64_t,
+                              float*);
 
 template <bool IMAGE>
 GroupBackward group_backward_of(const Aggregation& a) {
@@ -257,7 +262,7 @@ inline void backward_of_images(const Aggregation& a, const Share& images, const 
         const int64_t c = group * size, number = group - groups.begin;
         const float* grad = a.grad + i * a.channels + c;
         float* to = grad_image == nullptr ? nullptr : grad_image + c;
-        group_backward(a, image + c, grad, to, samples.of_group(number), samples.dots_of_group(number));
+        group_backward(a, image + c, grad, to, samples.all(), number * a.taps(), samples.dots_of_group(number));
       }
       samples.write_gradients(i);
     }

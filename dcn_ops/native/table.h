@@ -104,7 +104,7 @@ class Table {
     }
   }
 
-  inline __attribute__((always_inline)) void add_grid(const float* __restrict offset, int64_t stride, float base_y,
+  INLINE_MEMBER void add_grid(const float* __restrict offset, int64_t stride, float base_y,
                                                       float base_x, float* __restrict y, float* __restrict x) const {
     const float *__restrict grid_y = grid_y_, *__restrict grid_x = grid_x_;
     for (int64_t tap = 0; tap < taps_; tap++) {
@@ -118,8 +118,10 @@ class Table {
   template <bool GRADIENTS>
   void weigh() {
     for (int64_t i = 0; i < count_; i += L) {
-      const Distances at = image_.locate(load<L>(y_ + i), load<L>(x_ + i), load<L>(mask_ + i), samples_ + i);
+      const Located located = image_.locate(load<L>(y_ + i), load<L>(x_ + i), load<L>(mask_ + i));
+      located.write(samples_ + i);
       if (!GRADIENTS) continue;
+      const Distances& at = located.at;
       store<L>(y_ + i, at.below);
       store<L>(x_ + i, at.beside);
       __builtin_memcpy(exists_ + i, &at.exists, sizeof at.exists);

@@ -12,7 +12,8 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define INLINE static INLINE_MEMBER
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -71,12 +72,12 @@ INLINE void store_first(float* to, Floats<L> vector, int64_t count) {
 #if defined(__AVX512F__)
 
 template <>
-inline __attribute__((always_inline)) Floats<16> load_first<16>(const float* from, int64_t count) {
+INLINE_MEMBER Floats<16> load_first<16>(const float* from, int64_t count) {
   return (Floats<16>)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
 }
 
 template <>
-inline __attribute__((always_inline)) void store_first<16>(float* to, Floats<16> vector, int64_t count) {
+INLINE_MEMBER void store_first<16>(float* to, Floats<16> vector, int64_t count) {
   _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)vector);
 }
 
@@ -90,12 +91,12 @@ INLINE __m256i first_of_eight(int64_t count) {
 }
 
 template <>
-inline __attribute__((always_inline)) Floats<8> load_first<8>(const float* from, int64_t count) {
+INLINE_MEMBER Floats<8> load_first<8>(const float* from, int64_t count) {
   return (Floats<8>)_mm256_maskload_ps(from, first_of_eight(count));
 }
 
 template <>
-inline __attribute__((always_inline)) void store_first<8>(float* to, Floats<8> vector, int64_t count) {
+INLINE_MEMBER void store_first<8>(float* to, Floats<8> vector, int64_t count) {
   _mm256_maskstore_ps(to, first_of_eight(count), (__m256)vector);
 }
 
