@@ -17,8 +17,12 @@ _log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent
 # NaN and infinity count. Errors of mathematical functions and floating-point exceptions don't, and a product and
-# a sum may round once.
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+# a sum may round once. Hidden symbols are a library's own: gcc would share the constants of inline functions, such
+# as tables of functions, with every library of the process that has them too: another version of this one.
+_FLAGS = (
+    *("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
 _OTHER_FOLDER = "set XDG_CACHE_HOME to a folder of yours on another file system"
 _DIGEST_SIZE = hashlib.sha256().digest_size
 

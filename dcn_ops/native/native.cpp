@@ -23,23 +23,25 @@ int32_t run(const Function& function) {
 
 }  // namespace
 
+#define EXPORTED __attribute__((visibility("default")))
+
 extern "C" {
 
-int64_t dcn_abi_version() { return ABI_VERSION; }
+EXPORTED int64_t dcn_abi_version() { return ABI_VERSION; }
 
-int32_t dcn_convolve(const Problem* problem) {
+EXPORTED int32_t dcn_convolve(const Problem* problem) {
   return run([&] { is_depthwise(*problem) ? depthwise::forward(*problem) : columns::forward(*problem); });
 }
 
-int32_t dcn_convolve_backward(const Problem* problem) {
+EXPORTED int32_t dcn_convolve_backward(const Problem* problem) {
   return run([&] { is_depthwise(*problem) ? depthwise::backward(*problem) : columns::backward(*problem); });
 }
 
-int32_t dcn_aggregate(const Aggregation* aggregation) {
+EXPORTED int32_t dcn_aggregate(const Aggregation* aggregation) {
   return run([&] { aggregate::forward(*aggregation); });
 }
 
-int32_t dcn_aggregate_backward(const Aggregation* aggregation) {
+EXPORTED int32_t dcn_aggregate_backward(const Aggregation* aggregation) {
   return run([&] { aggregate::backward(*aggregation); });
 }
 

@@ -110,7 +110,8 @@ def test_it_is_built_once_and_a_broken_library_is_built_again(tmp_path: Path) ->
     assert (tmp_path / "dcn_ops").stat().st_mode & 0o777 == 0o700
     assert "INFO" not in finish(start(tmp_path))
     content = built.read_bytes()
-    for broken in (content[: len(content) // 2], content[:5000] + b"\0" * 100 + content[5100:], b""):
+    changed = bytes(byte ^ 255 for byte in content[5000:5100])
+    for broken in (content[: len(content) // 2], content[:5000] + changed + content[5100:], b""):
         built.write_bytes(broken)
         said = finish(start(tmp_path))
         assert "INFO building" in said
@@ -177,6 +178,19 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
     assert "WARNING" not in said
     assert "taken: native" not in said
     assert not (tmp_path / "dcn_ops").exists()
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("nm") or sys.platform != "linux", reason="nm of binutils reads the symbols")
+def test_a_library_shares_no_symbol_with_another_version(tmp_path: Path) -> None:
+    finish(start(tmp_path))
+    command = ["nm", "-D", "--defined-only", *libraries(tmp_path)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    symbols = {name: kind for _, kind, name in map(str.split, listed.splitlines())}
+    assert "u" not in symbols.values()  # one for all libraries of the process
+    own = {name for name in symbols if not name.startswith("_ZNSt")}  # functions of the standard library
+    functions = ("convolve", "convolve_backward", "aggregate", "aggregate_backward")
+    assert own == {"dcn_abi_version", *(f"dcn_{name}" for name in functions)}
 
 
 # Memory errors
