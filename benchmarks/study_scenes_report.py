@@ -12,6 +12,8 @@ TITLES = {
     **{"wider": "plain, wider", "longer": "plain, longer", "longest": "plain, longest"},
     "both, rate 1": "both, full rate",
 }
+_SMOOTH = 5  # epochs
+_LOWEST = 0.6  # of the best value: where the curves' axis begins
 PLAIN = ("plain", "wider", "longer", "longest")
 COLOURS = ("0.2", "0.5", "0.7", "0.82", "tab:green", "tab:blue", "tab:red", "tab:orange", "tab:purple")
 Runs = dict[str, dict[int, dict[str, Any]]]  # by variant and seed
@@ -70,12 +72,22 @@ def _lead(mine: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]], met
     return f"{statistics.mean(leads):+.1f} ± {error:.1f} ({by_seed})"
 
 
+def _smooth(values: list[float]) -> list[float]:
+    """Return the median of each epoch and those before it, as many as there are from ``_SMOOTH`` on."""
+    return [statistics.median(values[i - _SMOOTH : i]) for i in range(_SMOOTH, len(values) + 1)]
+
+
+def _all(runs: Runs) -> list[dict[str, Any]]:
+    return [run for by_seed in runs.values() for run in by_seed.values()]
+
+
 def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps: int, path: Path) -> None:
     """Draw the metrics of the validation split over steps and over CPU seconds, each line a mean of the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     colours = dict(zip(ORDER, COLOURS, strict=True))
     figure, axes = pyplot.subplots(
@@ -83,18 +95,24 @@ def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps:
     )
     for row, metric in zip(axes, metrics, strict=True):
         for variant, by_seed in runs.items():
-            curves = [run["curve"][metric] for run in by_seed.values()]
+            curves = [_smooth(run["curve"][metric]) for run in by_seed.values()]
             means = [statistics.mean(values) for values in zip(*curves, strict=True)]
-            epochs = range(1, len(means) + 1)
+            epochs = range(_SMOOTH, len(means) + _SMOOTH)
             for axis, unit in zip(row, (steps, seconds[variant]), strict=True):
                 x = [epoch * unit for epoch in epochs]
                 axis.plot(x, means, color=colours[variant], label=TITLES.get(variant, variant), linewidth=1.2)
-        row[0].set_ylabel(f"{metric}\nof the validation split")
+        row[0].set_ylabel(f"{metric}\nmedian of {_SMOOTH} epochs")
+        # The first epochs of all variants are alike, and the ends lie close together.
+        row[0].set_ylim(bottom=_LOWEST * max(max(run["curve"][metric]) for run in _all(runs)))
     for axis, unit in zip(axes[-1], ("steps", "CPU seconds"), strict=True):
-        axis.set_xlabel(unit)
+        axis.set_xlabel(f"{unit}, logarithmic")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout(pad=0.6, w_pad=3.5)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     pyplot.close(figure)

@@ -162,7 +162,7 @@ def _check_stages(model: nn.Module, sites: Iterable[Site], config: DCNConfig, me
         )
     missing = [stage for stage in config.stages if stage not in stages]
     if missing:
-        cure = "" if len(stages) > 1 else "; attention can't be converted: take a network of convolutions"
+        cure = "" if len(stages) > 1 else "; if the others are of attention, take a network of convolutions"
         raise ValueError(
             f"{type(model).__name__} has convolutions in the stages {stages}, but none in {missing}, got "
             f"stages={config.stages!r}{cure}"

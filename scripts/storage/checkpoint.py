@@ -140,8 +140,9 @@ def _opened(path: Path | str, device: str = "cpu") -> Iterator[Any]:
         with safe_open(path, framework="pt", device=device) as file:
             yield file
     except (SafetensorError, IsADirectoryError) as error:
-        if (suffix := Path(path).suffix) != ".safetensors":
-            raise ValueError(f"{path} is a {suffix or 'folder'}; take last.safetensors of a run") from error
+        if Path(path).is_dir() or Path(path).suffix in (".pt", ".pth"):
+            kind = "folder" if Path(path).is_dir() else "file of torch.save"
+            raise ValueError(f"{path} is a {kind}; take last.safetensors of a run") from error
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}); copy it again, or take last.safetensors of a run"
         ) from error

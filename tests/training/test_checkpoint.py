@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_named(size: int, tmp_path: Path) -> None:
 
 def test_a_training_state_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"step": 1}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match=r"state\.pt is a \.pt; take last\.safetensors of a run"):
+    with pytest.raises(ValueError, match=r"state\.pt is a file of torch\.save; take last\.safetensors of a run"):
         checkpoint.load(tmp_path / "state.pt")
 
 
