@@ -62,7 +62,7 @@ class Scenes:
     test: str
     steps: int
     metrics: tuple[str, ...]
-    variants: Mapping[str, tuple[str, list[str]]] = field(default_factory=lambda: VARIANTS)
+    variants: Mapping[str, tuple[str, list[str]]] = field(default_factory=lambda: VARIANTS, hash=False)
     prepare: Callable[[Path], Path] = Path
 
 
