@@ -94,8 +94,8 @@ def check(config: Optim, batch_size: int, processes: int) -> None:
             f"expected at least one epoch and one part, got optim.epochs={config.epochs}, "
             f"optim.accumulate={config.accumulate}"
         )
-    if not config.lr > 0:
-        raise ValueError(f"expected a learning rate above 0, got optim.lr={config.lr}")
+    if not config.lr >= 0:
+        raise ValueError(f"expected a learning rate of 0 or more, got optim.lr={config.lr}")
     if config.ema is not None and not 0 < config.ema < 1:
         raise ValueError(f"expected the decay of the average in 0 to 1, such as 0.999, got optim.ema={config.ema}")
     if batch_size % (processes * config.accumulate):

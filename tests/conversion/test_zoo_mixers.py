@@ -244,8 +244,8 @@ def test_unusual_poolings_and_convolutions_stay():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"operator": "v5"}, r"one of \('v2', 'v3', 'v4'\), got self.operator='v5'"),
-        ({"operator": "v3", "modulated": False}, "only operator='v2' has modulated, got self.operator='v3'"),
+        ({"operator": "v5"}, r"one of \('v2', 'v3', 'v4'\), got operator='v5'"),
+        ({"operator": "v3", "modulated": False}, "only operator='v2' has modulated, got operator='v3'"),
         ({"operator": "v4", "offset_bound": 2.0}, "only operator='v2' has offset_bound"),
     ],
 )

@@ -371,11 +371,11 @@ def test_errors(case, verb):
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"parts": ("heads",)}, ValueError, r"some of the parts \('backbone', .*got self.parts=\('heads',\)"),
+        ({"parts": ("heads",)}, ValueError, r"some of the parts \('backbone', .*got parts=\('heads',\)"),
         ({"parts": ()}, ValueError, "some of the parts"),
         ({"parts": "head"}, TypeError, "a sequence of str for parts, got 'head'"),
         ({"parts": ("head",), "stages": (3,)}, ValueError, r"only the backbone has stages, .*\(3,\).*use include"),
-        ({"towers": "first"}, ValueError, r"one of \('all', 'last'\), got self.towers='first'"),
+        ({"towers": "first"}, ValueError, r"one of \('all', 'last'\), got towers='first'"),
         ({"stem": 1}, TypeError, "True or False, got stem=1"),
     ],
 )

@@ -100,7 +100,12 @@ def test_the_log_starts_with_the_config_of_a_run_that_passes_its_checks(
     assert "the composed config" not in caplog.text, "an error stands alone"
     run(compose_train(*QUICK, "dry_run=true", "optim.lr=0.0123"), tmp_path)
     assert '"lr": 0.0123' in caplog.text
-    assert "the data: 4,000 images to train, " in caplog.text
+    assert "the data: 4,000 images to train (2 steps of 20 an epoch), 40 images to evaluate" in caplog.text
+    # Without a limit of batches, the images that don't fill one are counted.
+    run(compose_train(*QUICK, "dry_run=true", "data.max_batches=null", "data.batch_size=1500"), tmp_path)
+    assert "4,000 images to train (2 steps of 1500 an epoch, without 1000 others each time)" in caplog.text
+    with pytest.raises(ValueError, match=r"expected a learning rate of 0 or more, got optim\.lr=-1\.0"):
+        run(compose_train(*QUICK, "dry_run=true", "optim.lr=-1"), tmp_path)
     assert "to evaluate; 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in caplog.text
 
 
