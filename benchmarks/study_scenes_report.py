@@ -77,10 +77,6 @@ def _smooth(values: list[float]) -> list[float]:
     return [statistics.median(values[i - _SMOOTH : i]) for i in range(_SMOOTH, len(values) + 1)]
 
 
-def _all(runs: Runs) -> list[dict[str, Any]]:
-    return [run for by_seed in runs.values() for run in by_seed.values()]
-
-
 def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps: int, path: Path) -> None:
     """Draw the metrics of the validation split over steps and over CPU seconds, each line a mean of the seeds."""
     import matplotlib
@@ -103,7 +99,8 @@ def draw(runs: Runs, seconds: dict[str, float], metrics: tuple[str, ...], steps:
                 axis.plot(x, means, color=colours[variant], label=TITLES.get(variant, variant), linewidth=1.2)
         row[0].set_ylabel(f"{metric}\nmedian of {_SMOOTH} epochs")
         # The first epochs of all variants are alike, and the ends lie close together.
-        row[0].set_ylim(bottom=_LOWEST * max(max(run["curve"][metric]) for run in _all(runs)))
+        best = max(max(run["curve"][metric]) for by_seed in runs.values() for run in by_seed.values())
+        row[0].set_ylim(bottom=_LOWEST * best)
     for axis, unit in zip(axes[-1], ("steps", "CPU seconds"), strict=True):
         axis.set_xlabel(f"{unit}, logarithmic")
         axis.set_xscale("log")

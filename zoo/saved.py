@@ -54,15 +54,16 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
             f"expected a whole network of timm.create_model, got {type(model).__name__}, which zoo.load couldn't "
             "build; save its state_dict, and load it after building the network and inject_ with the same config"
         )
-    layers = {
+    deformable = deformable_layers(model)
+    if not deformable:
+        raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
+    converted = {  # InternImage may have none: its layers are its own
         name: arguments(layer)
         if isinstance(layer, DeformMixer2d)
         else {argument: getattr(layer, argument) for argument in LAYER_ARGUMENTS}
-        for name, layer in model.named_modules()
+        for name, layer in deformable.items()
         if isinstance(layer, DeformConv2d | DeformMixer2d)
     }
-    if not deformable_layers(model):  # InternImage has some without a conversion
-        raise ValueError(f"{type(model).__name__} has no deformable layer; convert it with zoo.inject_ first")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError(
             f"{type(model).__name__} has weights on the meta device, which hold no data; load them first"
@@ -75,7 +76,7 @@ def save(model: nn.Module, folder: str | Path, model_args: Mapping[str, Any] | N
     not_saved = {"base", "dcn", "deformable", "num_classes", *LOADING}
     built = {**getattr(model, "_model_args", {}), **(model_args or {})}
     of_timm = {key: value for key, value in built.items() if key not in not_saved}
-    described = _as_json({**of_timm, "base": base, "deformable": layers})
+    described = _as_json({**of_timm, "base": base, "deformable": converted})
     config = _config(model, _rebuildable(model, described))
     _write(Path(folder), config, _apart(model.state_dict()))
 

@@ -111,9 +111,8 @@ def errors_in_one_line(*kinds: type[Exception], left: str = "complete") -> Itera
 
 def remove_unused_run_folder() -> None:
     """Remove the run's folder, which Hydra makes first, if it has nothing but Hydra's records and the log."""
-    if not HydraConfig.initialized() or HydraConfig.get().output_subdir is None:
+    if not HydraConfig.initialized() or (config := HydraConfig.get()).output_subdir is None:
         return
-    config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     if {path.name for path in folder.iterdir()} <= {config.output_subdir, f"{config.job.name}.log"}:
         shutil.rmtree(folder, ignore_errors=True)
