@@ -68,24 +68,28 @@ def scatter_corners(
     """
     by_row, order = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
-    parts = _sum_by_corner(grad, weight, by_row.sub_(first), order, count, samples)
+    by_corner = weight.view(-1, 4).index_select(0, order).unbind(1)
+    parts = _sum_by_corner(grad, by_corner, by_row.sub_(first), order, count, samples)
     for step, part in zip(steps, parts, strict=True):
         total[first + step : first + step + count] += part
 
 
-def scatter_parts(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> list[Tensor]:
+def scatter_parts(
+    grad: Tensor, row: Tensor, weights: Sequence[Tensor], rows: int, samples: int = 1
+) -> list[Tensor]:
     """Return the gradient of the rows from each of the four neighbours, [R, D], at the upper left one's row."""
-    return list(_sum_by_corner(grad, weight, *sort_rows(row, rows), rows, samples))
+    by_row, order = sort_rows(row, rows)
+    by_corner = [weight.index_select(0, order) for weight in weights]
+    return list(_sum_by_corner(grad, by_corner, by_row, order, rows, samples))
 
 
 def _sum_by_corner(
-    grad: Tensor, weight: Tensor, by_row: Tensor, order: Tensor, rows: int, samples: int
+    grad: Tensor, weights: Sequence[Tensor], by_row: Tensor, order: Tensor, rows: int, samples: int
 ) -> Iterator[Tensor]:
     firsts = _firsts(by_row, rows)
     bag = order.to(by_row.dtype).div(samples, rounding_mode="floor")
-    weights = weight.view(-1, 4).index_select(0, order)
-    for neighbour in range(4):
-        yield _bag(grad, bag, firsts, False, _SUM, False, weights[:, neighbour].contiguous(), True)[0]
+    for weight in weights:
+        yield _bag(grad, bag, firsts, False, _SUM, False, weight.contiguous(), True)[0]
 
 
 def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:

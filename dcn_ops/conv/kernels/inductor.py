@@ -3,21 +3,17 @@
 A loop over output positions and channels reads the four neighbours of every tap and adds them up, without columns
 and pieces. Eager execution would need K times the memory, so this code is only traced.
 
-``stored`` stops Inductor from computing values again in the inner loop. Without it the padding becomes a condition
-in that loop, which takes six times as long.
-
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, kh x kw kernel, K = kh * kw, G offset groups,
 D = C / G, M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples per image, R rows of the padded images.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.bags import padded_rows, scatter, unpadded
-from dcn_ops.sampling.geometry import BORDER, Conv, Padded, wide_dtype
+from dcn_ops.sampling import loops
+from dcn_ops.sampling.bags import scatter, unpadded
+from dcn_ops.sampling.geometry import Conv, Padded, wide_dtype
 from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.sampling.table import sample_backward
 from dcn_ops.torch_internals.compiler import stored
@@ -34,19 +30,6 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
         return "it takes the CPU"
     depthwise = conv.groups > 1 and conv.groups == problem.input.shape[1] == problem.weight.shape[0]
     return None if depthwise else "it takes depthwise convolutions"
-
-
-class _Table(NamedTuple):
-    """Where samples read: the row of the upper left neighbour, the distances from it, and the mask."""
-
-    row: Tensor  # [N, P] integers
-    y: Tensor  # [N, P]
-    x: Tensor  # [N, P]
-    mask: Tensor | None  # [N, P]
-
-    def weights(self) -> tuple[Tensor, ...]:  # of the four neighbours, [N, P]
-        upper, lower = (1 - self.y, self.y) if self.mask is None else ((1 - self.y) * self.mask, self.y * self.mask)
-        return tuple(stored(a * b) for a in (upper, lower) for b in (1 - self.x, self.x))
 
 
 def forward(problem: Problem) -> Tensor:
@@ -102,11 +85,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 
 
 def _neighbours(input: Tensor, conv: Conv) -> list[Tensor]:
-    """Return four views [.., D] of the padded rows. The same index gives one of the four neighbours in each."""
-    rows = stored(padded_rows(input.permute(0, 2, 3, 1).to(wide_dtype(input))).reshape(-1, _depth(input, conv)))
-    steps = _layout(input, conv).neighbours
-    count = rows.shape[0] - steps[-1]
-    return [rows.as_strided((count, rows.shape[1]), rows.stride(), step * rows.shape[1]) for step in steps]
+    return loops.neighbours(input.permute(0, 2, 3, 1).to(wide_dtype(input)), conv.offset_groups)
 
 
 def _layout(input: Tensor, conv: Conv) -> Padded:
@@ -114,8 +93,7 @@ def _layout(input: Tensor, conv: Conv) -> Padded:
 
 
 def _by_group(samples: Tensor, conv: Conv) -> Tensor:  # [N, P] -> [M, G, K]
-    positions = samples.shape[0] * (samples.shape[1] // (conv.offset_groups * conv.taps))
-    return samples.view(positions, conv.offset_groups, conv.taps)
+    return loops.by_group(samples, conv.offset_groups, conv.taps)
 
 
 def _depth(input: Tensor, conv: Conv) -> int:
@@ -126,40 +104,22 @@ def _filters(weight: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:  # [C, 1
     return stored(weight.to(dtype).flatten(1).T).view(conv.taps, conv.offset_groups, -1)
 
 
-def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> _Table:
+def _table(input: Tensor, offset: Tensor, mask: Tensor | None, conv: Conv) -> loops.Table:
     wide, groups = wide_dtype(input), conv.offset_groups
-    (batch, _, height, width), (maps, ho, wo) = input.shape, offset.shape[1:]
+    batch, (maps, ho, wo) = input.shape[0], offset.shape[1:]
     # [N, Ho, Wo, G, kh, kw, (y, x)], flat except for images and coordinates, for long loops without division.
-    positions = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2, 2)
-    lower, distance = [], []
-    for axis, (grid, size) in enumerate(
-        zip(conv.grid((0, ho), wo, wide, offset.device), (height, width), strict=True)
-    ):
-        by_sample = grid.expand(*conv.kernel_size, ho, wo).permute(2, 3, 0, 1)[:, :, None]
-        position = positions[..., axis] + stored(by_sample.expand(-1, -1, groups, -1, -1).reshape(-1))
-        # Positions far outside and NaN read only zeros.
-        position = torch.where(position == position, position, -BORDER).clamp(-BORDER, size)
-        lower.append(position.floor())
-        distance.append(position - lower[-1])
+    y, x = offset.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2, 2).unbind(2)
+    grid = []
+    for axis in conv.grid((0, ho), wo, wide, offset.device):
+        by_sample = stored(axis).expand(*conv.kernel_size, ho, wo).permute(2, 3, 0, 1)[:, :, None]
+        grid.append(by_sample.expand(-1, -1, groups, -1, -1))
     if mask is not None:
         mask = mask.permute(0, 2, 3, 1).to(wide).reshape(batch, ho * wo * maps // 2)
-    return _Table(_row(lower[0], lower[1], input, conv), distance[0], distance[1], mask)
-
-
-def _row(upper: Tensor, left: Tensor, input: Tensor, conv: Conv) -> Tensor:  # [N, P] -> [N, P]
-    """Return the rows of the upper left neighbours."""
-    layout, groups, device = _layout(input, conv), conv.offset_groups, input.device
-    integer = layout.index_dtype(4 * upper.numel())
-    image = torch.arange(input.shape[0], dtype=integer, device=device) * layout.image + layout.origin
-    row = upper.to(integer) * layout.line + left.to(integer) * layout.pixel + image[:, None]
-    if groups > 1:
-        group = torch.arange(groups, dtype=integer, device=device)[:, None].expand(-1, conv.taps)
-        row = row.view(row.shape[0], row.shape[1] // (groups * conv.taps), groups, conv.taps) + group
-    return stored(row.view(upper.shape))
+    return loops.make_table((y, x), (grid[0], grid[1]), mask, input.shape[2:], groups, conv.taps)
 
 
 def _table_backward(
-    of_weights: list[Tensor], table: _Table, offset: Tensor, mask: Tensor | None
+    of_weights: list[Tensor], table: loops.Table, offset: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     of_y, of_x, of_mask = sample_backward(of_weights, table.y, table.x, table.mask)
     of_offset = _as_maps(torch.stack((of_y, of_x), -1), offset)
@@ -171,7 +131,7 @@ def _as_maps(samples: Tensor, like: Tensor) -> Tensor:  # [N, P, ..] -> [N, *, H
     return samples.reshape(n, ho, wo, channels).to(like.dtype).permute(0, 3, 1, 2)
 
 
-def _scatter(grad_rows: Tensor, table: _Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
+def _scatter(grad_rows: Tensor, table: loops.Table, filters: Tensor, input: Tensor, conv: Conv) -> Tensor:
     """Return the gradient of the padded rows, [R, C], one or several taps at a time."""
     layout, taps = _layout(input, conv), conv.taps
     padded = layout._replace(pixel=1).rows

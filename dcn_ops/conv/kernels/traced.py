@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dcn_ops.conv.kernels import unroll
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.bags import padded_rows, scatter
+from dcn_ops.sampling.bags import scatter
 from dcn_ops.sampling.geometry import empty_channels_last
+from dcn_ops.sampling.loops import padded_rows
 from dcn_ops.sampling.pieces import Chunk
-from dcn_ops.torch_internals.compiler import stored
 
 NAME, IMPLEMENTATION, DETERMINISTIC = (
     "columns",
@@ -43,10 +43,6 @@ class _Concatenated:
         return torch.cat(self.parts).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _padded(images: Tensor) -> Tensor:
-    return stored(padded_rows(images))  # otherwise Inductor pads the images again for every piece
-
-
 def _scattered(
     total: Tensor | None, samples: Tensor, row: Tensor, weight: Tensor, rows: int, is_whole: bool
 ) -> Tensor:
@@ -54,7 +50,7 @@ def _scattered(
     return added if total is None else total + added
 
 
-_WAY = unroll.Way(_Concatenated, _padded, _scattered)
+_WAY = unroll.Way(_Concatenated, padded_rows, _scattered)
 
 
 def forward(problem: Problem) -> Tensor:
