@@ -1,9 +1,9 @@
 """The table of samples for the compiler, written so that Inductor makes vectorised loops of it.
 
 ``stored`` stops Inductor from computing values again in the loops that read them. (Otherwise the padding, for
-example, becomes a condition in the innermost loop, which takes six times as long.) A loop is vectorised if it reads and
-writes stretches of memory, and divides no index. So the coordinates of the offsets are stored apart, and so is what
-repeats in each image: the positions of the taps, the numbers of the groups.
+example, becomes a condition in the innermost loop, which takes six times as long.) A loop is vectorised if it reads
+and writes stretches of memory, and divides no index. So the coordinates of the offsets are stored apart, and so is
+what repeats in each image: the positions of the taps, the numbers of the groups.
 
 Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G offset groups, D = C / G,
 M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples per image, R rows of the padded images.

@@ -51,6 +51,7 @@ def test_loops_are_vectorised_and_pad_the_image_once(operator: Callable[..., Any
     assert len(graphs) == 1 + training
     rows = Padded.of(N, (H, W)).rows
     for code in graphs:
-        assert ".floor()" in code and "std::floor" not in code  # where samples read is computed by vectors
-        # written by one loop, over whole pixels, without a division of the index of a channel
+        assert ".floor()" in code  # vectors compute where samples read,
+        assert "std::floor" not in code
+        # and one loop over whole pixels pads the image.
         assert len(re.findall(rf"empty_strided_cpu\(\({rows}, {C}\)", code)) == 1
