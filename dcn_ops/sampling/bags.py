@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair
 from dcn_ops.sampling.pieces import is_known
+from dcn_ops.torch_internals.sparse import sparse_rows
 
 _SUM = 0  # the embedding bag's mode
 _RADIX = 2**15  # from this many integers on, the CPU uses radix sort
@@ -47,6 +48,28 @@ def gather(rows: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> Tenso
     return _bag(rows, row, firsts, False, _SUM, False, weight)[0]
 
 
+def gather_corners(
+    rows: Tensor, row: Tensor, weights: Sequence[Tensor], steps: Sequence[int], samples: int = 1
+) -> Tensor:
+    """Sample the rows [R, D], with a bag for each of the four neighbours, and return the sums, [B, D].
+
+    Args:
+        rows: [R, D].
+        row: Rows of the upper left neighbours, [S].
+        weights: Of the neighbours, four of [S].
+        steps: In rows, from the upper left neighbour to all four.
+        samples: Number of samples in a sum.
+    """
+    firsts = torch.arange(0, row.shape[0], samples, dtype=row.dtype, device=row.device)
+    total, *others = (
+        _bag(rows[step:], row, firsts, False, _SUM, False, weight)[0]
+        for step, weight in zip(steps, weights, strict=True)
+    )
+    for other in others:
+        total += other
+    return total
+
+
 def scatter(grad: Tensor, row: Tensor, weight: Tensor, rows: int, samples: int = 1) -> Tensor:
     """Return the gradient of the rows, [R, D], from that of the sums, [B, D], and a table, with a bag per row."""
     return _sum_by_row(grad, weight, *sort_rows(row, rows), rows, samples)
@@ -60,16 +83,15 @@ def scatter_onto(total: Tensor, grad: Tensor, row: Tensor, weight: Tensor) -> No
 
 
 def scatter_corners(
-    total: Tensor, grad: Tensor, row: Tensor, weight: Tensor, steps: Sequence[int], samples: int = 1
+    total: Tensor, grad: Tensor, row: Tensor, weights: Sequence[Tensor], steps: Sequence[int], samples: int = 1
 ) -> None:
-    """Add the gradient of the rows, [R, D], to ``total``, from a table's upper left rows and all its weights.
+    """Add the gradient of the rows, [R, D], to ``total``, from the table that ``gather_corners`` takes.
 
-    One sort of a quarter of the entries is enough for all four neighbours. They lie ``steps`` after the upper left.
+    One sort of the upper left neighbours is enough for all four.
     """
     by_row, order = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
-    by_corner = weight.view(-1, 4).index_select(0, order).unbind(1)
-    parts = _sum_by_corner(grad, by_corner, by_row.sub_(first), order, count, samples)
+    parts = _sum_by_corner(grad, weights, by_row.sub_(first), order, count, samples)
     for step, part in zip(steps, parts, strict=True):
         total[first + step : first + step + count] += part
 
@@ -78,9 +100,7 @@ def scatter_parts(
     grad: Tensor, row: Tensor, weights: Sequence[Tensor], rows: int, samples: int = 1
 ) -> list[Tensor]:
     """Return the gradient of the rows from each of the four neighbours, [R, D], at the upper left one's row."""
-    by_row, order = sort_rows(row, rows)
-    by_corner = [weight.index_select(0, order) for weight in weights]
-    return list(_sum_by_corner(grad, by_corner, by_row, order, rows, samples))
+    return list(_sum_by_corner(grad, weights, *sort_rows(row, rows), rows, samples))
 
 
 def _sum_by_corner(
@@ -89,7 +109,7 @@ def _sum_by_corner(
     firsts = _firsts(by_row, rows)
     bag = order.to(by_row.dtype).div(samples, rounding_mode="floor")
     for weight in weights:
-        yield _bag(grad, bag, firsts, False, _SUM, False, weight.contiguous(), True)[0]
+        yield _bag(grad, bag, firsts, False, _SUM, False, weight.index_select(0, order), True)[0]
 
 
 def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:
@@ -130,3 +150,37 @@ def weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -
     firsts = bag * (4 * samples)
     bag = bag[:, None].expand(-1, 4 * samples).reshape(-1).contiguous()  # for one sum, reshape gives a view
     return _bag_weight_backward(grad, rows, row, firsts, bag, _SUM)
+
+
+def eager_weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -> Tensor:
+    """Return the same as ``weight_backward``, on the CPU in less time; the compiler can't trace it."""
+    if _prefers_sparse(rows):
+        return _sparse_products(grad, rows, row, 4 * samples)
+    return weight_backward(grad, rows, row, samples)
+
+
+def corner_weights_backward(
+    grad: Tensor, rows: Tensor, row: Tensor, steps: Sequence[int], samples: int = 1
+) -> list[Tensor]:
+    """Return the gradients of the weights of ``gather_corners``, four of [S], from that of the sums, [B, D]."""
+    if _prefers_sparse(rows):
+        return [_sparse_products(grad, rows[step:], row, samples) for step in steps]
+    bag = torch.arange(grad.shape[0], dtype=row.dtype, device=row.device)
+    firsts, bag = bag * samples, bag.repeat_interleave(samples)
+    return [_bag_weight_backward(grad, rows[step:], row, firsts, bag, _SUM) for step in steps]
+
+
+def _prefers_sparse(rows: Tensor) -> bool:
+    """Tell where a sparse product takes less time than a bag's backward: rows of 8 floats are vectors to it."""
+    return rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[1] >= 8
+
+
+def _sparse_products(grad: Tensor, rows: Tensor, row: Tensor, entries: int) -> Tensor:
+    """Return the products of the rows that each sum reads, ``entries`` per sum, and the gradient of the sum.
+
+    They are the product of grad [B, D] and the transposed rows [D, R], at the places of a sparse matrix. The bag's
+    own backward calls BLAS for each entry, which takes 1.1 to 5 times as long.
+    """
+    firsts = torch.arange(0, row.shape[0] + 1, entries, dtype=row.dtype, device=row.device)
+    places = sparse_rows(firsts, row, grad.new_zeros(row.shape[0]), (grad.shape[0], rows.shape[0]))
+    return torch.sparse.sampled_addmm(places, grad, rows.T, beta=0, out=places).values()

@@ -1,8 +1,8 @@
-"""The composition: one embedding bag of 4K rows for each position and group gives the output directly.
+"""The composition: four embedding bags of K rows for each position and group add up to the output.
 
-There are no columns. The table needs the time and memory, so the work is cut into pieces of some images or rows.
-The gradient of the mask comes from the bag's gradient of its weights. The gradient of the offsets comes from
-differences of the four neighbours' products, and the gradient of the image from the transposed bag.
+There is a bag for each neighbour, and all four read the same table, from other first rows. There are no columns.
+The table needs the time and memory, so the work is cut into pieces of some images or rows. The gradients of mask
+and offsets come from the bags' gradients of their weights, and that of the image from the transposed bags.
 
 Legend: N batch, C channels, Ho x Wo output size, G groups, D = C / G, K taps, n images and h output rows of the
 current chunk, R rows of D channels in their padded images, S = n * h * Wo * G * K samples.
@@ -16,23 +16,22 @@ from torch import Tensor
 
 from dcn_ops.aggregate.problem import Gradients, Problem
 from dcn_ops.aggregate.window import Window
-from dcn_ops.sampling.bags import gather, padded_rows, scatter_corners, unpadded, weight_backward
+from dcn_ops.sampling.bags import corner_weights_backward, gather_corners, padded_rows, scatter_corners, unpadded
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, chunk_bytes, cut
-from dcn_ops.sampling.table import corner_rows, corner_weights, sample_backward
+from dcn_ops.sampling.table import corner_weights, sample_backward
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "bag", "composition", True
 
-_TABLE_BYTES = 80  # per sample: rows, weights, and the intermediate results
-_SORT_BYTES = 160  # per sample, with the gradient of the image: also the order of its entries by row
+_TABLE_BYTES = 56  # per sample: rows, weights, and the intermediate results
+_SORT_BYTES = 80  # per sample, with the gradient of the image: also the order of its entries by row
 
 
 class _Table(NamedTuple):
-    """The four neighbours that each sample reads: top left, top right, bottom left, bottom right."""
+    """Where samples read, with four neighbours each: top left, top right, bottom left, bottom right."""
 
-    first: Tensor  # [S] integers in [0, R), the top left ones
-    row: Tensor  # [S * 4]
-    weight: Tensor  # [S * 4], multiplied by the mask
+    row: Tensor  # [S] integers in [0, R), the top left ones
+    weights: tuple[Tensor, ...]  # four of [S], multiplied by the mask
     y: Tensor  # [S], distance from the upper neighbours
     x: Tensor  # [S], distance from the left neighbours
     mask: Tensor  # [S]
@@ -50,7 +49,8 @@ def forward(problem: Problem) -> Tensor:
         for chunk in chunks:
             table = _table(chunk, offset, mask, input, window)
             target = _of(chunk, out)
-            target.copy_(gather(rows, table.row, table.weight, window.taps).view(target.shape))
+            sums = gather_corners(rows, table.row, table.weights, _steps(input, window), window.taps)
+            target.copy_(sums.view(target.shape))
             del table  # before the next table needs the same memory
     return out
 
@@ -63,6 +63,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         tensor.new_empty(tensor.shape) if needed else None
         for tensor, needed in zip((input, offset, mask), needs, strict=True)
     )
+    steps = _steps(input, window)
     bytes_per_sample = _SORT_BYTES if need_input else _TABLE_BYTES
     for rows, chunks in _blocks(input, offset.shape[1:3], window, bytes_per_sample) if any(needs) else ():
         total = None
@@ -70,13 +71,12 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
             table = _table(chunk, offset, mask, input, window)
             sums = _of(chunk, grad).to(rows.dtype).reshape(-1, rows.shape[1])
             if need_offset or need_mask:
-                of_weight = weight_backward(sums, rows, table.row, window.taps)
-                _put(grad_offset, grad_mask, of_weight, table, chunk, window)
-                del of_weight
+                of_weights = corner_weights_backward(sums, rows, table.row, steps, window.taps)
+                _put(grad_offset, grad_mask, of_weights, table, chunk, window)
+                del of_weights
             if need_input:
                 total = torch.zeros_like(rows) if total is None else total
-                steps = Padded.of(1, input.shape[1:3], window.groups).neighbours
-                scatter_corners(total, sums, table.first, table.weight, steps, window.taps)
+                scatter_corners(total, sums, table.row, table.weights, steps, window.taps)
             del table
         if grad_input is not None and total is not None:
             images, (height, width) = chunk.n1 - chunk.n0, input.shape[1:3]
@@ -88,13 +88,13 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
 def _put(
     grad_offset: Tensor | None,
     grad_mask: Tensor | None,
-    of_weight: Tensor,
+    of_weights: list[Tensor],
     table: _Table,
     chunk: Chunk,
     window: Window,
 ) -> None:
     """Write the gradients of a chunk's offsets and masks."""
-    of_y, of_x, of_mask = sample_backward(of_weight.view(-1, 4).unbind(1), table.y, table.x, table.mask)
+    of_y, of_x, of_mask = sample_backward(of_weights, table.y, table.x, table.mask)
     if grad_offset is not None:
         part = _interleaved(of_x, of_y)
         if window.offset_scale != 1:
@@ -144,10 +144,13 @@ def _table(chunk: Chunk, offset: Tensor, mask: Tensor, input: Tensor, window: Wi
     left, x = _axis(displacement[..., 0], grid_x[None, :, None].expand(shape), size[1], window)
     upper, y = _axis(displacement[..., 1], grid_y[:, None, None].expand(shape), size[0], window)
     weights = _of(chunk, mask).to(dtype).reshape(-1)
-    first = _row(upper, left, size, window)
-    row = corner_rows(first, Padded.of(1, size, window.groups))
-    weight = _interleaved(*corner_weights(y, x, weights)).flatten()
-    return _Table(first, row, weight, y.flatten(), x.flatten(), weights)
+    row = _row(upper, left, size, window)
+    return _Table(row, corner_weights(y, x, weights), y.flatten(), x.flatten(), weights)
+
+
+def _steps(input: Tensor, window: Window) -> tuple[int, ...]:
+    """Return how many rows the four neighbours lie after the upper left one."""
+    return Padded.of(1, input.shape[1:3], window.groups).neighbours
 
 
 def _axis(displacement: Tensor, grid: Tensor, size: int, window: Window) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcn_ops.conv.kernels import unroll
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.bags import padded_rows, scatter, scatter_onto
+from dcn_ops.sampling.bags import eager_weight_backward, padded_rows, scatter, scatter_onto
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.sampling.pieces import Chunk
 
@@ -58,7 +58,7 @@ def _scattered(
     return total
 
 
-_WAY = unroll.Way(_InPlace, padded_rows, _scattered)
+_WAY = unroll.Way(_InPlace, padded_rows, _scattered, eager_weight_backward)
 
 
 def forward(problem: Problem) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.bags import gather, padded_rows, scatter, unpadded, weight_backward
+from dcn_ops.sampling.bags import eager_weight_backward, gather, padded_rows, scatter, unpadded
 from dcn_ops.sampling.geometry import BORDER, Conv, Pair, empty_channels_last, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, chunk_bytes, cut
 from dcn_ops.sampling.table import Table, make_table, table_backward
@@ -93,7 +93,9 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
                 table = _table(piece, offset, mask, rows, input, conv)
                 grad_sums = sums[n0:n1, h0:h1].reshape(-1, rows.shape[1] // conv.offset_groups)
                 if copies is not None:
-                    of_weight = weight_backward(grad_sums, _by_group(copies, conv), table.row, piece.conv.taps)
+                    of_weight = eager_weight_backward(
+                        grad_sums, _by_group(copies, conv), table.row, piece.conv.taps
+                    )
                     _put((grad_offset, grad_mask), table_backward(of_weight, table), piece, conv)
                 if need_copies:
                     count = piece.conv.taps * rows.shape[0] * conv.offset_groups

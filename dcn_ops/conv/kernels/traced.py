@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcn_ops.conv.kernels import unroll
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.bags import scatter
+from dcn_ops.sampling.bags import scatter, weight_backward
 from dcn_ops.sampling.geometry import empty_channels_last
 from dcn_ops.sampling.loops import padded_rows
 from dcn_ops.sampling.pieces import Chunk
@@ -50,7 +50,7 @@ def _scattered(
     return added if total is None else total + added
 
 
-_WAY = unroll.Way(_Concatenated, padded_rows, _scattered)
+_WAY = unroll.Way(_Concatenated, padded_rows, _scattered, weight_backward)
 
 
 def forward(problem: Problem) -> Tensor:

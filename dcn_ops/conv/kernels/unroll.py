@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dcn_ops.conv.kernels.contraction import Contraction
 from dcn_ops.conv.problem import Gradients, Problem
-from dcn_ops.sampling.bags import gather, unpadded, weight_backward
+from dcn_ops.sampling.bags import gather, unpadded
 from dcn_ops.sampling.geometry import Conv, Padded, wide_dtype
 from dcn_ops.sampling.pieces import Chunk, blocks
 from dcn_ops.sampling.table import Table, make_table, table_backward
@@ -46,6 +46,7 @@ class Way(NamedTuple):
     # Adds the gradient of the rows, from that of samples, [S, D], their rows and weights, to a total; None is
     # zeros. The flag says whether these are all samples.
     scattered: Callable[[Tensor | None, Tensor, Tensor, Tensor, int, bool], Tensor]
+    weight_backward: Callable[[Tensor, Tensor, Tensor], Tensor]  # as of ``bags``
 
 
 def forward(problem: Problem, way: Way) -> Tensor:
@@ -97,7 +98,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool], way: Way) -> Gra
                     continue
                 samples = contraction.samples_backward(grad_out).to(wide).reshape(-1, rows.shape[1])
                 if need_offset or need_mask:
-                    of_weight.append(weight_backward(samples, rows, row))
+                    of_weight.append(way.weight_backward(samples, rows, row))
                 if grad_input is not None:
                     grad_input.add(samples, row, entry_weight, piece, piece.n0 - chunk.n0)
                 del samples
