@@ -183,12 +183,22 @@ INLINE void transpose(Floats<8> row[8]) {
   }
 }
 
+INLINE Floats<8> joined(Floats<4> first, Floats<4> second) {
+#if defined(__AVX__)  // gcc would join them in memory, and wait for both stores
+  return (Floats<8>)_mm256_insertf128_ps(_mm256_castps128_ps256((__m128)first), (__m128)second, 1);
+#else
+  const Floats<4> halves[2] = {first, second};
+  Floats<8> both;
+  __builtin_memcpy(&both, halves, sizeof both);
+  return both;
+#endif
+}
+
 // The columns of a matrix [8, 4].
 INLINE void columns_of_four(const float* rows, Floats<8> column[4]) {
   Floats<8> pair[4];  // row i, and row i + 4
   for (int i = 0; i < 4; i++) {
-    const Floats<4> halves[2] = {load<4>(rows + 4 * i), load<4>(rows + 4 * (i + 4))};
-    __builtin_memcpy(pair + i, halves, sizeof halves);
+    pair[i] = joined(load<4>(rows + 4 * i), load<4>(rows + 4 * (i + 4)));
   }
   const Floats<8> first = SHUFFLE(pair[0], pair[1], 0, 8, 1, 9, 4, 12, 5, 13);
   const Floats<8> second = SHUFFLE(pair[0], pair[1], 2, 10, 3, 11, 6, 14, 7, 15);
