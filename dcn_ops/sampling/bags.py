@@ -10,7 +10,7 @@ the border reads zeros. So only the position is clamped and masked, and the four
 Legend: H x W input size, C channels, D channels per row, n images of the current call, R rows, S samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,33 +91,31 @@ def scatter_corners(
     """
     by_row, order = sort_rows(row, total.shape[0])
     first, count = int(by_row[0]), int(by_row[-1] - by_row[0]) + 1
-    parts = _sum_by_corner(grad, weights, by_row.sub_(first), order, count, samples)
-    for step, part in zip(steps, parts, strict=True):
+    firsts = bounds(by_row.sub_(first), count)
+    bag = order.to(by_row.dtype).div_(samples, rounding_mode="floor")
+    for step, weight in zip(steps, weights, strict=True):
+        part = sum_sorted(grad, bag, firsts, weight.index_select(0, order))
         total[first + step : first + step + count] += part
 
 
-def scatter_parts(
-    grad: Tensor, row: Tensor, weights: Sequence[Tensor], rows: int, samples: int = 1
-) -> list[Tensor]:
-    """Return the gradient of the rows from each of the four neighbours, [R, D], at the upper left one's row."""
-    return list(_sum_by_corner(grad, weights, *sort_rows(row, rows), rows, samples))
+def sum_sorted(grad: Tensor, bag: Tensor, firsts: Tensor, weight: Tensor) -> Tensor:
+    """Return for each row, [R, D], the sum of its entries: weighted gradients of the bags that they belong to.
 
-
-def _sum_by_corner(
-    grad: Tensor, weights: Sequence[Tensor], by_row: Tensor, order: Tensor, rows: int, samples: int
-) -> Iterator[Tensor]:
-    firsts = _firsts(by_row, rows)
-    bag = order.to(by_row.dtype).div(samples, rounding_mode="floor")
-    for weight in weights:
-        yield _bag(grad, bag, firsts, False, _SUM, False, weight.index_select(0, order), True)[0]
+    Args:
+        grad: [B, D].
+        bag: Bag of each entry, [S], sorted by row.
+        firsts: Where the entries of each row begin and end, as ``bounds`` returns.
+        weight: Of each entry, [S].
+    """
+    return _bag(grad, bag, firsts, False, _SUM, False, weight, True)[0]
 
 
 def _sum_by_row(grad: Tensor, weight: Tensor, by_row: Tensor, entry: Tensor, rows: int, samples: int) -> Tensor:
-    firsts, integer = _firsts(by_row, rows), by_row.dtype
+    firsts, integer = bounds(by_row, rows), by_row.dtype
     del by_row
     bag, weight = entry.to(integer).div_(4 * samples, rounding_mode="floor"), weight.index_select(0, entry)
     del entry
-    return _bag(grad, bag, firsts, False, _SUM, False, weight, True)[0]
+    return sum_sorted(grad, bag, firsts, weight)
 
 
 def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -133,7 +131,7 @@ def sort_rows(row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return by_row[:entries], entry[:entries]
 
 
-def _firsts(by_row: Tensor, rows: int) -> Tensor:
+def bounds(by_row: Tensor, rows: int) -> Tensor:
     """Return where the entries of each row begin and end after sorting, [R + 1]."""
     narrow = by_row.dtype == torch.int32
     if is_known(rows):

@@ -9,14 +9,18 @@ Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G of
 M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples per image, R rows of the padded images.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcn_ops.sampling.bags import bounds, sort_rows, sum_sorted
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair
 from dcn_ops.torch_internals.compiler import stored
+
+values_at = torch.ops.aten._unsafe_index  # doesn't check every index
 
 
 class Table(NamedTuple):
@@ -87,6 +91,23 @@ def make_table(
         group = torch.arange(groups, dtype=integer, device=device)[:, None]
         row = row + stored(group.expand(samples // (groups * taps), groups, taps).reshape(-1))
     return Table(stored(row), distance[0], distance[1], mask)
+
+
+def scatter_parts(
+    grad: Tensor, row: Tensor, weights: Sequence[Tensor], rows: int, samples: int = 1
+) -> list[Tensor]:
+    """Return the gradient of the rows from each of the four neighbours, [R, D], at the upper left one's row.
+
+    Args:
+        grad: Of the sums of samples, [B, D].
+        row: Rows of the upper left neighbours, [S].
+        weights: Of the neighbours, four of [S].
+        rows: R.
+        samples: Number of samples in a sum.
+    """
+    by_row, order = sort_rows(row, rows)
+    firsts, bag = bounds(by_row, rows), stored(order.to(row.dtype).div(samples, rounding_mode="floor"))
+    return [sum_sorted(grad, bag, firsts, values_at(weight, [order])) for weight in weights]
 
 
 def by_group(samples: Tensor, groups: int, taps: int) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor
 from dcn_ops.aggregate.problem import Gradients, Problem
 from dcn_ops.aggregate.window import Window
 from dcn_ops.sampling import loops
-from dcn_ops.sampling.bags import scatter_parts, unpadded
+from dcn_ops.sampling.bags import unpadded
 from dcn_ops.sampling.geometry import Padded, wide_dtype
 from dcn_ops.sampling.table import sample_backward
 from dcn_ops.torch_internals.compiler import stored
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "inductor", "composition", True
 
-_rows_at = torch.ops.aten._unsafe_index  # without a check of every index
+_rows_at = loops.values_at
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
@@ -64,7 +64,7 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     if need_input:
         padded = _padded(input, window)
         weights = [weight.flatten() for weight in table.weights()]
-        parts = scatter_parts(grad_rows.flatten(0, 1), table.row.flatten(), weights, padded.rows, window.taps)
+        parts = loops.scatter_parts(grad_rows.flatten(0, 1), table.row.flatten(), weights, padded.rows, window.taps)
         shifted = [
             F.pad(part[: padded.rows - step], (0, 0, step, 0))
             for step, part in zip(padded.neighbours, parts, strict=True)
