@@ -3,15 +3,18 @@
 On the four maps of InternImage-T, batch 8, groups of 16 channels, 3x3 taps, float32. Beside it: the same sums by
 ``grid_sample`` in plain torch, which is how the authors' own reference computes them; the composition, in eager and
 compiled; and a depthwise 3x3 ``deform_conv2d`` with as many offset groups. All are first compared with the float64
-reference. Writes benchmarks/results/cpu-aggregate.json and, with ``--markdown FILE``, its table.
+reference. Writes benchmarks/results/cpu-aggregate.json and, with ``--markdown FILE``, its table. ``--near 10``
+measures a map with two threads again, up to ten times, until the two cores shared a cache (``cores.py``).
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cores
 import torch
 from torch import Tensor
 from zoo.scripts.storage import markdown
@@ -115,11 +118,29 @@ def measure(size: int, groups: int, rounds: int) -> list[dict[str, Any]]:
         }
         with torch.set_grad_enabled(mode == "training"):
             times = interleaved(calls, rounds, seconds=0.05)
-        for name, time in times.items():
+        for name, measured in times.items():
             rows.append(
-                {"map": f"{size}x{size}", "groups": groups, "mode": mode, "provider": name, **time._asdict()}
+                {"map": f"{size}x{size}", "groups": groups, "mode": mode, "provider": name, **measured._asdict()}
             )
     return rows
+
+
+def measure_near(size: int, groups: int, rounds: int, tries: int) -> list[dict[str, Any]]:
+    """Return the same, of the try with the least time between two cores, before or after: ``core_ns``."""
+    found: list[tuple[int, list[dict[str, Any]]]] = []
+    for _ in range(tries):
+        before = cores.nanoseconds()
+        if before > cores.NEAR:
+            time.sleep(20)
+            continue
+        rows = measure(size, groups, rounds)
+        found.append((max(before, cores.nanoseconds()), rows))
+        if found[-1][0] <= cores.NEAR:
+            break
+    if not found:
+        raise SystemExit(f"--near {tries}: the cores never shared a cache; try again later, or without it")
+    apart, rows = min(found, key=lambda one: one[0])
+    return [{**row, "core_ns": apart} for row in rows]
 
 
 def grid(rows: list[dict[str, Any]]) -> str:
@@ -146,13 +167,18 @@ def main() -> None:
     parser.add_argument(
         "--markdown", type=Path, help="write the table into this file, between the marks cpu-aggregate"
     )
+    parser.add_argument("--near", type=int, help="tries, with two threads, to measure where cores share a cache")
     args = parser.parse_args()
     dcn_ops.set_implementation("native")  # an error where there is none
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
         for size, groups in MAPS:
-            rows += [{**row, "threads": threads} for row in measure(size, groups, args.rounds)]
+            if args.near and threads > 1:
+                measured = measure_near(size, groups, args.rounds, args.near)
+            else:
+                measured = measure(size, groups, args.rounds)
+            rows += [{**row, "threads": threads} for row in measured]
     about = provenance("python benchmarks/aggregate.py")
     RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     table = f"{grid(rows)}\n\n(`{about['command']}`, commit {about['commit']}.)"
