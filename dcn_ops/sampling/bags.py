@@ -35,11 +35,15 @@ def padded_rows(images: Tensor) -> Tensor:
     return rows
 
 
-def unpadded(rows: Tensor, images: int, size: Pair) -> Tensor:
-    """Return the images, [n, H, W, C], of the rows that ``padded_rows`` returns, as a view."""
+def unpadded(rows: Tensor, images: int, size: Pair, back: Pair = (0, 0)) -> Tensor:
+    """Return the images, [n, H, W, C], of the rows that ``padded_rows`` returns, as a view.
+
+    With ``back``, of (1, 1) at most, it is the view of the pixels so many lines above and pixels to the left.
+    """
     layout = Padded.of(images, size)
     padded = rows[: images * layout.image].view(images, layout.height, layout.width, rows.shape[1])
-    return padded[:, BORDER:, BORDER:]
+    y, x = BORDER - back[0], BORDER - back[1]
+    return padded[:, y : y + size[0], x : x + size[1]]
 
 
 def gather(rows: Tensor, row: Tensor, weight: Tensor, samples: int = 1) -> Tensor:

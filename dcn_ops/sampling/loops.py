@@ -9,7 +9,6 @@ Legend: N batch, C channels, H x W input size, Ho x Wo output size, K taps, G of
 M = N * Ho * Wo output positions, P = Ho * Wo * G * K samples per image, R rows of the padded images.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,21 +92,22 @@ def make_table(
     return Table(stored(row), distance[0], distance[1], mask)
 
 
-def scatter_parts(
-    grad: Tensor, row: Tensor, weights: Sequence[Tensor], rows: int, samples: int = 1
-) -> list[Tensor]:
+def scatter_parts(grad: Tensor, table: Table, rows: int, samples: int) -> list[Tensor]:
     """Return the gradient of the rows from each of the four neighbours, [R, D], at the upper left one's row.
 
     Args:
         grad: Of the sums of samples, [B, D].
-        row: Rows of the upper left neighbours, [S].
-        weights: Of the neighbours, four of [S].
+        table: Its masks are needed.
         rows: R.
         samples: Number of samples in a sum.
     """
-    by_row, order = sort_rows(row, rows)
-    firsts, bag = bounds(by_row, rows), stored(order.to(row.dtype).div(samples, rounding_mode="floor"))
-    return [sum_sorted(grad, bag, firsts, values_at(weight, [order])) for weight in weights]
+    by_row, order = sort_rows(table.row.flatten(), rows)
+    # Vectors divide no integers. Half a sample more, and no rounding reaches another integer.
+    bag = stored(((order.to(torch.float64) + 0.5) * (1 / samples)).floor().to(by_row.dtype))
+    firsts = bounds(by_row, rows)
+    assert table.mask is not None
+    y, x, mask = (values_at(values.flatten(), [order]) for values in (table.y, table.x, table.mask))
+    return [sum_sorted(grad, bag, firsts, weight) for weight in Table(by_row, y, x, mask).weights()]
 
 
 def by_group(samples: Tensor, groups: int, taps: int) -> Tensor:

@@ -8,7 +8,6 @@ positions, P = Ho * Wo * G * K samples per image, R rows of D channels in the pa
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dcn_ops.aggregate.problem import Gradients, Problem
@@ -63,14 +62,13 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         grad_mask = of_mask.reshape(mask.shape).to(mask.dtype).contiguous() if need_mask else None
     if need_input:
         padded = _padded(input, window)
-        weights = [weight.flatten() for weight in table.weights()]
-        parts = loops.scatter_parts(grad_rows.flatten(0, 1), table.row.flatten(), weights, padded.rows, window.taps)
-        shifted = [
-            F.pad(part[: padded.rows - step], (0, 0, step, 0))
-            for step, part in zip(padded.neighbours, parts, strict=True)
-        ]
-        total = (shifted[0] + shifted[1] + shifted[2] + shifted[3]).view(-1, input.shape[3])
-        grad_input = unpadded(total, input.shape[0], input.shape[1:3]).to(input.dtype).contiguous()
+        parts = loops.scatter_parts(grad_rows.flatten(0, 1), table, padded.rows, window.taps)
+        # What reached a pixel as the neighbour right of or below another stands at that one.
+        a, b, c, d = (
+            unpadded(part.view(-1, input.shape[3]), input.shape[0], input.shape[1:3], back)
+            for part, back in zip(parts, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
+        )
+        grad_input = (a + b + c + d).to(input.dtype).contiguous()
     return grad_input, grad_offset, grad_mask
 
 
