@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import dcn_ops
 from dcn_ops import ChannelsFirst, DCNv3, DCNv4
+from dcn_ops.aggregate import dcnv3
 
 WINDOWS = {
     "official": {"group": 2},
@@ -204,3 +205,22 @@ def test_a_channels_first_image_is_refused_with_the_cure() -> None:
         with pytest.raises(ValueError, match=r"\[N, H, W, 8\].*dcn_ops\.ChannelsFirst"):
             layer(torch.zeros(1, 8, 5, 5))
     assert "group=4" in repr(dcn_ops.DCNv4(8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("taps", [1, 9, 16])
+def test_softmax_over_few_taps_is_torchs(taps: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (9 * torch.randn(2, 3, 4, 5, taps)).to(dtype).requires_grad_()
+    expected, actual = logits.softmax(-1), dcnv3._softmax(logits)
+    torch.testing.assert_close(actual, expected)
+    cotangent = torch.randn_like(expected)
+    of_logits = [torch.autograd.grad(values, logits, cotangent)[0] for values in (actual, expected)]
+    torch.testing.assert_close(*of_logits)
+
+
+def test_exported_layer_has_the_plain_softmax() -> None:
+    program = torch.export.export(dcn_ops.DCNv3(32, group=2), (torch.randn(1, 5, 6, 32),))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert "aten.softmax.int" in called
+    assert not [name for name in called if "aten.t." in name or "transpose" in name]
