@@ -213,10 +213,11 @@ def test_softmax_over_few_taps_is_torchs(taps: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits = (9 * torch.randn(2, 3, 4, 5, taps)).to(dtype).requires_grad_()
     expected, actual = logits.softmax(-1), dcnv3._softmax(logits)
-    torch.testing.assert_close(actual, expected)
     cotangent = torch.randn_like(expected)
     of_logits = [torch.autograd.grad(values, logits, cotangent)[0] for values in (actual, expected)]
-    torch.testing.assert_close(*of_logits)
+    absolute = 8 * torch.finfo(dtype).eps  # gradients may cancel
+    torch.testing.assert_close(actual, expected, rtol=absolute, atol=absolute)
+    torch.testing.assert_close(*of_logits, rtol=absolute, atol=absolute)
 
 
 def test_exported_layer_has_the_plain_softmax() -> None:
