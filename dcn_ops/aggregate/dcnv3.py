@@ -97,7 +97,7 @@ class DCNv3(Aggregation):
 def _softmax(logits: Tensor) -> Tensor:  # [.., K]
     """Return the softmax over the last axis."""
     if _is_eager(logits) and logits.device.type == "cpu" and logits.shape[-1] < 16:
-        # Torch's softmax of rows shorter than a vector takes six times as long as that of their transpose.
+        # Torch's softmax of rows shorter than a vector takes three to six times as long as that of their transpose.
         return logits.flatten(0, -2).t().softmax(0).t().reshape(logits.shape)
     return logits.softmax(-1)
 
