@@ -32,7 +32,7 @@ def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int)
         ValueError: If group * group_channels is not the number of the input's channels.
         TypeError: For a bool as im2col_step: the caller means remove_center.
     """
-    if _is_traced(input):
+    if is_traced(input):
         return
     check_tensor("input", input)
     if isinstance(im2col_step, bool):
@@ -48,7 +48,7 @@ def check_call(input: Tensor, group: int, group_channels: int, im2col_step: int)
 
 def check_image(input: Tensor, channels: int) -> None:
     """Raise TypeError or ValueError if the input is not a channels-last image with ``channels`` channels."""
-    if _is_traced(input):
+    if is_traced(input):
         return
     check_tensor("input", input)
     if input.shape[3] != channels:
@@ -58,7 +58,7 @@ def check_image(input: Tensor, channels: int) -> None:
 
 def check_packed(offset_mask: Tensor, group: int, taps: int) -> None:
     """Raise TypeError for a non-dense ``offset_mask``, ValueError for too few channels for offsets and masks."""
-    if _is_traced(offset_mask):
+    if is_traced(offset_mask):
         return
     check_tensor("offset_mask", offset_mask)
     if group < 1 or taps < 1 or offset_mask.shape[3] < 3 * group * taps:
@@ -106,7 +106,7 @@ def check_arguments(
     return window
 
 
-def _is_traced(tensor: Tensor) -> bool:
+def is_traced(tensor: Tensor) -> bool:
     """Tell whether sizes are not numbers yet; the operator checks them later, when they are."""
     return torch.jit.is_tracing() or has_torch_function((tensor,))  # type: ignore[attr-defined]
 

@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
-from dcn_ops.aggregate.check import check_image
+from dcn_ops.aggregate.check import check_image, is_traced
 from dcn_ops.aggregate.layer import Aggregation, IntOrPair, convolve, depthwise, reset
 
 
@@ -96,13 +95,8 @@ class DCNv3(Aggregation):
 
 def _softmax(logits: Tensor) -> Tensor:  # [.., K]
     """Return the softmax over the last axis."""
-    if _is_eager(logits) and logits.device.type == "cpu" and logits.shape[-1] < 16:
+    traced = is_traced(logits) or torch.compiler.is_compiling()  # graphs get the plain operator
+    if not traced and logits.device.type == "cpu" and logits.shape[-1] < 16:
         # Torch's softmax of rows shorter than a vector takes three to six times as long as that of their transpose.
         return logits.flatten(0, -2).t().softmax(0).t().reshape(logits.shape)
     return logits.softmax(-1)
-
-
-def _is_eager(tensor: Tensor) -> bool:
-    """Tell whether nothing traces: graphs for other runtimes get the plain operator."""
-    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
-    return not (tracing or has_torch_function((tensor,)))

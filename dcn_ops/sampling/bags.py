@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair
 from dcn_ops.sampling.pieces import is_known
-from dcn_ops.torch_internals.sparse import sparse_rows
+from dcn_ops.sampling.sparse import prefers_sparse, sparse_products
 
 _SUM = 0  # the embedding bag's mode
 _RADIX = 2**15  # from this many integers on, the CPU uses radix sort
@@ -147,42 +147,29 @@ def bounds(by_row: Tensor, rows: int) -> Tensor:
 
 def weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -> Tensor:
     """Return the gradient of the weights, [S * 4], from that of the sums, [B, D]."""
-    # Expanded instead of divided: integer division takes ten times as long.
-    bag = torch.arange(grad.shape[0], dtype=row.dtype, device=row.device)
-    firsts = bag * (4 * samples)
-    bag = bag[:, None].expand(-1, 4 * samples).reshape(-1).contiguous()  # for one sum, reshape gives a view
-    return _bag_weight_backward(grad, rows, row, firsts, bag, _SUM)
+    return _bag_products(grad, rows, row, 4 * samples)
 
 
 def eager_weight_backward(grad: Tensor, rows: Tensor, row: Tensor, samples: int = 1) -> Tensor:
     """Return the same as ``weight_backward``, on the CPU in less time; the compiler can't trace it."""
-    if _prefers_sparse(rows):
-        return _sparse_products(grad, rows, row, 4 * samples)
-    return weight_backward(grad, rows, row, samples)
+    return _products(grad, rows, row, 4 * samples)
 
 
 def corner_weights_backward(
     grad: Tensor, rows: Tensor, row: Tensor, steps: Sequence[int], samples: int = 1
 ) -> list[Tensor]:
     """Return the gradients of the weights of ``gather_corners``, four of [S], from that of the sums, [B, D]."""
-    if _prefers_sparse(rows):
-        return [_sparse_products(grad, rows[step:], row, samples) for step in steps]
+    return [_products(grad, rows[step:], row, samples) for step in steps]
+
+
+def _products(grad: Tensor, rows: Tensor, row: Tensor, entries: int) -> Tensor:
+    products = sparse_products if prefers_sparse(rows) else _bag_products
+    return products(grad, rows, row, entries)
+
+
+def _bag_products(grad: Tensor, rows: Tensor, row: Tensor, entries: int) -> Tensor:
+    # Expanded instead of divided: integer division takes ten times as long.
     bag = torch.arange(grad.shape[0], dtype=row.dtype, device=row.device)
-    firsts, bag = bag * samples, bag.repeat_interleave(samples)
-    return [_bag_weight_backward(grad, rows[step:], row, firsts, bag, _SUM) for step in steps]
-
-
-def _prefers_sparse(rows: Tensor) -> bool:
-    """Tell where a sparse product takes less time than a bag's backward: rows of 8 floats are vectors to it."""
-    return rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.shape[1] >= 8
-
-
-def _sparse_products(grad: Tensor, rows: Tensor, row: Tensor, entries: int) -> Tensor:
-    """Return the products of the rows that each sum reads, ``entries`` per sum, and the gradient of the sum.
-
-    They are the product of grad [B, D] and the transposed rows [D, R], at the places of a sparse matrix. The bag's
-    own backward calls BLAS for each entry, which takes 1.1 to 5 times as long.
-    """
-    firsts = torch.arange(0, row.shape[0] + 1, entries, dtype=row.dtype, device=row.device)
-    places = sparse_rows(firsts, row, grad.new_zeros(row.shape[0]), (grad.shape[0], rows.shape[0]))
-    return torch.sparse.sampled_addmm(places, grad, rows.T, beta=0, out=places).values()
+    firsts = bag * entries
+    bag = bag[:, None].expand(-1, entries).reshape(-1).contiguous()  # for one sum, reshape gives a view
+    return _bag_weight_backward(grad, rows, row, firsts, bag, _SUM)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dcn_ops.sampling.bags import bounds, sort_rows, sum_sorted
 from dcn_ops.sampling.geometry import BORDER, Padded, Pair
+from dcn_ops.sampling.table import corner_weights
 from dcn_ops.torch_internals.compiler import stored
 
-values_at = torch.ops.aten._unsafe_index  # doesn't check every index
+rows_at = torch.ops.aten._unsafe_index  # doesn't check every index
 
 
 class Table(NamedTuple):
@@ -31,9 +32,8 @@ class Table(NamedTuple):
     mask: Tensor | None  # [N, P]
 
     def weights(self) -> tuple[Tensor, ...]:
-        """Return the weights of the four neighbours, multiplied by the mask, [N, P] each."""
-        upper, lower = (1 - self.y, self.y) if self.mask is None else ((1 - self.y) * self.mask, self.y * self.mask)
-        return tuple(stored(a * b) for a in (upper, lower) for b in (1 - self.x, self.x))
+        """Return the weights of the four neighbours, multiplied by the mask, [N * P] each."""
+        return tuple(stored(weight) for weight in corner_weights(self.y, self.x, self.mask))
 
 
 def padded_rows(images: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def scatter_parts(grad: Tensor, table: Table, rows: int, samples: int) -> list[T
     bag = stored(((order.to(torch.float64) + 0.5) * (1 / samples)).floor().to(by_row.dtype))
     firsts = bounds(by_row, rows)
     assert table.mask is not None
-    y, x, mask = (values_at(values.flatten(), [order]) for values in (table.y, table.x, table.mask))
+    y, x, mask = (rows_at(values.flatten(), [order]) for values in (table.y, table.x, table.mask))
     return [sum_sorted(grad, bag, firsts, weight) for weight in Table(by_row, y, x, mask).weights()]
 
 

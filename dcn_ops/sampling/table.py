@@ -91,11 +91,6 @@ def _row(upper: Tensor, left: Tensor, size: Pair, conv: Conv, order: tuple[int, 
     if tap_rows:
         tap = torch.arange(conv.taps, dtype=integer, device=device).view(1, 1, *conv.kernel_size, 1, 1)
         row.add_(tap.mul_(tap_rows).permute(order).contiguous())
-    return corner_rows(row, padded)
-
-
-def corner_rows(row: Tensor, padded: Padded) -> Tensor:  # -> [S * 4]
-    """Return the rows of the four neighbours from the row of the upper left one."""
     row = row.flatten()  # Vectors are stacked four times as fast as tensors with more dimensions.
     below = row + padded.line
     return torch.stack((row, row + padded.pixel, below, below + padded.pixel), -1).flatten()

@@ -44,12 +44,12 @@ def refuses(problem: Problem, grad: Tensor | None = None) -> None:
 def forward(problem: Problem) -> Tensor:
     """Return [N, Ho, Wo, C]."""
     input, offset, mask, window = problem
-    out = input.new_empty((*offset.shape[:3], input.shape[3]))
+    out, steps = input.new_empty((*offset.shape[:3], input.shape[3])), _steps(input, window)
     for rows, chunks in _blocks(input, offset.shape[1:3], window, _TABLE_BYTES):
         for chunk in chunks:
             table = _table(chunk, offset, mask, input, window)
             target = _of(chunk, out)
-            sums = gather_corners(rows, table.row, table.weights, _steps(input, window), window.taps)
+            sums = gather_corners(rows, table.row, table.weights, steps, window.taps)
             target.copy_(sums.view(target.shape))
             del table  # before the next table needs the same memory
     return out

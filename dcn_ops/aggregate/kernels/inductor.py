@@ -15,12 +15,11 @@ from dcn_ops.aggregate.window import Window
 from dcn_ops.sampling import loops
 from dcn_ops.sampling.bags import unpadded
 from dcn_ops.sampling.geometry import Padded, wide_dtype
+from dcn_ops.sampling.loops import rows_at
 from dcn_ops.sampling.table import sample_backward
 from dcn_ops.torch_internals.compiler import stored
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "inductor", "composition", True
-
-_rows_at = loops.values_at
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> None:
@@ -37,7 +36,7 @@ def forward(problem: Problem) -> Tensor:
     out = None
     for k in range(window.taps):
         for rows, weight in zip(neighbours, weights, strict=True):
-            sample = _rows_at(rows, [row[:, :, k]]) * weight[:, :, k]  # [M, G, D]
+            sample = rows_at(rows, [row[:, :, k]]) * weight[:, :, k]  # [M, G, D]
             out = sample if out is None else out + sample
     assert out is not None
     return out.view(*offset.shape[:3], input.shape[3]).to(input.dtype)
@@ -54,15 +53,15 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     grad_input = grad_offset = grad_mask = None
     if need_offset or need_mask:
         of_weights = [
-            stored((grad_rows[:, :, None] * _rows_at(rows, [row])).sum(-1)).view_as(table.y) for rows in neighbours
+            stored((grad_rows[:, :, None] * rows_at(rows, [row])).sum(-1)).view_as(table.y) for rows in neighbours
         ]
         of_y, of_x, of_mask = sample_backward(of_weights, table.y, table.x, table.mask)
         of_offset = torch.stack((of_x, of_y), -1) * window.offset_scale
         grad_offset = of_offset.reshape(offset.shape).to(offset.dtype).contiguous() if need_offset else None
         grad_mask = of_mask.reshape(mask.shape).to(mask.dtype).contiguous() if need_mask else None
     if need_input:
-        padded = _padded(input, window)
-        parts = loops.scatter_parts(grad_rows.flatten(0, 1), table, padded.rows, window.taps)
+        rows = Padded.of(input.shape[0], input.shape[1:3], window.groups).rows
+        parts = loops.scatter_parts(grad_rows.flatten(0, 1), table, rows, window.taps)
         # What reached a pixel as the neighbour right of or below another stands at that one.
         a, b, c, d = (
             unpadded(part.view(-1, input.shape[3]), input.shape[0], input.shape[1:3], back)
@@ -70,10 +69,6 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
         )
         grad_input = (a + b + c + d).to(input.dtype).contiguous()
     return grad_input, grad_offset, grad_mask
-
-
-def _padded(input: Tensor, window: Window) -> Padded:
-    return Padded.of(input.shape[0], input.shape[1:3], window.groups)
 
 
 def _table(input: Tensor, offset: Tensor, mask: Tensor, window: Window) -> loops.Table:

@@ -14,13 +14,12 @@ from dcn_ops.conv.problem import Gradients, Problem
 from dcn_ops.sampling import loops
 from dcn_ops.sampling.bags import scatter, unpadded
 from dcn_ops.sampling.geometry import Conv, Padded, wide_dtype
+from dcn_ops.sampling.loops import rows_at
 from dcn_ops.sampling.pieces import chunk_bytes, cut, is_known
 from dcn_ops.sampling.table import sample_backward
 from dcn_ops.torch_internals.compiler import stored
 
 NAME, IMPLEMENTATION, DETERMINISTIC = "inductor", "composition", True
-
-_rows_at = loops.values_at
 
 
 def refuses(problem: Problem, grad: Tensor | None = None) -> str | None:
@@ -40,7 +39,7 @@ def forward(problem: Problem) -> Tensor:
     weights = [w.view(row.shape)[..., None] for w in table.weights()]
     out = None
     for k in range(conv.taps):
-        samples = sum(_rows_at(n, [row[:, :, k]]) * w[:, :, k] for n, w in zip(neighbours, weights, strict=True))
+        samples = sum(rows_at(n, [row[:, :, k]]) * w[:, :, k] for n, w in zip(neighbours, weights, strict=True))
         out = samples * filters[k] if out is None else out + samples * filters[k]  # [M, G, D]
     assert out is not None
     out = out.view(input.shape[0], *offset.shape[2:], weight.shape[0])
@@ -60,11 +59,11 @@ def backward(grad: Tensor, problem: Problem, needs: list[bool]) -> Gradients:
     grad_offset = grad_mask = grad_weight = grad_input = None
     if need_offset or need_mask:
         of_samples = grad_rows[:, :, None] * filters.transpose(0, 1)  # [M, G, K, D]
-        of_weights = [stored((of_samples * _rows_at(n, [row])).sum(-1)).view_as(table.y) for n in neighbours]
+        of_weights = [stored((of_samples * rows_at(n, [row])).sum(-1)).view_as(table.y) for n in neighbours]
         grad_offset, grad_mask = _table_backward(of_weights, table, offset, mask)
     if need_weight:
         weights = [w.view(row.shape)[..., None] for w in table.weights()]
-        samples = sum(_rows_at(n, [row]) * w for n, w in zip(neighbours, weights, strict=True))  # [M, G, K, D]
+        samples = sum(rows_at(n, [row]) * w for n, w in zip(neighbours, weights, strict=True))  # [M, G, K, D]
         # First a sum per row of the output, which stays in the cache.
         products = (samples * grad_rows[:, :, None]).view(
             input.shape[0] * offset.shape[2], offset.shape[3], *samples.shape[1:]
@@ -135,7 +134,8 @@ def _scatter(grad_rows: Tensor, table: loops.Table, filters: Tensor, input: Tens
     """Return the gradient of the padded rows, [R, C], one or several taps at a time."""
     layout, taps = _layout(input, conv), conv.taps
     padded = layout._replace(pixel=1).rows
-    row, weights = _by_group(table.row, conv), [_by_group(w, conv) for w in table.weights()]
+    row = _by_group(table.row, conv)
+    weights = [w.view(row.shape) for w in table.weights()]
     size = padded * input.shape[1] * grad_rows.dtype.itemsize  # per tap
     some_taps = cut(taps, size, chunk_bytes()) if is_known(size) else [(k, k + 1) for k in range(taps)]
     total = None
